@@ -1,0 +1,1 @@
+"""Self-distillation experiments: networks (``distill.chain``) and kernel ridge regression (``distill.krr``)."""
