@@ -1,0 +1,354 @@
+"""What a run is, as frozen dataclasses, one per concern. TOML in and out; illegal combinations are refused here.
+
+Each field carries its help text; ``cli.py`` makes the command-line options from them. A field marked ``where`` says
+where the work is done, not what is computed: it may change between a run and its continuation.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+TORCHVISION_RESNETS = (18, 34, 50, 101)
+CIFAR_RESNETS = (8, 14, 20, 32, 44, 56, 110)
+CUSTOM_MODEL = 0  # `resnet` of a run whose network came from a Python function
+CUSTOM_DATA = "custom"  # `dataset` of a run whose images came from Python arrays
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: the message is one line and says what to do."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _option(default, help: str, *, choices: tuple = (), where: bool = False):
+    return field(default=default, metadata={"help": help, "choices": choices, "where": where})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how many, and what is done to their labels."""
+
+    dataset: str = _option(
+        "cifar10",
+        "where the images come from; imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
+        choices=("cifar10", "cifar100", "digits", "imagefolder"),
+    )
+    data_dir: str = _option("data", "folder of the data set (downloads go here)", where=True)
+    image_size: int | None = _option(None, "resize every image of an imagefolder to this many pixels square")
+    train_size: int | None = _option(None, "train on a class-balanced subset of this many images")
+    test_size: int | None = _option(None, "test on a class-balanced subset of this many images")
+    val_size: int = _option(0, "images held out of the training set, class-balanced, clean labels")
+    label_noise: float = _option(0.0, "fraction of the training labels to corrupt, in [0, 1]")
+    label_noise_kind: str = _option(
+        "symmetric",
+        "symmetric: any other class, all equally likely; pairflip: the next class",
+        choices=("symmetric", "pairflip"),
+    )
+    augment: bool = _option(True, "random crops (zero padding of an eighth of the width) and, except for digits, flips")
+
+    def __post_init__(self):
+        for name in ("image_size", "train_size", "test_size"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be at least 1, not {value}")
+        _require(self.val_size >= 0, f"val_size must be at least 0, not {self.val_size}")
+        _require(0 <= self.label_noise <= 1, f"label_noise must be in [0, 1], not {self.label_noise}")
+        _require(
+            self.image_size is None or self.dataset == "imagefolder",
+            f"image_size is for --dataset imagefolder; {self.dataset} has a size of its own",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which residual network."""
+
+    resnet: int = _option(
+        50,
+        "depth: 18, 34, 50, 101 are torchvision's; 8, 14, ..., 110 the 6n+2 family for CIFAR (He et al. 2016, sec. 4.2)",
+        choices=CIFAR_RESNETS[:2] + (18, 20, 32, 34, 44, 50, 56, 101, 110),
+    )
+    stem: str | None = _option(
+        None,
+        "first layers of a torchvision ResNet: imagenet (7x7, stride 2, max-pool) or cifar (3x3, stride 1) "
+        "[default: imagenet]",
+        choices=("imagenet", "cifar"),
+    )
+    width: int | None = _option(None, "channels of the first stage of the 6n+2 family [default: 16]")
+    pretrained: bool = _option(False, "start every model from torchvision's ImageNet weights, with a new head")
+
+    def __post_init__(self):
+        small = self.resnet in CIFAR_RESNETS
+        if small:
+            _require(
+                self.stem in (None, "cifar"), f"resnet {self.resnet} has a CIFAR stem; --stem is for 18, 34, 50, 101"
+            )
+            _require(
+                not self.pretrained, f"there are no pretrained weights for resnet {self.resnet}; use 18, 34, 50 or 101"
+            )
+            _require(self.width is None or self.width > 0, f"width must be at least 1, not {self.width}")
+        else:
+            _require(self.width is None, "width is for the 6n+2 family (8, 14, 20, 32, 44, 56, 110)")
+        # Resolved here, so that what is written to config.toml leaves nothing to a later default.
+        object.__setattr__(self, "stem", "cifar" if small else self.stem or "imagenet")
+        object.__setattr__(self, "width", (self.width or 16) if small else None)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How one model is fitted to its targets."""
+
+    max_epochs: int = _option(75, "epochs per model")
+    batch_size: int = _option(16, "images per update")
+    loss: str = _option(
+        "mse",
+        "mse: squared error of the softmax, mean over classes; ce: cross entropy; kl: the same less the target's entropy",
+        choices=("mse", "ce", "kl"),
+    )
+    temperature: float = _option(
+        1.0, "softens teacher and student in the distillation term of ce and kl (Hinton et al. 2015)"
+    )
+    reg: str = _option(
+        "norm",
+        "regulariser over all parameter tensors: norm: sum of L2 norms; l2: sum of squared L2 norms; none",
+        choices=("norm", "l2", "none"),
+    )
+    reg_coef: float = _option(1e-4, "weight of the regulariser")
+    optimizer: str = _option("adam", "torch.optim's", choices=("adam", "adamw", "sgd"))
+    lr: float = _option(1e-4, "learning rate (the highest one, under a schedule)")
+    momentum: float | None = _option(None, "momentum of sgd [default: 0.9]")
+    weight_decay: float = _option(0.0, "the optimiser's own weight decay")
+    lr_schedule: str = _option("constant", "learning rate over the updates", choices=("constant", "cosine", "onecycle"))
+    warmup_epochs: int = _option(0, "epochs of linear warm-up before the schedule")
+    precision: str = _option(
+        "fp32",
+        "fp32; tf32: tensor-core products of float32 (CUDA); bf16: autocast, with float32 weights and losses",
+        choices=("fp32", "tf32", "bf16"),
+    )
+    deterministic: bool = _option(False, "bit-for-bit repeatable on a GPU too (slower there; a CPU always is)")
+    fast_dev_run: bool = _option(False, "two batches of everything and one epoch per model: does it run at all?")
+
+    def __post_init__(self):
+        _require(self.max_epochs >= 1, f"max_epochs must be at least 1, not {self.max_epochs}")
+        _require(self.batch_size >= 2, f"batch_size must be at least 2 (batch normalisation), not {self.batch_size}")
+        for name in ("lr", "temperature"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"{name} must be a positive number, not {value}")
+        for name in ("reg_coef", "weight_decay"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"{name} must be a number >= 0, not {value}")
+        _require(
+            self.temperature == 1 or self.loss != "mse",
+            "temperature is for --loss ce and kl; the squared error compares probabilities as they are",
+        )
+        _require(
+            self.momentum is None or self.optimizer == "sgd", f"momentum is for --optimizer sgd, not {self.optimizer}"
+        )
+        _require(self.momentum is None or 0 <= self.momentum < 1, f"momentum must be in [0, 1), not {self.momentum}")
+        _require(
+            0 <= self.warmup_epochs < self.max_epochs,
+            f"warmup_epochs must be in [0, max_epochs), not {self.warmup_epochs} of {self.max_epochs}",
+        )
+        _require(self.lr_schedule != "onecycle" or self.warmup_epochs == 0, "onecycle has a warm-up of its own")
+        if self.optimizer == "sgd" and self.momentum is None:
+            object.__setattr__(self, "momentum", 0.9)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are run: ``max_epochs``, or 1 in a fast development run."""
+        return 1 if self.fast_dev_run else self.max_epochs
+
+
+@dataclass(frozen=True)
+class ChainConfig:
+    """The chain: teacher, student, student, ...; several alphas or seeds make a grid of chains."""
+
+    alpha: tuple[float, ...] = _option(
+        (0.6,), "weight of the ground truth, that of the teacher being 1 - alpha; in [0, 1], several for a grid"
+    )
+    seed: tuple[int, ...] = _option(
+        (1,), "seed of splits, label noise, initial weights and batches; several for a grid"
+    )
+    distillation_steps: int = _option(5, "students after the teacher")
+    teacher_select: str = _option(
+        "last",
+        "which epoch's model teaches: the last, or the one most accurate on the held-out images (needs val_size)",
+        choices=("last", "best"),
+    )
+    teacher_ckpt: str | None = _option(None, "continue from this model.pt instead of training a teacher")
+    teacher_step: int | None = _option(
+        None, "step that teacher_ckpt stands at; its first student is the next [default: 0]"
+    )
+
+    def __post_init__(self):
+        for name in ("alpha", "seed"):
+            values = getattr(self, name)
+            _require(len(values) > 0, f"{name} needs at least one value")
+            _require(len(set(values)) == len(values), f"{name} has a value twice: {' '.join(map(str, values))}")
+        for alpha in self.alpha:
+            _require(0 <= alpha <= 1, f"alpha must be a number in [0, 1], not {alpha}")
+        for seed in self.seed:
+            _require(seed >= 0, f"seed must be at least 0, not {seed}")
+        _require(self.distillation_steps >= 0, f"distillation_steps must be at least 0, not {self.distillation_steps}")
+        if self.teacher_ckpt is None:
+            _require(self.teacher_step is None, "teacher_step needs --teacher-ckpt FILE")
+        else:
+            _require(self.distillation_steps >= 1, "a given teacher needs at least one distillation step")
+            object.__setattr__(self, "teacher_step", self.teacher_step or 0)
+            _require(self.teacher_step >= 0, f"teacher_step must be at least 0, not {self.teacher_step}")
+
+    @property
+    def first_step(self) -> int:
+        """The teacher's step: 0 unless the chain continues from a given one."""
+        return self.teacher_step or 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the work is done and kept."""
+
+    output: str | None = _option(
+        None, "run directory [default: runs/<dataset>-resnet<depth>-<hash of the configuration>]", where=True
+    )
+    device: str = _option("auto", "auto, cpu, cuda, cuda:<i> or mps", where=True)
+    threads: int | None = _option(None, "CPU threads [default: torch's choice]", where=True)
+
+    def __post_init__(self):
+        kind, _, index = self.device.partition(":")
+        legal = kind in ("auto", "cpu", "cuda", "mps") and (
+            ":" not in self.device or (kind == "cuda" and index.isdigit())
+        )
+        _require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
+        _require(self.threads is None or self.threads >= 1, f"threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Sections may be left out: ``Config(train=TrainConfig(max_epochs=3))``."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    chain: ChainConfig = field(default_factory=ChainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self):
+        _require(
+            self.chain.teacher_select == "last" or self.data.val_size > 0,
+            "teacher_select best needs held-out images: give --val-size",
+        )
+
+    @property
+    def identity(self) -> dict:
+        """Everything that decides the results, as ``{"data.dataset": "cifar10", ...}``, without the ``where`` fields."""
+        return {
+            f"{section}.{f.name}": getattr(getattr(self, section), f.name)
+            for section, cls in SECTIONS.items()
+            for f in fields(cls)
+            if not f.metadata["where"]
+        }
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits of the identity's SHA-256."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def output(self) -> Path:
+        """The run directory."""
+        default = f"runs/{self.data.dataset}-resnet{self.model.resnet}-{self.digest}"
+        return Path(self.run.output or default)
+
+    def differences(self, other: "Config") -> dict[str, tuple]:
+        """Options on which the results depend and that differ: ``{"train.lr": (mine, theirs)}``."""
+        mine, theirs = self.identity, other.identity
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+
+SECTIONS: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f in fields(Config)}
+SECTION_OF = {f.name: section for section, cls in SECTIONS.items() for f in fields(cls)}
+_HINTS = {section: typing.get_type_hints(cls) for section, cls in SECTIONS.items()}
+
+
+def field_type(section: str, name: str) -> tuple[type, bool]:
+    """The scalar type of a field and whether it takes several values: ``("chain", "alpha") -> (float, True)``."""
+    hint = _HINTS[section][name]
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return typing.get_args(hint)[0], False
+    return hint, False
+
+
+def nearest(name: str, known) -> str:
+    """`` (did you mean X?)`` for the closest known name, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def from_dict(values: dict[str, dict]) -> Config:
+    """A Config from ``{"train": {"lr": 0.1}, ...}``; values are checked against each field's type and choices.
+
+    Raises ConfigError for an unknown section or key (naming the nearest), a wrong type or an illegal value.
+    """
+    sections = {}
+    for section, given in values.items():
+        _require(section in SECTIONS, f"unknown section [{section}]{nearest(section, SECTIONS)}")
+        _require(isinstance(given, dict), f"{section} must be a section: write [{section}] on a line of its own")
+        sections[section] = SECTIONS[section](**{name: _checked(section, name, value) for name, value in given.items()})
+    return Config(**sections)
+
+
+def _checked(section: str, name: str, value):
+    names = [f.name for f in fields(SECTIONS[section])]
+    if name not in names:
+        hint = f" (it belongs in [{SECTION_OF[name]}])" if name in SECTION_OF else nearest(name, names)
+        raise ConfigError(f"unknown key {section}.{name}{hint}")
+    kind, several = field_type(section, name)
+    if several:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_scalar(section, name, v, kind) for v in values)
+    return _scalar(section, name, value, kind)
+
+
+def _scalar(section: str, name: str, value, kind: type):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    legal = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    _require(legal, f"{section}.{name} must be of type {kind.__name__}, not {value!r}")
+    choices = SECTIONS[section].__dataclass_fields__[name].metadata["choices"]
+    custom = (name, value) in (("dataset", CUSTOM_DATA), ("resnet", CUSTOM_MODEL))
+    _require(
+        not choices or value in choices or custom, f"{name} must be one of {', '.join(map(str, choices))}, not {value}"
+    )
+    return value
+
+
+def read_toml(path: Path) -> dict[str, dict]:
+    """The sections of a TOML file. Raises ConfigError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML that ``read_toml`` and ``from_dict`` take back. Fields that are None are left out."""
+    import tomli_w
+
+    sections = {
+        section: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
+        for section, values in asdict(config).items()
+    }
+    sections["run"].pop("output", None)  # so that the file, run again elsewhere, does not write over this run
+    return tomli_w.dumps(sections)
