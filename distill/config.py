@@ -20,8 +20,12 @@ CUSTOM_MODEL = 0  # `resnet` of a run whose network came from a Python function
 CUSTOM_DATA = "custom"  # `dataset` of a run whose images came from Python arrays
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run: the message is one line and says what to do."""
+class UserError(ValueError):
+    """Something that the user can put right: the message is one line, what was wrong, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run as it is, here and now."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -74,7 +78,7 @@ class ModelConfig:
     resnet: int = _option(
         50,
         "depth: 18, 34, 50, 101 are torchvision's; 8, 14, ..., 110 the 6n+2 family for CIFAR (He et al. 2016, sec. 4.2)",
-        choices=CIFAR_RESNETS[:2] + (18, 20, 32, 34, 44, 50, 56, 101, 110),
+        choices=tuple(sorted(CIFAR_RESNETS + TORCHVISION_RESNETS)),
     )
     stem: str | None = _option(
         None,
@@ -219,7 +223,10 @@ class RunConfig:
         None, "run directory [default: runs/<dataset>-resnet<depth>-<hash of the configuration>]", where=True
     )
     device: str = _option("auto", "auto, cpu, cuda, cuda:<i> or mps", where=True)
-    threads: int | None = _option(None, "CPU threads [default: torch's choice]", where=True)
+    threads: int | None = _option(
+        None, "CPU threads per process [default: the cores, shared among the jobs]", where=True
+    )
+    jobs: int = _option(1, "chains trained side by side, each in a process of its own", where=True)
 
     def __post_init__(self):
         kind, _, index = self.device.partition(":")
@@ -228,6 +235,7 @@ class RunConfig:
         )
         _require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
         _require(self.threads is None or self.threads >= 1, f"threads must be at least 1, not {self.threads}")
+        _require(self.jobs >= 1, f"jobs must be at least 1, not {self.jobs}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,306 @@
+"""One model: an epoch of training, predictions, soft targets. All that is about speed lives here.
+
+Images stay uint8 in memory on the device (or on the host, where they do not fit, copied one chunk ahead). An epoch
+goes by in chunks of some thousand images: a chunk is gathered, augmented, shown to the teacher once in eval mode, and
+then trained on in mini-batches. Nothing in a chunk waits for the device; figures are read at its end.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import augment
+from .config import ConfigError, TrainConfig
+from .data import Split
+from .objective import Objective, add_regulariser, one_hot
+
+CHUNK_PIXELS = 2**20  # 1,024 CIFAR images: large enough for an efficient teacher pass, small enough for any device
+RESIDENT_SHARE = 0.5  # of the free device memory that a training set may take before it stays on the host
+
+
+class NotFinite(ArithmeticError):
+    """A loss that is infinite or not a number; ``update`` counts from 1 within the epoch."""
+
+    def __init__(self, update: int):
+        super().__init__(f"the loss is not finite at update {update}")
+        self.update = update
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``--device`` names; auto takes CUDA, then MPS, then the CPU. Raises ConfigError where it is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise ConfigError(f"--device {name}: {f'only {seen} CUDA devices' if seen else 'no CUDA device'} here; try cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: there is no such device here; try cpu")
+    return device
+
+
+def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> None:
+    """Set torch's global switches: threads, TF32, determinism. Raises ConfigError for a precision the device lacks."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if train.precision == "tf32" and device.type != "cuda":
+        raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}")
+    tf32 = "tf32" if train.precision == "tf32" else "ieee"
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = tf32
+        torch.backends.cudnn.conv.fp32_precision = tf32  # torch's own default here is tf32
+        torch.backends.cudnn.benchmark = not train.deterministic
+    torch.use_deterministic_algorithms(train.deterministic)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A split in memory, on the device or (pinned) on the host."""
+
+    images: Tensor  # (n, c, h, w) uint8
+    labels: Tensor  # (n,) int64, on the device
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def make_pool(split: Split, device: torch.device, resident: bool | None = None) -> Pool:
+    """Put a split into device memory if it takes no more than half of what is free there, else into pinned host memory."""
+    images = torch.from_numpy(split.images)
+    labels = torch.from_numpy(split.labels).to(device)
+    if device.type == "cuda":
+        if resident is None:
+            resident = images.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+        images = images.to(device) if resident else images.pin_memory()
+    elif device.type != "cpu":
+        images = images.to(device)
+    return Pool(images, labels, device)
+
+
+def chunk_size(pool: Pool, batch_size: int) -> int:
+    """Images per chunk: about CHUNK_PIXELS, a multiple of the batch size. Depends on nothing but these two."""
+    h, w = pool.images.shape[2:]
+    return max(1, CHUNK_PIXELS // (h * w * batch_size)) * batch_size
+
+
+def chunks(pool: Pool, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order, one chunk ahead of use."""
+    cuda = pool.device.type == "cuda"
+    ahead = torch.cuda.Stream(pool.device) if cuda and pool.images.device.type == "cpu" else None
+
+    def fetch(start: int) -> tuple[Tensor, augment.Plan]:
+        part = plan[start : start + size]
+        if ahead is None:
+            part = part.to(pool.device)
+            return pool.images[part.order], part
+        with torch.cuda.stream(ahead):
+            images = pool.images[part.order].pin_memory().to(pool.device, non_blocking=True)
+            return images, part.to(pool.device)
+
+    following = fetch(0)
+    for start in range(0, len(plan), size):
+        images, part = following
+        if ahead is not None:
+            torch.cuda.current_stream().wait_stream(ahead)
+            for tensor in (images, part.order, part.top, part.left, part.flip):
+                tensor.record_stream(torch.cuda.current_stream())
+        if start + size < len(plan):
+            following = fetch(start + size)
+        yield augment.apply(images, part), pool.labels[part.order]
+
+
+def autocast(train: TrainConfig, device: torch.device):
+    """The forward pass's precision; losses are computed in float32 outside it."""
+    return torch.autocast(device.type, torch.bfloat16) if train.precision == "bf16" else nullcontext()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
+    """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
+    model.eval()
+    with autocast(train, images.device):
+        return model(images).float()
+
+
+def predict_all(model: nn.Module, pool: Pool, train: TrainConfig) -> Tensor:
+    """Logits (n, classes) float32 on the CPU for a whole split, in its order and not augmented."""
+    n, size = len(pool), chunk_size(pool, train.batch_size)
+    parts = [pool.images[i : i + size].to(pool.device) for i in range(0, n, size)]
+    return torch.cat([predict(model, part, train).cpu() for part in parts])  # waits for the device
+
+
+def soft_targets(teacher: nn.Module | None, images: Tensor, train: TrainConfig) -> Tensor | None:
+    """The teacher's probabilities (m, classes) float32 at the temperature, for exactly these images."""
+    return None if teacher is None else (predict(teacher, images, train) / train.temperature).softmax(1)
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """torch.optim's Adam, AdamW or SGD over the model's trainable parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    options = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=train.momentum, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer](parameters, **options)
+
+
+def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> float:
+    """The learning rate of one update, counted from 0 over the whole training: a function, so there is no state to save.
+
+    Warm-up rises linearly to ``lr`` over warmup_epochs. cosine then falls to 0. onecycle is the cosine form of
+    Smith & Topin (2019) with torch's constants: lr/25 up to lr in 30 % of the updates, then down to lr/250,000.
+    """
+
+    def cosine(start: float, end: float, share: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+    total = train.epochs * updates_per_epoch
+    if train.lr_schedule == "onecycle":
+        peak = max(0.3 * total - 1, 1e-9)
+        if update <= peak:
+            return cosine(train.lr / 25, train.lr, update / peak)
+        return cosine(train.lr, train.lr / 25e4, (update - peak) / max(total - 1 - peak, 1e-9))
+    warmup = min(train.warmup_epochs, train.epochs - 1) * updates_per_epoch
+    if update < warmup:
+        return train.lr * (update + 1) / warmup
+    if train.lr_schedule == "cosine":
+        return cosine(train.lr, 0.0, (update - warmup) / (total - warmup))
+    return train.lr
+
+
+def updates_per_epoch(n: int, batch_size: int) -> int:
+    """Updates in an epoch of ``n`` images. A last batch of a single image is left out: it has no variance to normalise by."""
+    return n // batch_size + (n % batch_size > 1)
+
+
+class Silent:
+    """What a run tells of its progress, told to nobody; ``progress.py`` has the one that a person sees."""
+
+    def start_model(self, seed: int, alpha: float | None, step: int, images: int, done: int) -> None:
+        """A model begins, or goes on after ``done`` epochs of ``images`` images."""
+
+    def advance(self, images: int) -> None:
+        """An update is under way; must not touch the device."""
+
+    def figures(self, sums: "Sums") -> None:
+        """A chunk is done; reading ``sums`` waits for the device."""
+
+    def end_epoch(self, row: dict) -> None:
+        """An epoch is over; ``row`` is its row of metrics.csv."""
+
+    def end_model(self, result) -> None:
+        """A model is finished, with this Result."""
+
+
+class Fit:
+    """A model in training: its weights, its optimiser and the number of finished epochs."""
+
+    def __init__(self, model: nn.Module, train: TrainConfig, device: torch.device):
+        self.model = model.to(device)
+        self.train, self.device = train, device
+        self.optimizer = make_optimizer(self.model, train)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.epochs = 0
+
+    def state_dict(self) -> dict:
+        """Tensors and plain numbers only, so that it can be read with ``weights_only=True``."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epochs": self.epochs}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epochs = state["epochs"]
+
+    def epoch(
+        self, pool: Pool, plan: augment.Plan, classes: int, teacher: nn.Module | None, alpha: float, show
+    ) -> dict:
+        """Train one epoch on ``alpha * truth + (1 - alpha) * teacher``; return the figures that ``Sums.read`` names.
+
+        ``show`` is told of the progress (see Silent). Raises NotFinite.
+        """
+        size, batch = chunk_size(pool, self.train.batch_size), self.train.batch_size
+        updates = updates_per_epoch(len(plan), batch)
+        objective = Objective(self.train.loss, self.train.temperature, alpha)
+        sums = Sums(objective, batch, self.device)
+        for images, labels in chunks(pool, plan[: updates * batch], size):
+            truth = one_hot(labels, classes)
+            soft = soft_targets(teacher, images, self.train)
+            logits, regs = torch.empty_like(truth), []
+            for i in range(0, len(images), batch):
+                rows = slice(i, i + batch)
+                rate = learning_rate(self.train, self.epochs * updates + sums.updates + len(regs), updates)
+                logits[rows], reg = self.update(
+                    images[rows], truth[rows], soft if soft is None else soft[rows], objective, rate
+                )
+                regs.append(reg)
+                show.advance(len(images[rows]))
+            sums.add(logits, labels, truth, soft, torch.stack(regs))
+            show.figures(sums)
+        self.epochs += 1
+        return sums.read()
+
+    def update(
+        self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, rate: float
+    ) -> tuple[Tensor, Tensor]:
+        """One optimiser step on one batch; returns its logits (b, classes) and the regulariser's value ()."""
+        self.model.train()
+        with autocast(self.train, self.device):
+            logits = self.model(images)
+        logits = logits.float()
+        self.optimizer.zero_grad()
+        objective(logits, truth, soft).mean().backward()
+        reg = add_regulariser(self.parameters, self.train.reg, self.train.reg_coef)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return logits.detach(), reg
+
+
+class Sums:
+    """An epoch's figures, summed on the device from the logits that training saw; read once."""
+
+    def __init__(self, objective: Objective, batch: int, device: torch.device):
+        self.objective, self.batch = objective, batch
+        self.images = self.updates = 0
+        self.taught = False
+        # truth loss, teacher loss, right answers, regulariser; float32 where the device has no float64
+        self.sums = torch.zeros(4, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        self.first_bad = torch.full((), torch.inf, device=device)
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, truth: Tensor, soft: Tensor | None, regs: Tensor) -> None:
+        """Add one chunk: logits, truth and soft (m, classes), labels (m,), the regulariser at each update (updates,)."""
+        zero = torch.zeros_like(labels, dtype=torch.float32)
+        on_truth, on_soft = (
+            (self.objective.loss(logits, truth), zero) if soft is None else self.objective.terms(logits, truth, soft)
+        )
+        right = logits.argmax(1) == labels
+        self.sums += torch.stack([t.to(self.sums.dtype).sum() for t in (on_truth, on_soft, right, regs)])
+        bad = ~(on_truth + on_soft).isfinite()
+        at = torch.where(bad.any(), bad.int().argmax() // self.batch + self.updates + 1, torch.inf)
+        self.first_bad = torch.minimum(self.first_bad, at)
+        self.images += len(labels)
+        self.updates += len(regs)
+        self.taught |= soft is not None
+
+    def read(self) -> dict[str, float | None]:
+        """Means so far: ``truth_loss``, ``teacher_loss`` (None without a teacher), ``reg``, ``acc`` (against the given
+        labels) and ``loss`` = alpha * truth_loss + (1 - alpha) * teacher_loss + reg. Waits for the device.
+        """
+        if math.isfinite(bad := self.first_bad.item()):
+            raise NotFinite(int(bad))
+        on_truth, on_soft, right, reg = self.sums.tolist()
+        alpha = self.objective.alpha if self.taught else 1.0
+        on_truth, on_soft, reg = on_truth / self.images, on_soft / self.images, reg / self.updates
+        return {
+            "loss": alpha * on_truth + (1 - alpha) * on_soft + reg,
+            "truth_loss": on_truth,
+            "teacher_loss": on_soft if self.taught else None,
+            "reg": reg,
+            "acc": right / self.images,
+        }

@@ -1,0 +1,71 @@
+"""What a person sees while a run goes on: two bars on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from .engine import Silent, Sums
+from .rundir import Result
+
+LINE_EVERY = 10.0  # seconds between epoch lines where the output is no terminal
+
+
+def name_model(seed: int, alpha: float | None, step: int) -> str:
+    """``seed 1 alpha 0.6 step 2``, or ``seed 1 step 0`` for the teacher."""
+    return f"seed {seed}{'' if alpha is None else f' alpha {alpha:g}'} step {step}"
+
+
+class Progress(Silent):
+    """Bars on standard error (epochs of the whole run; images of the epoch), lines on standard output."""
+
+    def __init__(self, models: int, epochs: int):
+        self.bars, self.epochs = sys.stderr.isatty(), epochs
+        style = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
+        self.run = tqdm(total=models * epochs, unit="epoch", desc="run", **style)
+        self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style)
+        self.name, self.done, self.spoke = "", 0, time.monotonic()
+
+    def start_model(self, seed: int, alpha: float | None, step: int, images: int, done: int) -> None:
+        self.name, self.done = name_model(seed, alpha, step), done
+        self.run.set_description(self.name)
+        self.run.update(done)
+        self.epoch.reset(images)
+
+    def advance(self, images: int) -> None:
+        self.epoch.update(images)
+
+    def figures(self, sums: Sums) -> None:
+        if self.bars:
+            self._figures(sums.read())
+
+    def _figures(self, figures: dict) -> None:
+        self.epoch.set_postfix_str(f"loss {figures['loss']:.4f} acc {figures['acc']:.3f}")
+
+    def end_epoch(self, row: dict) -> None:
+        self.done += 1
+        self.run.update()
+        self.epoch.reset()
+        self.epoch.set_description(f"epoch {min(self.done + 1, self.epochs)}/{self.epochs}")
+        if not self.bars and time.monotonic() - self.spoke > LINE_EVERY:
+            val = "" if row.get("val_acc") is None else f", held out {row['val_acc']:.4f}"
+            self.say(
+                f"{self.name} epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.5f}, "
+                f"accuracy {row['train_acc']:.4f}{val}, {row['seconds']:.1f} s"
+            )
+
+    def end_model(self, result: Result) -> None:
+        agrees = "" if result.agreement is None else f", agrees with its teacher on {result.agreement:.4f}"
+        name = name_model(result.seed, result.alpha, result.step)
+        self.say(f"{name}: test accuracy {result.test_acc:.4f}{agrees}, {result.seconds:.1f} s")
+
+    def say(self, line: str) -> None:
+        """A line on standard output, above the bars."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        self.spoke = time.monotonic()
+
+    def close(self) -> None:
+        """Take the bars off the screen."""
+        self.epoch.close()
+        self.run.close()

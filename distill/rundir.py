@@ -1,0 +1,209 @@
+"""What a run leaves on disk: atomic writes, lineage, resume. Imports no torch, so that a report answers at once.
+
+A model's folder holds ``training_state.pt`` while it is trained, one file replaced after every epoch; then model.pt,
+then result.json, whose presence means that the model is finished. Everything else is derived from these.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import BinaryIO
+
+from .config import Config, ConfigError, from_dict, read_toml, to_toml
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures of one finished model: a row of results.csv. Accuracies and agreement are fractions in [0, 1].
+
+    train_* are means over the last epoch as trained (augmented images, given labels, the whole objective); val_* and
+    test_* are of the finished model, against true labels, without the regulariser. None where it does not apply.
+    """
+
+    seed: int
+    alpha: float | None  # None: the teacher that all arms of a seed share
+    step: int
+    train_loss: float | None
+    train_acc: float | None
+    val_loss: float | None
+    val_acc: float | None
+    test_loss: float
+    test_acc: float
+    test_nll: float  # natural logarithm
+    test_brier: float
+    test_ece: float
+    agreement: float | None  # share of test images on which the model and its teacher name the same class
+    epochs: int
+    seconds: float
+
+
+RESULT_COLUMNS = [f.name for f in fields(Result)]
+
+
+def write(path: Path, content: str | bytes | Callable[[BinaryIO], None]) -> None:
+    """Write a file whole or not at all: a temporary file beside it, flushed to the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # a rename is safe from a power cut once its folder is on the disk
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON, floats in full precision."""
+    write(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path):
+    """Read JSON. Raises ConfigError naming the file where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); delete its folder to train that model again") from None
+
+
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """Write rows as CSV, floats in full precision, None as an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue())
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def arm_name(alpha: float) -> str:
+    """The folder of an arm: ``alpha_0.6``, ``alpha_0``."""
+    return f"alpha_{repr(float(alpha)).removesuffix('.0')}"
+
+
+def read_result(folder: Path) -> Result:
+    """The figures of a finished model."""
+    content = read_json(folder / "result.json")
+    return Result(**{name: content[name] for name in RESULT_COLUMNS})
+
+
+class RunDir:
+    """The folder of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def model(self, seed: int, alpha: float | None, step: int) -> Path:
+        """The folder of one model; the teacher, which all arms share, has no alpha."""
+        arm = self.path / f"seed_{seed}"
+        return (arm if alpha is None else arm / arm_name(alpha)) / f"step_{step}"
+
+    def open(self, config: Config, fingerprint: str) -> None:
+        """Make the folder, or go on in it. Raises ConfigError where it holds another run, or other data."""
+        file, data = self.path / "config.toml", self.path / "data.sha256"
+        if file.exists():
+            held = from_dict(read_toml(file))
+            if differing := held.differences(config):
+                listed = ", ".join(f"{name} ({there} there, {here} here)" for name, (there, here) in differing.items())
+                raise ConfigError(f"{self.path} holds a run with other options: {listed}; choose another --output")
+            if data.exists() and data.read_text().strip() != fingerprint:
+                raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")
+        elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise ConfigError(f"{self.path} is not empty and holds no run; choose another --output")
+        write(file, to_toml(config))
+        write(data, fingerprint + "\n")
+
+    @contextmanager
+    def lock(self):
+        """Keep a second process out of the folder. Raises ConfigError where another one is at work."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")  # noqa: SIM115 - the with below closes it
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.path}: {error.strerror}") from None
+        with file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass  # no such locks on Windows
+            except OSError:
+                raise ConfigError(f"another process is at work in {self.path}") from None
+            yield
+
+    def results(self) -> list[Result]:
+        """The result of every finished model, by seed, alpha (the teacher first) and step."""
+        found = [read_result(file.parent) for file in self.path.glob("seed_*/**/result.json")]
+        return sorted(found, key=lambda r: (r.seed, -1 if r.alpha is None else r.alpha, r.step))
+
+    def write_results(self) -> list[Result]:
+        """Write results.csv anew from the finished models, and return their results."""
+        results = self.results()
+        write_csv(self.path / "results.csv", RESULT_COLUMNS, [asdict(r) for r in results])
+        return results
+
+    def write_environment(self, **facts) -> None:
+        """Add this process to environment.json: the command line, when it started, versions, device, commit."""
+        file = self.path / "environment.json"
+        sessions = read_json(file)["runs"] if file.exists() else []
+        started = {"started": now(), "finished": None, "command": sys.argv, "commit": _commit(), **facts}
+        write_json(file, {"runs": [*sessions, started]})
+
+    def write_finished(self) -> None:
+        """Note in environment.json that the run is complete."""
+        file = self.path / "environment.json"
+        content = read_json(file)
+        content["runs"][-1]["finished"] = now()
+        write_json(file, content)
+
+
+def now() -> str:
+    """Local time, as 2026-01-31T23:59:59+0100."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _commit() -> str | None:
+    """The commit of the program's source, with a + where it has been changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
