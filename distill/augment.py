@@ -23,15 +23,16 @@ class Plan:
     left: Tensor  # (n,) int64 in [0, 2 * pad]
     flip: Tensor  # (n,) bool
     pad: int  # pixels of zero padding on each side
+    moves: bool  # False where every image stays as it is, so that nothing need be done (or asked of a device)
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, part: slice) -> "Plan":
-        return Plan(self.order[part], self.top[part], self.left[part], self.flip[part], self.pad)
+        return Plan(self.order[part], self.top[part], self.left[part], self.flip[part], self.pad, self.moves)
 
     def to(self, device: torch.device) -> "Plan":
-        return Plan(*(t.to(device) for t in (self.order, self.top, self.left, self.flip)), self.pad)
+        return Plan(*(t.to(device) for t in (self.order, self.top, self.left, self.flip)), self.pad, self.moves)
 
 
 def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, flip: bool) -> Plan:
@@ -41,13 +42,13 @@ def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, fli
     order = rng.permutation(n)
     top, left = rng.integers(0, 2 * pad + 1, size=(2, n))
     flips = rng.random(n) < (0.5 if augment and flip else 0.0)
-    return Plan(*(torch.from_numpy(a) for a in (order, top, left, flips)), pad)
+    return Plan(*(torch.from_numpy(a) for a in (order, top, left, flips)), pad, augment)
 
 
 def apply(images: Tensor, plan: Plan) -> Tensor:
     """Crop and flip ``images`` (b, c, h, w) uint8, already in the plan's order, into new (b, c, h, w) uint8."""
     b, c, h, w = images.shape
-    if plan.pad == 0 and not plan.flip.any():
+    if not plan.moves:
         return images
     rows = plan.top[:, None] + torch.arange(h, device=images.device)  # (b, h)
     cols = torch.arange(w, device=images.device).expand(b, w)

@@ -26,8 +26,8 @@ METRICS = "epoch lr train_loss train_truth_loss train_teacher_loss train_reg tra
 class Chains:
     """What the chains of one seed share: configuration, data in device memory, and where models are kept.
 
-    ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes). ``show`` is told
-    of the progress, and ``finished`` is called with the Result of every model that has been trained.
+    ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes). ``show`` is
+    told of the progress, and ``finished`` is called with the Result of every model that has been trained.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Chains:
         self.selects_best = config.chain.teacher_select == "best"
 
     def run(self, alpha: float) -> list[Result]:
-        """One arm: the teacher, then every student, each the teacher of the next. Finished models are taken as they are."""
+        """One arm: the teacher, then every student, each the teacher of the next. What is finished is not trained again."""
         chain = [self.teacher]
         first = self.config.chain.first_step + 1
         for step in range(first, first + self.config.chain.distillation_steps):
@@ -159,7 +159,7 @@ class Chains:
         self.finished(result)
 
     def score(self, model: nn.Module, pool: engine.Pool | None) -> tuple[dict[str, float], Tensor | None]:
-        """Loss, accuracy, NLL, Brier and ECE on a split against its true labels, and its logits; nothing for no split."""
+        """Loss, accuracy, NLL, Brier and ECE on a split against its true labels, and the logits; nothing for no split."""
         if pool is None:
             return {}, None
         logits = engine.predict_all(model, pool, self.config.train)

@@ -77,7 +77,7 @@ class ModelConfig:
 
     resnet: int = _option(
         50,
-        "depth: 18, 34, 50, 101 are torchvision's; 8, 14, ..., 110 the 6n+2 family for CIFAR (He et al. 2016, sec. 4.2)",
+        "depth: 18, 34, 50, 101 are torchvision's; the others the 6n+2 family for CIFAR (He et al. 2016, section 4.2)",
         choices=tuple(sorted(CIFAR_RESNETS + TORCHVISION_RESNETS)),
     )
     stem: str | None = _option(
@@ -114,7 +114,7 @@ class TrainConfig:
     batch_size: int = _option(16, "images per update")
     loss: str = _option(
         "mse",
-        "mse: squared error of the softmax, mean over classes; ce: cross entropy; kl: the same less the target's entropy",
+        "mse: squared error of the softmax, mean over classes; ce: cross entropy; kl: ce less the target's entropy",
         choices=("mse", "ce", "kl"),
     )
     temperature: float = _option(
@@ -256,7 +256,7 @@ class Config:
 
     @property
     def identity(self) -> dict:
-        """Everything that decides the results, as ``{"data.dataset": "cifar10", ...}``, without the ``where`` fields."""
+        """What decides the results, as ``{"data.dataset": "cifar10", ...}``: all but the ``where`` fields."""
         return {
             f"{section}.{f.name}": getattr(getattr(self, section), f.name)
             for section, cls in SECTIONS.items()

@@ -347,6 +347,7 @@ def _list_images(data_dir: Path, part: str, classes: tuple[str, ...]) -> list[_I
 def _image_extensions() -> set[str]:
     from PIL import Image
 
+    Image.preinit()  # the common formats first: Pillow tries them on a file in the order of loading
     return {ext for ext, format in Image.registered_extensions().items() if format in Image.OPEN}
 
 

@@ -6,6 +6,7 @@ then trained on in mini-batches. Nothing in a chunk waits for the device; figure
 """
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class NotFinite(ArithmeticError):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``--device`` names; auto takes CUDA, then MPS, then the CPU. Raises ConfigError where it is absent."""
+    """The device that ``--device`` names; auto takes CUDA, then MPS, then the CPU. Raises ConfigError if it is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
@@ -51,9 +52,12 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}")
     tf32 = "tf32" if train.precision == "tf32" else "ieee"
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cuda.matmul.fp32_precision = tf32
         torch.backends.cudnn.conv.fp32_precision = tf32  # torch's own default here is tf32
         torch.backends.cudnn.benchmark = not train.deterministic
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
     torch.use_deterministic_algorithms(train.deterministic)
 
 
@@ -70,7 +74,7 @@ class Pool:
 
 
 def make_pool(split: Split, device: torch.device, resident: bool | None = None) -> Pool:
-    """Put a split into device memory if it takes no more than half of what is free there, else into pinned host memory."""
+    """Put a split into device memory where it takes no more than half of what is free, else into pinned host memory."""
     images = torch.from_numpy(split.images)
     labels = torch.from_numpy(split.labels).to(device)
     if device.type == "cuda":
@@ -89,14 +93,14 @@ def chunk_size(pool: Pool, batch_size: int) -> int:
 
 
 def chunks(pool: Pool, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order, one chunk ahead of use."""
-    cuda = pool.device.type == "cuda"
-    ahead = torch.cuda.Stream(pool.device) if cuda and pool.images.device.type == "cpu" else None
+    """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order, fetched a chunk ahead."""
+    resident = pool.images.device.type == pool.device.type
+    ahead = None if resident else torch.cuda.Stream(pool.device)
+    plan = plan.to(pool.device) if resident else plan
 
     def fetch(start: int) -> tuple[Tensor, augment.Plan]:
         part = plan[start : start + size]
         if ahead is None:
-            part = part.to(pool.device)
             return pool.images[part.order], part
         with torch.cuda.stream(ahead):
             images = pool.images[part.order].pin_memory().to(pool.device, non_blocking=True)
@@ -130,8 +134,8 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
 def predict_all(model: nn.Module, pool: Pool, train: TrainConfig) -> Tensor:
     """Logits (n, classes) float32 on the CPU for a whole split, in its order and not augmented."""
     n, size = len(pool), chunk_size(pool, train.batch_size)
-    parts = [pool.images[i : i + size].to(pool.device) for i in range(0, n, size)]
-    return torch.cat([predict(model, part, train).cpu() for part in parts])  # waits for the device
+    parts = (pool.images[i : i + size].to(pool.device) for i in range(0, n, size))
+    return torch.cat([predict(model, part, train) for part in parts]).cpu()  # waits for the device
 
 
 def soft_targets(teacher: nn.Module | None, images: Tensor, train: TrainConfig) -> Tensor | None:
@@ -149,7 +153,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
 
 
 def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> float:
-    """The learning rate of one update, counted from 0 over the whole training: a function, so there is no state to save.
+    """The learning rate of one update, counted from 0 over the whole training. A function: there is no state to save.
 
     Warm-up rises linearly to ``lr`` over warmup_epochs. cosine then falls to 0. onecycle is the cosine form of
     Smith & Topin (2019) with torch's constants: lr/25 up to lr in 30 % of the updates, then down to lr/250,000.
@@ -173,7 +177,7 @@ def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> fl
 
 
 def updates_per_epoch(n: int, batch_size: int) -> int:
-    """Updates in an epoch of ``n`` images. A last batch of a single image is left out: it has no variance to normalise by."""
+    """Updates in an epoch of ``n`` images. A last batch of one image is left out: it has no variance to normalise by."""
     return n // batch_size + (n % batch_size > 1)
 
 
@@ -227,6 +231,7 @@ class Fit:
         updates = updates_per_epoch(len(plan), batch)
         objective = Objective(self.train.loss, self.train.temperature, alpha)
         sums = Sums(objective, batch, self.device)
+        self.model.train()
         for images, labels in chunks(pool, plan[: updates * batch], size):
             truth = one_hot(labels, classes)
             soft = soft_targets(teacher, images, self.train)
@@ -248,7 +253,6 @@ class Fit:
         self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, rate: float
     ) -> tuple[Tensor, Tensor]:
         """One optimiser step on one batch; returns its logits (b, classes) and the regulariser's value ()."""
-        self.model.train()
         with autocast(self.train, self.device):
             logits = self.model(images)
         logits = logits.float()
@@ -274,7 +278,7 @@ class Sums:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, truth: Tensor, soft: Tensor | None, regs: Tensor) -> None:
-        """Add one chunk: logits, truth and soft (m, classes), labels (m,), the regulariser at each update (updates,)."""
+        """Add a chunk: logits, truth and soft (m, classes), labels (m,), the regulariser at each update (updates,)."""
         zero = torch.zeros_like(labels, dtype=torch.float32)
         on_truth, on_soft = (
             (self.objective.loss(logits, truth), zero) if soft is None else self.objective.terms(logits, truth, soft)

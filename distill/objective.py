@@ -2,7 +2,7 @@
 
 A student is fitted to ``alpha * truth + (1 - alpha) * teacher``. For the squared error of the softmax, and for cross
 entropy, a loss on that one target and the weighted sum of the losses on its two parts differ by a constant, so their
-gradients are equal (Borup & Andersen 2021, arXiv 2102.13088, section 3; the same identity as for kernel ridge regression).
+gradients are equal (Borup & Andersen 2021, arXiv 2102.13088, section 3; kernel ridge regression has the same identity).
 """
 
 import torch
@@ -16,7 +16,7 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def blend(truth: Tensor, soft: Tensor | None, alpha: float) -> Tensor:
-    """``alpha * truth + (1 - alpha) * soft``, both (n, classes) probabilities; the truth alone where there is no teacher."""
+    """``alpha * truth + (1 - alpha) * soft``, both (n, classes) probabilities; the truth alone without a teacher."""
     return truth if soft is None else alpha * truth + (1 - alpha) * soft
 
 
