@@ -1,1 +1,31 @@
-"""Self-distillation experiments: networks (``distill.chain``) and kernel ridge regression (``distill.krr``)."""
+"""Self-distillation experiments: networks (``distill.run``) and kernel ridge regression (``distill.krr``).
+
+Names are imported when they are first used: ``import distill`` costs nothing, and the kernel side needs no torch.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "Config": "config",
+    "DataConfig": "config",
+    "ModelConfig": "config",
+    "TrainConfig": "config",
+    "ChainConfig": "config",
+    "RunConfig": "config",
+    "UserError": "config",
+    "from_arrays": "data",
+    "Result": "rundir",
+    "load_model": "chain",
+    "run": "sweep",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

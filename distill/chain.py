@@ -49,7 +49,7 @@ class Chains:
         self.selects_best = config.chain.teacher_select == "best"
 
     def run(self, alpha: float) -> list[Result]:
-        """One arm: the teacher, then every student, each the teacher of the next. What is finished is not trained again."""
+        """One arm: the teacher, then student after student, each taught by the one before. Finished models are kept."""
         chain = [self.teacher]
         first = self.config.chain.first_step + 1
         for step in range(first, first + self.config.chain.distillation_steps):
@@ -159,7 +159,7 @@ class Chains:
         self.finished(result)
 
     def score(self, model: nn.Module, pool: engine.Pool | None) -> tuple[dict[str, float], Tensor | None]:
-        """Loss, accuracy, NLL, Brier and ECE on a split against its true labels, and the logits; nothing for no split."""
+        """Loss, accuracy, NLL, Brier and ECE on a split against true labels, and the logits; nothing for no split."""
         if pool is None:
             return {}, None
         logits = engine.predict_all(model, pool, self.config.train)

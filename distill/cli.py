@@ -141,9 +141,8 @@ def _run(config: Config) -> None:
     print(sweep.describe(lab), flush=True)
     show = Progress(sweep.count_models(config), config.train.epochs)
     try:
-        sweep.run(lab, show)
+        sweep.run_lab(lab, show)
     finally:
         show.close()
-    print(
-        f"\n{report(config.output)}\n\neverything is in {config.output}{os.sep}: results.csv, accuracy.png, a folder per model"
-    )
+    print(f"\n{report(config.output)}\n")
+    print(f"everything is in {config.output}{os.sep}: results.csv, accuracy.png, a folder for each model")

@@ -32,7 +32,7 @@ class NotFinite(ArithmeticError):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``--device`` names; auto takes CUDA, then MPS, then the CPU. Raises ConfigError if it is absent."""
+    """The device that ``--device`` names; auto takes CUDA, then MPS, then the CPU. Raises ConfigError without it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
@@ -177,7 +177,7 @@ def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> fl
 
 
 def updates_per_epoch(n: int, batch_size: int) -> int:
-    """Updates in an epoch of ``n`` images. A last batch of one image is left out: it has no variance to normalise by."""
+    """Updates in an epoch of ``n`` images. A last batch of one image is left out: it has no variance."""
     return n // batch_size + (n % batch_size > 1)
 
 

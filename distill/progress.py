@@ -9,6 +9,7 @@ from .engine import Silent, Sums
 from .rundir import Result
 
 LINE_EVERY = 10.0  # seconds between epoch lines where the output is no terminal
+LOOK_EVERY = 1.0  # seconds between looks at the figures, each of which waits for the device
 
 
 def name_model(seed: int, alpha: float | None, step: int) -> str:
@@ -24,7 +25,8 @@ class Progress(Silent):
         style = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
         self.run = tqdm(total=models * epochs, unit="epoch", desc="run", **style)
         self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style)
-        self.name, self.done, self.spoke = "", 0, time.monotonic()
+        self.name, self.done = "", 0
+        self.spoke = self.looked = time.monotonic()
 
     def start_model(self, seed: int, alpha: float | None, step: int, images: int, done: int) -> None:
         self.name, self.done = name_model(seed, alpha, step), done
@@ -36,11 +38,10 @@ class Progress(Silent):
         self.epoch.update(images)
 
     def figures(self, sums: Sums) -> None:
-        if self.bars:
-            self._figures(sums.read())
-
-    def _figures(self, figures: dict) -> None:
-        self.epoch.set_postfix_str(f"loss {figures['loss']:.4f} acc {figures['acc']:.3f}")
+        if self.bars and time.monotonic() - self.looked > LOOK_EVERY:
+            so_far = sums.read()
+            self.epoch.set_postfix_str(f"loss {so_far['loss']:.4f} acc {so_far['acc']:.3f}")
+            self.looked = time.monotonic()
 
     def end_epoch(self, row: dict) -> None:
         self.done += 1

@@ -6,7 +6,8 @@ from pathlib import Path
 from .rundir import Result, RunDir, write
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart, and a marker each for print.
-STYLES = list(zip("#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000".split(), "osD^vPX", strict=True))
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
 
 
 def by_arm(results: list[Result], figure: str) -> dict[float | None, dict[int, list[float]]]:
@@ -61,7 +62,7 @@ def draw_accuracy(results: list[Result], folder: Path) -> None:
     axes = figure.add_subplot(xlabel="distillation step (0: teacher)", ylabel="test accuracy")
     arms = by_arm(results, "test_acc")
     for i, (alpha, steps) in enumerate(arms.items()):
-        colour, marker = STYLES[i % len(STYLES)]
+        colour, marker = COLOURS[i % 7], MARKERS[i % 7]
         means, sds = zip(*(spread(values) for values in steps.values()), strict=True)
         # Arms stand a little apart, so that their bars can be told from each other.
         at = [step + 0.05 * (i - (len(arms) - 1) / 2) for step in steps]

@@ -15,7 +15,7 @@ from torch import nn
 
 from . import engine
 from .chain import Chains, default_network
-from .config import CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError
+from .config import CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError
 from .data import Dataset, Source, load_source, make_dataset
 from .rundir import Result, RunDir, write
 
@@ -123,9 +123,20 @@ def count_models(config: Config) -> int:
     return len(chain.seed) * ((chain.teacher_ckpt is None) + len(chain.alpha) * chain.distillation_steps)
 
 
-def run(lab: Lab, show=None) -> list[Result]:
-    """Run every chain of the grid, going on where an earlier run of the same directory stopped; return all results."""
-    show = show or engine.Silent()
+def run(
+    config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, show=None
+) -> list[Result]:
+    """Run every chain of a grid and return all results; what an earlier run of the same directory finished is kept.
+
+    ``source`` (see ``from_arrays``) and ``network`` stand in for the data set and the ResNet of the configuration;
+    ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
+    Raises UserError (ConfigError, DataError) with a one-line message.
+    """
+    return run_lab(prepare(config, source, network), show or engine.Silent())
+
+
+def run_lab(lab: Lab, show) -> list[Result]:
+    """``run``, with everything in place."""
     config, rundir = lab.config, RunDir(lab.config.output)
     for seed in config.chain.seed:
         lab.dataset(seed)  # refused now rather than after hours of other seeds
@@ -137,15 +148,27 @@ def run(lab: Lab, show=None) -> list[Result]:
     with rundir.lock():
         rundir.open(config, lab.source.fingerprint)
         rundir.write_environment(**versions(lab.device))
-        if config.run.jobs > 1:
-            _side_by_side(lab, finished)
-        else:
-            for seed in config.chain.seed:
-                chains = lab.chains(seed, rundir, finished, show)
-                for alpha in config.chain.alpha:
-                    chains.run(alpha)
+        try:
+            if config.run.jobs > 1:
+                _side_by_side(lab, finished)
+            else:
+                for seed in config.chain.seed:
+                    chains = lab.chains(seed, rundir, finished, show)
+                    for alpha in config.chain.alpha:
+                        chains.run(alpha)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            batch = config.train.batch_size
+            raise UserError(f"out of memory on {lab.device} at batch size {batch}: lower --batch-size") from None
         rundir.write_finished()
         return rundir.write_results()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # torch's CPU allocator raises a plain RuntimeError
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def versions(device: torch.device) -> dict[str, str | int]:
