@@ -99,8 +99,8 @@ def _resumed(path: Path, file: str | None, options: dict) -> Config:
     held = from_dict(read_toml(path / "config.toml"))
     written = {section: {k: v for k, v in values.items() if v is not None} for section, values in asdict(held).items()}
     config = from_dict(_merged(written, options))
-    if differing := held.differences(config):
-        raise ConfigError(f"--resume goes on with the run as it is; it has another {', '.join(differing)}")
+    if differing := config.differences(held):
+        raise ConfigError(f"--resume goes on with the run as it is, but was given {differing}")
     return replace(config, run=replace(config.run, output=str(path)))
 
 

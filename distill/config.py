@@ -275,10 +275,18 @@ class Config:
         default = f"runs/{self.data.dataset}-resnet{self.model.resnet}-{self.digest}"
         return Path(self.run.output or default)
 
-    def differences(self, other: "Config") -> dict[str, tuple]:
-        """Options on which the results depend and that differ: ``{"train.lr": (mine, theirs)}``."""
-        mine, theirs = self.identity, other.identity
-        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+    def differences(self, other: "Config") -> str:
+        """The options that decide the results and differ, as ``--lr 0.1 instead of 0.01``; "" where there are none."""
+
+        def show(value) -> str:
+            return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+        pairs = zip(self.identity.items(), other.identity.values(), strict=True)
+        return ", ".join(
+            f"--{name.partition('.')[2].replace('_', '-')} {show(mine)} instead of {show(theirs)}"
+            for (name, mine), theirs in pairs
+            if mine != theirs
+        )
 
 
 SECTIONS: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f in fields(Config)}

@@ -67,7 +67,8 @@ def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
     if config.test_size is not None:
         rng = generator(seed, "subset", 1)  # 1: a draw of its own, apart from the training subset's
         some = _balanced(test.labels, np.arange(len(test)), config.test_size, classes, rng, "--test-size")
-        test = Split(test.images[some], test.labels[some], test.labels[some], test.index[some])
+        some_labels = test.labels[some]
+        test = Split(test.images[some], some_labels, some_labels, test.index[some])
     train = _corrupted(_take(source.train_images, labels, pool), len(labels), classes, config, seed)
     mean, std = _channel_moments(train.images)
     return Dataset(source.name, train, val, test, classes, mean, std, source.flip)

@@ -9,6 +9,7 @@ import socket
 import sys
 import tarfile
 import tempfile
+import urllib.error
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -247,7 +248,10 @@ def _unpickle(path: Path, md5: str) -> tuple[dict, bool]:
 
 
 def _fetch_cifar(original: type, data_dir: Path) -> None:
-    """Download and unpack the archive. The folder appears under its name only when it is complete."""
+    """Download and unpack the archive. The folder appears under its name only when it is complete.
+
+    SELF_DISTILLER_CIFAR_URL and SELF_DISTILLER_CIFAR_MD5 in the environment name a mirror of the archive.
+    """
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     md5 = os.environ.get("SELF_DISTILLER_CIFAR_MD5", original.tgz_md5)
@@ -279,8 +283,12 @@ def _download(original: type, md5: str, unfinished: Path, archive: Path) -> None
     try:
         download_url(url, unfinished, original.filename, md5)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection open
+        wrong = type(error) is RuntimeError  # what torchvision raises for the checksum, without saying so
+        reason = f"what came has another MD5 than {md5}" if wrong else _one_line(error)
         raise DataError(
-            f"cannot download {url} ({_one_line(error)}); put {archive.name} into {archive.parent} by hand, "
+            f"cannot download {url} ({reason}); put {archive.name} into {archive.parent} by hand, "
             "or take --dataset digits, which needs no download"
         ) from None
     finally:
@@ -301,7 +309,7 @@ def _read_imagefolder(data_dir: Path, image_size: int | None, progress: bool) ->
         raise DataError(f"{data_dir / 'train'} has {len(classes)} class folders; it needs two or more")
     train = _list_images(data_dir, "train", classes)
     files = train + _list_images(data_dir, "test", classes)
-    key = hashlib.sha256(os.fsencode(repr([(f.name, f.size, f.mtime_ns) for f in files]))).hexdigest()
+    key = hashlib.sha256(repr([(f.name, f.size, f.mtime_ns) for f in files]).encode()).hexdigest()
     cache = data_dir / f".self-distiller-{image_size or 'native'}.npz"
     images = _read_cache(cache, key)
     if images is None:
@@ -336,9 +344,10 @@ def _list_images(data_dir: Path, part: str, classes: tuple[str, ...]) -> list[_I
         files = [e for e in _entries(Path(folder.path)) if os.path.splitext(e.name)[1].lower() in known]
         if not files:
             raise DataError(f"{folder.path} has no image in a format that Pillow reads; add some, or remove the folder")
+        label = classes.index(folder.name)
         for file in files:
             stat, name = file.stat(), f"{part}/{folder.name}/{file.name}"
-            found.append(_ImageFile(name, classes.index(folder.name), stat.st_size, stat.st_mtime_ns))
+            found.append(_ImageFile(name, label, stat.st_size, stat.st_mtime_ns))
     if not found:
         raise DataError(f"{data_dir / part} has no class folders; it needs DIR/{part}/<class>/*")
     return found
@@ -417,7 +426,7 @@ def _as_rgb(image):
 def _read_cache(cache: Path, key: str) -> np.ndarray | None:
     """The cached images, or None where there are none for this state of the tree."""
     try:
-        with np.load(cache, allow_pickle=False) as stored:
+        with open(cache, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["images"] if str(stored["key"]) == key else None
     except Exception:  # whatever is wrong with it, it is made again
         return None
@@ -433,5 +442,6 @@ def _write_cache(cache: Path, key: str, images: np.ndarray) -> None:
         os.replace(unfinished, cache)
     except OSError as error:
         _note(f"{cache} cannot be written ({error.strerror}): the next run will decode the images again")
-        with suppress(OSError):  # a read-only disk has nothing to remove, and says so
+    finally:
+        with suppress(OSError):  # there is nothing to remove where it got its name, or was never made
             unfinished.unlink()

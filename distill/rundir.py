@@ -132,9 +132,8 @@ class RunDir:
         file, data = self.path / "config.toml", self.path / "data.sha256"
         if file.exists():
             held = from_dict(read_toml(file))
-            if differing := held.differences(config):
-                listed = ", ".join(f"{name} ({there} there, {here} here)" for name, (there, here) in differing.items())
-                raise ConfigError(f"{self.path} holds a run with other options: {listed}; choose another --output")
+            if differing := config.differences(held):
+                raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
             if data.exists() and data.read_text().strip() != fingerprint:
                 raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")
         elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):

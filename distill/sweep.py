@@ -90,7 +90,9 @@ def describe(lab: Lab) -> str:
     config, data = lab.config, lab.dataset(lab.config.chain.seed[0])
     cuda = lab.device.type == "cuda"
     device = (
-        torch.cuda.get_device_name(lab.device) if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+        torch.cuda.get_device_name(lab.device)
+        if cuda
+        else f"{platform.machine()}, {_count(torch.get_num_threads(), 'thread')}"
     )
     parts = {name: split for name in ("train", "val", "test") if (split := getattr(data, name)) is not None}
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in parts.items())
@@ -110,11 +112,15 @@ def describe(lab: Lab) -> str:
             f"data    {data.name}: {sizes} images of {c}x{h}x{w}, {len(data.classes)} classes"
             + (f", {noise:,} training labels corrupted" if noise else ""),
             f"model   {name}, {parameters:,} parameters",
-            f"chains  seed {seeds}, alpha {alphas}: {teacher} + {chain.distillation_steps} students each, "
-            f"{count_models(config)} models of {epochs} epochs of {updates:,} updates",
+            f"chains  seed {seeds}, alpha {alphas}: {teacher} + {_count(chain.distillation_steps, 'student')} each, "
+            f"{_count(count_models(config), 'model')} of {_count(epochs, 'epoch')} of {_count(updates, 'update')}",
             f"output  {config.output}",
         ]
     )
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def count_models(config: Config) -> int:
