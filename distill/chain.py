@@ -3,7 +3,9 @@
 Borup & Andersen, "Even your Teacher Needs Guidance", NeurIPS 2021, arXiv 2102.13088, section 5.
 """
 
+import io
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import augment, engine, metrics, models
-from .config import Config, ConfigError, ModelConfig, from_dict
+from .config import CUSTOM_MODEL, Config, ConfigError, ModelConfig, from_dict
 from .data import Dataset
 from .draws import torch_seed
 from .objective import LOSSES, one_hot
@@ -81,6 +83,7 @@ class Chains:
         """Train the model of one step on ``alpha * truth + (1 - alpha) * teacher``, or go on with it."""
         folder = self.rundir.model(self.seed, alpha, step)
         if (folder / "result.json").exists():
+            (folder / STATE).unlink(missing_ok=True)  # where the end came between the two
             return Finished(self, folder)
         data, train = self.data, self.config.train
         size, classes = data.train.images.shape[-1], len(data.classes)
@@ -96,7 +99,10 @@ class Chains:
             try:
                 figures = fit.epoch(self.train, plan, classes, guide, 1.0 if alpha is None else alpha, self.show)
             except engine.NotFinite as error:
-                raise ConfigError(f"step {step}, epoch {epoch + 1}: {error}; try a smaller --lr") from None
+                arm = "" if alpha is None else f"alpha {alpha:g}, "
+                raise ConfigError(
+                    f"seed {self.seed}, {arm}step {step}, epoch {epoch + 1}: {error}; try a smaller --lr"
+                ) from None
             row = {"epoch": epoch + 1, "lr": fit.optimizer.param_groups[0]["lr"]}
             row |= {f"train_{name}": value for name, value in figures.items()}
             row |= {f"val_{k}": v for k, v in self.score(fit.model, self.val)[0].items() if k in ("loss", "acc")}
@@ -105,7 +111,7 @@ class Chains:
             if self.selects_best and row["val_acc"] > max((r["val_acc"] for r in rows[:-1]), default=-1):
                 best = {name: tensor.cpu().clone() for name, tensor in fit.model.state_dict().items()}
             state = {"fit": fit.state_dict(), "rows": rows, "best": best}
-            write(folder / STATE, lambda file, state=state: torch.save(state, file))
+            write_tensors(folder / STATE, state)
             write_csv(folder / "metrics.csv", METRICS.split(), rows)
             self.show.end_epoch(row)
         if best is not None:
@@ -118,8 +124,13 @@ class Chains:
         """Go on from the last finished epoch, where there is one: its metrics and, under ``best``, the best weights."""
         if not (folder / STATE).exists():
             return [], None
-        state = read_tensors(folder / STATE)
-        fit.load_state_dict(state["fit"])
+        try:
+            state = read_tensors(folder / STATE)
+            fit.load_state_dict(state["fit"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error) if isinstance(error, ConfigError) else f"{folder / STATE} is no state of this training"
+            raise ConfigError(f"{reason}; delete it to train this model from its beginning") from None
+        write_csv(folder / "metrics.csv", METRICS.split(), state["rows"])  # where the end came between the two
         return state["rows"], state["best"]
 
     def finish(
@@ -144,7 +155,7 @@ class Chains:
             epochs=len(rows),
             seconds=round(sum(row["seconds"] for row in rows), 3),
         )
-        write(folder / "model.pt", lambda file: torch.save(model.state_dict(), file))
+        write_tensors(folder / "model.pt", model.state_dict())
         about = {
             "selected_epoch": last.get("epoch"),
             "model_sha256": sha256(folder / "model.pt"),
@@ -180,8 +191,7 @@ class Finished:
     def model(self) -> nn.Module:
         """The model on the device, frozen and in eval mode. Raises ConfigError where model.pt was changed or lost."""
         file = self.folder / "model.pt"
-        if not file.exists() or sha256(file) != self.sha256:
-            raise ConfigError(f"{file} is not the model of its result.json; delete {self.folder} to train it again")
+        check_hash(file, self.sha256)
         model = self.chains.new_model(self.result.step)
         load_weights(model, file)
         return model.to(self.chains.device).requires_grad_(False).eval()
@@ -192,15 +202,33 @@ class Finished:
         return engine.predict_all(self.model, self.chains.test, self.chains.config.train)
 
 
+def write_tensors(file: Path, content: dict) -> None:
+    """Write tensors and plain values. By way of memory: torch.save turns a full disk into an error of its own."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(file, buffer.getvalue())
+
+
 def read_tensors(file: Path) -> dict:
     """A file of tensors and plain values, read without running any code in it. Raises ConfigError."""
     try:
+        if zipfile.is_zipfile(file):  # torch itself does not look at the checksums
+            with zipfile.ZipFile(file) as parts:
+                if parts.testzip() is not None:
+                    raise ConfigError(f"{file} is damaged: its checksum is wrong")
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
-    except Exception as error:  # torch raises a dozen kinds for a file that is no checkpoint
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{file} is not a checkpoint that can be read ({reason[:120]})") from None
+    except ConfigError:
+        raise
+    except Exception:  # torch raises a dozen kinds, with advice for other cases, where a file is no checkpoint
+        raise ConfigError(f"{file} is damaged, or no checkpoint of tensors alone") from None
+
+
+def check_hash(file: Path, expected: str) -> None:
+    """Raises ConfigError where a finished model's file was changed or lost."""
+    if not file.exists() or sha256(file) != expected:
+        raise ConfigError(f"{file} is not the model of its result.json; delete {file.parent} to train it again")
 
 
 def load_weights(model: models.Classifier, file: Path) -> None:
@@ -223,14 +251,17 @@ def load_model(path: str | Path, network: Callable | None = None) -> models.Clas
     It takes images (n, c, h, w), uint8 or floating point in [0, 1], and returns logits (n, classes); ``classes`` has
     the class names, ``mean`` and ``std`` the normalisation. ``network`` makes the network where it was one of your own.
     """
-    folder = path if (path := Path(path)).is_dir() else path.parent
-    about = read_json(folder / "result.json")
+    file = path / "model.pt" if (path := Path(path)).is_dir() else path
+    about = read_json(file.parent / "result.json")
+    check_hash(file, about["model_sha256"])
     if network is None:
+        if about["model"]["resnet"] == CUSTOM_MODEL:
+            raise ConfigError(f"{file} is of a network of your own: give the function that makes it as network")
         config = from_dict({"model": {k: v for k, v in about["model"].items() if v is not None}}).model
         network = default_network(config, about["channels"], len(about["classes"]))
     zeros = torch.zeros(about["channels"])
     model = models.Classifier(network(), zeros, zeros)
-    load_weights(model, folder / "model.pt")
+    load_weights(model, file)
     model.classes = tuple(about["classes"])
     return model.eval()
 

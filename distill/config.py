@@ -279,7 +279,7 @@ class Config:
         """The options that decide the results and differ, as ``--lr 0.1 instead of 0.01``; "" where there are none."""
 
         def show(value) -> str:
-            return " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+            return " ".join(str(v).removesuffix(".0") for v in (value if isinstance(value, tuple) else (value,)))
 
         pairs = zip(self.identity.items(), other.identity.values(), strict=True)
         return ", ".join(

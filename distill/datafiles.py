@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .config import CUSTOM_DATA, DataConfig
+from .config import CUSTOM_DATA, DataConfig, UserError
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used: the message is one line with what is wrong, where, and what to do."""
 
 

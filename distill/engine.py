@@ -52,7 +52,8 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}")
     tf32 = "tf32" if train.precision == "tf32" else "ieee"
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if device.index is not None:  # a bare "cuda" is the current device, and set_device refuses it
+            torch.cuda.set_device(device)
         torch.backends.cuda.matmul.fp32_precision = tf32
         torch.backends.cudnn.conv.fp32_precision = tf32  # torch's own default here is tf32
         torch.backends.cudnn.benchmark = not train.deterministic

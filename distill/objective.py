@@ -71,11 +71,14 @@ def add_regulariser(parameters: list[Tensor], reg: str, coef: float) -> Tensor:
     if reg == "none" or coef == 0:
         return torch.zeros((), device=parameters[0].device)
     values = [p.detach() for p in parameters]
+    for p in parameters:
+        if p.grad is None:  # the loss does not reach it
+            p.grad = torch.zeros_like(p)
     grads = [p.grad for p in parameters]
     norms = torch._foreach_norm(values)
     if reg == "l2":
         torch._foreach_add_(grads, values, alpha=2 * coef)
         return coef * torch.stack(norms).square().sum()
-    tiny = torch.finfo(torch.float32).tiny
+    tiny = torch.finfo(torch.float32).tiny ** 0.5  # below it the squares underflow, and with them the norm
     torch._foreach_add_(grads, torch._foreach_div(values, torch._foreach_clamp_min(norms, tiny)), alpha=coef)
     return coef * torch.stack(norms).sum()

@@ -111,8 +111,10 @@ def arm_name(alpha: float) -> str:
 
 
 def read_result(folder: Path) -> Result:
-    """The figures of a finished model."""
+    """The figures of a finished model. Raises ConfigError where the file is damaged."""
     content = read_json(folder / "result.json")
+    if not isinstance(content, dict) or not {*RESULT_COLUMNS, "model_sha256"} <= content.keys():
+        raise ConfigError(f"{folder / 'result.json'} is damaged; delete its folder to train that model again")
     return Result(**{name: content[name] for name in RESULT_COLUMNS})
 
 

@@ -4,19 +4,24 @@ import io
 import multiprocessing
 import os
 import platform
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from . import engine
-from .chain import Chains, default_network
+from .chain import Chains, default_network, load_weights
 from .config import CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError
-from .data import Dataset, Source, load_source, make_dataset
+from .data import Dataset, Source, Split, load_source, make_dataset
+from .models import Classifier
 from .rundir import Result, RunDir, write
 
 
@@ -32,10 +37,10 @@ class Lab:
     def dataset(self, seed: int) -> Dataset:
         """One seed's splits. Raises ConfigError where there are fewer training images than a batch."""
         data, batch = self.config.data, self.config.train.batch_size
-        if self.config.train.fast_dev_run:  # two batches of everything
-            few = {name: min(getattr(data, name) or 2 * batch, 2 * batch) for name in ("train_size", "test_size")}
-            data = replace(data, **few, val_size=min(data.val_size, 2 * batch))
         dataset = make_dataset(self.source, data, seed)
+        if self.config.train.fast_dev_run:  # two batches of everything
+            parts = {name: getattr(dataset, name) for name in ("train", "val", "test")}
+            dataset = replace(dataset, **{name: part and _spread(part, 2 * batch) for name, part in parts.items()})
         if len(dataset.train) < batch:
             raise ConfigError(
                 f"{len(dataset.train)} training images are fewer than a batch of {batch}: lower --batch-size"
@@ -55,6 +60,12 @@ class Lab:
         return self.network or default_network(self.config.model, data.train.images.shape[1], len(data.classes))
 
 
+def _spread(split: Split, n: int) -> Split:
+    """At most ``n`` images of a split, evenly spaced: it may be sorted by class."""
+    rows = np.linspace(0, len(split) - 1, min(n, len(split))).astype(np.int64)
+    return Split(split.images[rows], split.labels[rows], split.true_labels[rows], split.index[rows])
+
+
 def _label_record(data: Dataset) -> bytes:
     """index, given, true and corrupted, each (n,), of the training images, as the bytes of an .npz file."""
     train, file = data.train, io.BytesIO()
@@ -69,6 +80,8 @@ def prepare(
     """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
     device = engine.pick_device(config.run.device)
     threads = config.run.threads
+    if config.run.jobs > 1 and (source is not None or network is not None):
+        raise ConfigError("jobs need a network and images that the configuration names; use jobs = 1")
     if threads is None and config.run.jobs > 1:
         threads = max(1, torch.get_num_threads() // config.run.jobs)
     engine.set_up(config.train, device, threads)
@@ -145,7 +158,12 @@ def run_lab(lab: Lab, show) -> list[Result]:
     """``run``, with everything in place."""
     config, rundir = lab.config, RunDir(lab.config.output)
     for seed in config.chain.seed:
-        lab.dataset(seed)  # refused now rather than after hours of other seeds
+        data = lab.dataset(seed)  # refused now rather than after hours of other seeds
+    if config.chain.teacher_ckpt is not None and not all(
+        (rundir.model(seed, None, config.chain.first_step) / "result.json").exists() for seed in config.chain.seed
+    ):
+        with torch.random.fork_rng(devices=[]):
+            load_weights(Classifier(lab.make_network(data)(), data.mean, data.std), Path(config.chain.teacher_ckpt))
 
     def finished(result: Result) -> None:
         rundir.write_results()
@@ -191,21 +209,31 @@ def versions(device: torch.device) -> dict[str, str | int]:
 
 def _side_by_side(lab: Lab, finished: Callable[[Result], None]) -> None:
     """Teachers, then arms, as tasks for ``jobs`` processes. An arm is ready once its seed's teacher is."""
-    if lab.network is not None or lab.config.data.dataset == CUSTOM_DATA:
-        raise ConfigError("--jobs needs a network and images that the configuration names; use jobs = 1")
     chain = lab.config.chain
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or torch's threads
     results = context.SimpleQueue()
-    listener = threading.Thread(target=lambda: [finished(r) for r in iter(results.get, None)], daemon=True)
+
+    def listen() -> None:
+        for result in iter(results.get, None):
+            with suppress(OSError):  # results.csv is written once more at the end, where a full disk is told of
+                finished(result)
+
+    listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab.config, results))
     try:
-        tasks = {workers.submit(_work, seed, None): seed for seed in chain.seed}
+        with _out_of_ctrl_c():
+            tasks = {workers.submit(_work, seed, None): seed for seed in chain.seed}
         while tasks:
             for task in wait(tasks, return_when=FIRST_COMPLETED).done:
                 seed, alpha = tasks.pop(task), task.result()
                 if alpha is None:
-                    tasks |= {workers.submit(_work, seed, alpha): seed for alpha in chain.alpha}
+                    with _out_of_ctrl_c():
+                        tasks |= {workers.submit(_work, seed, alpha): seed for alpha in chain.alpha}
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory: the same command goes on, maybe with fewer --jobs"
+        ) from None
     except BaseException:
         for process in multiprocessing.active_children():
             process.terminate()  # each model's last finished epoch is on disk
@@ -214,6 +242,19 @@ def _side_by_side(lab: Lab, finished: Callable[[Result], None]) -> None:
         workers.shutdown(wait=True, cancel_futures=True)
         results.put(None)
         listener.join()
+
+
+@contextmanager
+def _out_of_ctrl_c():
+    """Processes started here never see Ctrl-C, which a terminal sends to all: their parent tells them when to end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: tuple[Lab, Callable[[Result], None]]  # a worker process's own

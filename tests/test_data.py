@@ -152,6 +152,27 @@ def test_more_noise_corrupts_more_of_the_same(seed, low, high):
     np.testing.assert_array_equal(little.labels[wrong], much.labels[wrong])
 
 
+@given(seed=SEEDS, train_size=st.integers(3, 60), noise=st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_a_subset_is_corrupted_as_the_whole_is(seed, train_size, noise):
+    """One order decides which images are corrupted first, so of two runs' choices one contains the other."""
+    source = toy_source([20, 20, 20])
+    whole = make_dataset(source, DataConfig(label_noise=noise), seed).train
+    some = make_dataset(source, DataConfig(train_size=train_size, label_noise=noise), seed).train
+    in_whole, in_some = (s.labels != s.true_labels for s in (whole, some))
+    in_whole = in_whole[some.index]
+    assert np.all(in_whole <= in_some) or np.all(in_some <= in_whole)
+    both = in_whole & in_some
+    np.testing.assert_array_equal(some.labels[both], whole.labels[some.index][both])
+
+
+def test_training_and_test_subsets_are_drawn_apart():
+    toy = toy_source([20, 20, 20])
+    source = replace(toy, test_images=toy.train_images, test_labels=toy.train_labels)
+    dataset = make_dataset(source, DataConfig(train_size=30, test_size=30), seed=1)
+    assert set(dataset.train.index) != set(dataset.test.index)
+
+
 def test_which_classes_get_the_extra_image_is_drawn():
     source = toy_source([10, 10, 10])
     subsets = [make_dataset(source, DataConfig(train_size=4), seed).train for seed in range(30)]
@@ -354,18 +375,21 @@ def test_cifar10_subset_is_read_with_one_note(tiny_cifar10, capsys):
     assert "not hold the original files: 200 training and 60 test images" in line
 
 
-def test_files_with_the_published_checksums_need_no_note(tiny_cifar10, capsys, monkeypatch):
+def test_files_with_the_published_checksums_need_no_note(cifar10, capsys, monkeypatch):
     from torchvision.datasets import CIFAR10
 
     def with_md5(listed):
         return [(file, hashlib.md5((folder / file).read_bytes()).hexdigest()) for file, _ in listed]
 
-    folder = tiny_cifar10 / BATCHES
+    folder = cifar10
     monkeypatch.setattr(CIFAR10, "train_list", with_md5(CIFAR10.train_list))
     monkeypatch.setattr(CIFAR10, "test_list", with_md5(CIFAR10.test_list))
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": with_md5([("batches.meta", "")])[0][1]})
     load_cifar(folder)
     assert capsys.readouterr().err == ""
+    (folder / "data_batch_5").unlink()
+    load_cifar(folder)
+    assert "160 training and 60 test images" in capsys.readouterr().err
 
 
 def test_one_training_batch_is_enough(cifar10, capsys):
@@ -726,7 +750,7 @@ def test_resizing_averages_over_the_pixels_it_drops(tmp_path):
     assert np.abs(small.astype(int) - 127).max() <= 4
 
 
-GREY16 = np.array([[0, 257], [32896, 65535]], np.uint16)
+GREY16 = np.array([[0, 200], [32896, 65535]], np.uint16)
 RGBA = np.array([[[200, 100, 50, 255], [9, 9, 9, 0]]], np.uint8)
 BLENDED = np.array([[[200, 100, 50], [255, 255, 255]]])
 
@@ -805,6 +829,17 @@ def test_a_changed_tree_is_read_anew(tree, decoded, change):
     second = load_tree(tree)
     assert decoded != []
     assert (second.fingerprint == first.fingerprint) == (change == "touch")
+
+
+def test_swapping_files_of_one_size_and_time_is_a_change(tree):
+    paths = [tree / "train" / "cat" / name for name in ("a.bmp", "b.bmp", "c.bmp")]
+    for path, grey in zip(paths, (10, 20, 30), strict=True):
+        Image.new("RGB", (16, 16), (grey,) * 3).save(path)
+        os.utime(path, ns=(1, 1))
+    before = load_tree(tree).train_images[12:15, 0, 0, 0].tolist()
+    paths[0].rename(tree / "train" / "cat" / "d.bmp")
+    after = load_tree(tree).train_images[12:15, 0, 0, 0].tolist()
+    assert (before, after) == ([10, 20, 30], [20, 30, 10])
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "flipped", "without a key", "pickled"])

@@ -1,0 +1,78 @@
+"""Runs of a second for several test files, and what they leave on disk in a form that can be compared."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.config import SECTION_OF, Config, from_dict, read_toml
+from distill.data import Source, from_arrays
+
+
+class Killed(BaseException):
+    """The end of the process, as far as a test inside it can have one: nothing catches it."""
+
+
+def source(seed: int = 0) -> Source:
+    """41 training and 20 test images, 8x8 in grey, of three classes: each has its own bright rows, under noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(61) % 3
+    images = rng.integers(0, 160, (61, 8, 8))
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label + 1 : 2 * label + 3] += 60
+    images = images.astype(np.uint8)
+    return from_arrays(images[:41], labels[:41], images[41:], labels[41:], classes=("ant", "bee", "cat"))
+
+
+def config(output: Path, **options) -> Config:
+    """A teacher and two students, two epochs each, of a ResNet-8 of width 2; options by their names."""
+    options = {
+        **{"resnet": 8, "width": 2, "max_epochs": 2, "batch_size": 8, "lr": 0.01, "alpha": 0.3},
+        **{"distillation_steps": 2, "output": str(output), "device": "cpu", "threads": 1},
+        **options,
+    }
+    sections: dict[str, dict] = {}
+    for name, value in options.items():
+        sections.setdefault(SECTION_OF[name], {})[name] = value
+    return from_dict(sections)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, less the ``seconds``."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def result(path: Path) -> dict:
+    """A result.json, or the one of a folder, less the ``seconds``."""
+    content = json.loads((path / "result.json" if path.is_dir() else path).read_text())
+    return {name: value for name, value in content.items() if name != "seconds"}
+
+
+def contents(run: Path) -> dict:
+    """Everything in a run directory that a second run must give again: all files, less times and where it was done."""
+    read = {
+        ".csv": rows,
+        ".json": lambda path: None if path.name == "environment.json" else result(path),
+        ".toml": lambda path: {name: values for name, values in read_toml(path).items() if name != "run"},
+        ".svg": lambda path: None,  # Matplotlib writes the date into it
+    }
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(run)): read.get(path.suffix, Path.read_bytes)(path) for path in files}
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, file: str, occurrence: int = 1) -> None:
+    """Raise Killed once a file of this name has been written for the given time."""
+    import os
+
+    replace, seen = os.replace, []
+
+    def dying(temporary, path):
+        replace(temporary, path)
+        seen.append(Path(path).name)
+        if seen.count(file) == occurrence and seen[-1] == file:
+            raise Killed
+
+    monkeypatch.setattr("distill.rundir.os.replace", dying)
