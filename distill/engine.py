@@ -5,10 +5,11 @@ goes by in chunks of some thousand images: a chunk is gathered, augmented, shown
 then trained on in mini-batches. Nothing in a chunk waits for the device; figures are read at its end.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,8 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
     """Set torch's global switches: threads, TF32, determinism. Raises ConfigError for a precision the device lacks."""
     if threads is not None:
         torch.set_num_threads(threads)
+    if device.type == "cpu":
+        _keep_freed_memory()
     if train.precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}")
     tf32 = "tf32" if train.precision == "tf32" else "ieee"
@@ -60,6 +63,18 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
     torch.use_deterministic_algorithms(train.deterministic)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep large freed buffers: returned to the system, the next update would fault their pages in again.
+
+    Elsewhere than on glibc nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Residual networks by depth and stem, and the classifier that carries its own normalisation."""
 
+import sys
+from contextlib import redirect_stderr
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +45,8 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
 
     name = f"resnet{config.resnet}"
     try:
-        network = models.get_model(name, weights="DEFAULT" if config.pretrained else None)
+        with redirect_stderr(sys.stdout):  # torch announces the download there, and errors are to be one line
+            network = models.get_model(name, weights="DEFAULT" if config.pretrained else None)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download is a RuntimeError
         raise ConfigError(
             f"--pretrained: the weights of {name} cannot be had ({error}); "
