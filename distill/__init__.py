@@ -15,7 +15,7 @@ _HOME = {
     "UserError": "config",
     "from_arrays": "data",
     "Result": "rundir",
-    "load_model": "chain",
+    "load_model": "checkpoints",
     "run": "sweep",
 }
 __all__ = sorted(_HOME)

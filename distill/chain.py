@@ -3,9 +3,7 @@
 Borup & Andersen, "Even your Teacher Needs Guidance", NeurIPS 2021, arXiv 2102.13088, section 5.
 """
 
-import io
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -15,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from . import augment, engine, metrics, models
-from .config import CUSTOM_MODEL, Config, ConfigError, ModelConfig, from_dict
+from .checkpoints import check_hash, load_weights, read_tensors, write_tensors
+from .config import Config, ConfigError
 from .data import Dataset
 from .draws import torch_seed
 from .objective import LOSSES, one_hot
-from .rundir import Result, RunDir, read_json, read_result, sha256, write, write_csv, write_json
+from .rundir import Result, RunDir, read_json, read_result, sha256, write_csv, write_json
 
 STATE = "training_state.pt"
 METRICS = "epoch lr train_loss train_truth_loss train_teacher_loss train_reg train_acc val_loss val_acc seconds"
@@ -85,53 +84,43 @@ class Chains:
         if (folder / "result.json").exists():
             (folder / STATE).unlink(missing_ok=True)  # where the end came between the two
             return Finished(self, folder)
-        data, train = self.data, self.config.train
-        size, classes = data.train.images.shape[-1], len(data.classes)
-        fit = engine.Fit(self.new_model(step), train, self.device)
-        rows, best = self.resume(folder, fit)
-        self.show.start_model(self.seed, alpha, step, len(self.train), fit.epochs)
-        # At alpha = 1 the teacher has no say, so it is not asked.
-        guide = teacher.model if teacher and alpha < 1 else None
-        for epoch in range(fit.epochs, train.epochs):
-            started = time.perf_counter()
-            plan = augment.plan(self.seed, step, epoch, len(self.train), size, self.config.data.augment, data.flip)
-            torch.manual_seed(torch_seed(self.seed, "update", step, epoch))  # for dropout in a network of one's own
-            try:
-                figures = fit.epoch(self.train, plan, classes, guide, 1.0 if alpha is None else alpha, self.show)
-            except engine.NotFinite as error:
-                arm = "" if alpha is None else f"alpha {alpha:g}, "
-                raise ConfigError(
-                    f"seed {self.seed}, {arm}step {step}, epoch {epoch + 1}: {error}; try a smaller --lr"
-                ) from None
-            row = {"epoch": epoch + 1, "lr": fit.optimizer.param_groups[0]["lr"]}
-            row |= {f"train_{name}": value for name, value in figures.items()}
-            row |= {f"val_{k}": v for k, v in self.score(fit.model, self.val)[0].items() if k in ("loss", "acc")}
-            row["seconds"] = time.perf_counter() - started
-            rows.append(row)
-            if self.selects_best and row["val_acc"] > max((r["val_acc"] for r in rows[:-1]), default=-1):
-                best = {name: tensor.cpu().clone() for name, tensor in fit.model.state_dict().items()}
-            state = {"fit": fit.state_dict(), "rows": rows, "best": best}
-            write_tensors(folder / STATE, state)
-            write_csv(folder / "metrics.csv", METRICS.split(), rows)
+        training = Training(folder, engine.Fit(self.new_model(step), self.config.train, self.device))
+        self.show.start_model(self.seed, alpha, step, len(self.train), training.fit.epochs)
+        for epoch in range(training.fit.epochs, self.config.train.epochs):
+            row = self.train_epoch(training.fit, step, epoch, teacher, alpha)
+            training.record(row, self.selects_best)
             self.show.end_epoch(row)
-        if best is not None:
-            fit.model.load_state_dict(best)
         parent = teacher and {"path": str(teacher.folder.relative_to(self.rundir.path)), "sha256": teacher.sha256}
-        self.finish(folder, fit.model, alpha, step, teacher, parent, rows)
+        self.finish(folder, training.selected(), alpha, step, teacher, parent, training.rows)
         return Finished(self, folder)
 
-    def resume(self, folder: Path, fit: engine.Fit) -> tuple[list[dict], dict | None]:
-        """Go on from the last finished epoch, where there is one: its metrics and, under ``best``, the best weights."""
-        if not (folder / STATE).exists():
-            return [], None
+    def train_epoch(
+        self, fit: engine.Fit, step: int, epoch: int, teacher: "Finished | None", alpha: float | None
+    ) -> dict:
+        """Train one epoch and look at the held-out images; returns the epoch's row of metrics.csv."""
+        started = time.perf_counter()
+        data = self.data
+        plan = augment.plan(
+            self.seed, step, epoch, len(self.train), data.train.images.shape[-1], self.config.data.augment, data.flip
+        )
+        torch.manual_seed(torch_seed(self.seed, "update", step, epoch))  # for dropout in a network of one's own
+        # At alpha = 1 the teacher has no say, so it is not asked; at step 0 there is none.
+        guide, weight = (teacher.model, alpha) if teacher and alpha < 1 else (None, 1.0)
         try:
-            state = read_tensors(folder / STATE)
-            fit.load_state_dict(state["fit"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error) if isinstance(error, ConfigError) else f"{folder / STATE} is no state of this training"
-            raise ConfigError(f"{reason}; delete it to train this model from its beginning") from None
-        write_csv(folder / "metrics.csv", METRICS.split(), state["rows"])  # where the end came between the two
-        return state["rows"], state["best"]
+            figures = fit.epoch(self.train, plan, len(data.classes), guide, weight, self.show)
+        except engine.NotFinite as error:
+            arm = "" if alpha is None else f"alpha {alpha:g}, "
+            where = f"seed {self.seed}, {arm}step {step}, epoch {epoch + 1}"
+            raise ConfigError(f"{where}: {error}; try a smaller --lr") from None
+        val, _ = self.score(fit.model, self.val)
+        return {
+            "epoch": epoch + 1,
+            "lr": fit.optimizer.param_groups[0]["lr"],
+            **{f"train_{name}": value for name, value in figures.items()},
+            "val_loss": val.get("loss"),
+            "val_acc": val.get("acc"),
+            "seconds": time.perf_counter() - started,
+        }
 
     def finish(
         self, folder: Path, model: nn.Module, alpha, step: int, teacher, parent: dict | None, rows: list[dict]
@@ -174,9 +163,47 @@ class Chains:
         if pool is None:
             return {}, None
         logits = engine.predict_all(model, pool, self.config.train)
+        if not logits.isfinite().all():
+            raise ConfigError("the model's predictions are not finite; try a smaller --lr")
         labels = pool.labels.cpu()
         loss = LOSSES[self.config.train.loss](logits.double(), one_hot(labels, logits.shape[1])).mean().item()
         return {"loss": loss} | metrics.evaluate(logits, labels), logits
+
+
+class Training:
+    """A model in training and its record, both on disk after every epoch, in one file."""
+
+    def __init__(self, folder: Path, fit: engine.Fit):
+        self.folder, self.fit = folder, fit
+        self.rows: list[dict] = []  # of metrics.csv
+        self.best: dict[str, Tensor] | None = None  # weights of the epoch most accurate on the held-out images
+        if (folder / STATE).exists():
+            try:
+                state = read_tensors(folder / STATE)
+                fit.load_state_dict(state["fit"])
+                self.rows, self.best = state["rows"], state["best"]
+            except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                what = error if isinstance(error, ConfigError) else f"{folder / STATE} is no state of this training"
+                raise ConfigError(f"{what}; delete it to train this model from its beginning") from None
+            self.write_metrics()  # the end may have come between the two files
+
+    def record(self, row: dict, selects_best: bool) -> None:
+        """Keep an epoch's row and the state after it."""
+        if selects_best and row["val_acc"] > max((r["val_acc"] for r in self.rows), default=-1):
+            self.best = {name: tensor.cpu().clone() for name, tensor in self.fit.model.state_dict().items()}
+        self.rows.append(row)
+        write_tensors(self.folder / STATE, {"fit": self.fit.state_dict(), "rows": self.rows, "best": self.best})
+        self.write_metrics()
+
+    def write_metrics(self) -> None:
+        """Write metrics.csv, a row per epoch."""
+        write_csv(self.folder / "metrics.csv", METRICS.split(), self.rows)
+
+    def selected(self) -> nn.Module:
+        """The model that teaches: the last epoch's, or the best."""
+        if self.best is not None:
+            self.fit.model.load_state_dict(self.best)
+        return self.fit.model
 
 
 class Finished:
@@ -200,72 +227,3 @@ class Finished:
     def test_logits(self) -> Tensor:
         """(n, classes) float32 on the test split."""
         return engine.predict_all(self.model, self.chains.test, self.chains.config.train)
-
-
-def write_tensors(file: Path, content: dict) -> None:
-    """Write tensors and plain values. By way of memory: torch.save turns a full disk into an error of its own."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write(file, buffer.getvalue())
-
-
-def read_tensors(file: Path) -> dict:
-    """A file of tensors and plain values, read without running any code in it. Raises ConfigError."""
-    try:
-        if zipfile.is_zipfile(file):  # torch itself does not look at the checksums
-            with zipfile.ZipFile(file) as parts:
-                if parts.testzip() is not None:
-                    raise ConfigError(f"{file} is damaged: its checksum is wrong")
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file") from None
-    except ConfigError:
-        raise
-    except Exception:  # torch raises a dozen kinds, with advice for other cases, where a file is no checkpoint
-        raise ConfigError(f"{file} is damaged, or no checkpoint of tensors alone") from None
-
-
-def check_hash(file: Path, expected: str) -> None:
-    """Raises ConfigError where a finished model's file was changed or lost."""
-    if not file.exists() or sha256(file) != expected:
-        raise ConfigError(f"{file} is not the model of its result.json; delete {file.parent} to train it again")
-
-
-def load_weights(model: models.Classifier, file: Path) -> None:
-    """Load model.pt, or a bare state_dict of the network. Raises ConfigError for another architecture."""
-    state = read_tensors(file)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"{file} holds no model weights (a dictionary of tensors by name)")
-    target = model if any(name.startswith("network.") for name in state) else model.network
-    expected = target.state_dict()
-    for name in [*expected, *state]:
-        here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (expected, state))
-        if here != there:
-            raise ConfigError(f"{file} is of another architecture: {name} is {there} there and {here} here")
-    target.load_state_dict(state)
-
-
-def load_model(path: str | Path, network: Callable | None = None) -> models.Classifier:
-    """A finished model from its model.pt or its folder, on the CPU in eval mode.
-
-    It takes images (n, c, h, w), uint8 or floating point in [0, 1], and returns logits (n, classes); ``classes`` has
-    the class names, ``mean`` and ``std`` the normalisation. ``network`` makes the network where it was one of your own.
-    """
-    file = path / "model.pt" if (path := Path(path)).is_dir() else path
-    about = read_json(file.parent / "result.json")
-    check_hash(file, about["model_sha256"])
-    if network is None:
-        if about["model"]["resnet"] == CUSTOM_MODEL:
-            raise ConfigError(f"{file} is of a network of your own: give the function that makes it as network")
-        config = from_dict({"model": {k: v for k, v in about["model"].items() if v is not None}}).model
-        network = default_network(config, about["channels"], len(about["classes"]))
-    zeros = torch.zeros(about["channels"])
-    model = models.Classifier(network(), zeros, zeros)
-    load_weights(model, file)
-    model.classes = tuple(about["classes"])
-    return model.eval()
-
-
-def default_network(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:
-    """The function that makes the networks that ``config`` names."""
-    return lambda: models.build(config, channels, classes)

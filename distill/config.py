@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import tomllib
 import types
 import typing
@@ -37,8 +38,23 @@ def _option(default, help: str, *, choices: tuple = (), where: bool = False):
     return field(default=default, metadata={"help": help, "choices": choices, "where": where})
 
 
+class _Section:
+    """A section of the configuration: every value is checked, wherever it came from, when the section is made."""
+
+    def __post_init__(self):
+        section = next(name for name, cls in SECTIONS.items() if cls is type(self))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None:
+                object.__setattr__(self, f.name, _checked(section, f.name, value))
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse illegal values and combinations, and resolve what depends on other fields."""
+
+
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Section):
     """Which images, how many, and what is done to their labels."""
 
     dataset: str = _option(
@@ -59,7 +75,7 @@ class DataConfig:
     )
     augment: bool = _option(True, "random crops (zero padding of an eighth of the width) and, except for digits, flips")
 
-    def __post_init__(self):
+    def _check(self) -> None:
         for name in ("image_size", "train_size", "test_size"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name} must be at least 1, not {value}")
@@ -72,7 +88,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Section):
     """Which residual network."""
 
     resnet: int = _option(
@@ -89,7 +105,7 @@ class ModelConfig:
     width: int | None = _option(None, "channels of the first stage of the 6n+2 family [default: 16]")
     pretrained: bool = _option(False, "start every model from torchvision's ImageNet weights, with a new head")
 
-    def __post_init__(self):
+    def _check(self) -> None:
         small = self.resnet in CIFAR_RESNETS
         if small:
             _require(
@@ -107,7 +123,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Section):
     """How one model is fitted to its targets."""
 
     max_epochs: int = _option(75, "epochs per model")
@@ -140,7 +156,7 @@ class TrainConfig:
     deterministic: bool = _option(False, "bit-for-bit repeatable on a GPU too (slower there; a CPU always is)")
     fast_dev_run: bool = _option(False, "two batches of everything and one epoch per model: does it run at all?")
 
-    def __post_init__(self):
+    def _check(self) -> None:
         _require(self.max_epochs >= 1, f"max_epochs must be at least 1, not {self.max_epochs}")
         _require(self.batch_size >= 2, f"batch_size must be at least 2 (batch normalisation), not {self.batch_size}")
         for name in ("lr", "temperature"):
@@ -172,7 +188,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class ChainConfig:
+class ChainConfig(_Section):
     """The chain: teacher, student, student, ...; several alphas or seeds make a grid of chains."""
 
     alpha: tuple[float, ...] = _option(
@@ -192,7 +208,7 @@ class ChainConfig:
         None, "step that teacher_ckpt stands at; its first student is the next [default: 0]"
     )
 
-    def __post_init__(self):
+    def _check(self) -> None:
         for name in ("alpha", "seed"):
             values = getattr(self, name)
             _require(len(values) > 0, f"{name} needs at least one value")
@@ -216,7 +232,7 @@ class ChainConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(_Section):
     """Where the work is done and kept."""
 
     output: str | None = _option(
@@ -228,7 +244,7 @@ class RunConfig:
     )
     jobs: int = _option(1, "chains trained side by side, each in a process of its own", where=True)
 
-    def __post_init__(self):
+    def _check(self) -> None:
         kind, _, index = self.device.partition(":")
         legal = kind in ("auto", "cpu", "cuda", "mps") and (
             ":" not in self.device or (kind == "cuda" and index.isdigit())
@@ -311,7 +327,7 @@ def nearest(name: str, known) -> str:
 
 
 def from_dict(values: dict[str, dict]) -> Config:
-    """A Config from ``{"train": {"lr": 0.1}, ...}``; values are checked against each field's type and choices.
+    """A Config from ``{"train": {"lr": 0.1}, ...}``.
 
     Raises ConfigError for an unknown section or key (naming the nearest), a wrong type or an illegal value.
     """
@@ -319,15 +335,16 @@ def from_dict(values: dict[str, dict]) -> Config:
     for section, given in values.items():
         _require(section in SECTIONS, f"unknown section [{section}]{nearest(section, SECTIONS)}")
         _require(isinstance(given, dict), f"{section} must be a section: write [{section}] on a line of its own")
-        sections[section] = SECTIONS[section](**{name: _checked(section, name, value) for name, value in given.items()})
+        names = [f.name for f in fields(SECTIONS[section])]
+        for name in given:
+            if name not in names:
+                hint = f" (it belongs in [{SECTION_OF[name]}])" if name in SECTION_OF else nearest(name, names)
+                raise ConfigError(f"unknown key {section}.{name}{hint}")
+        sections[section] = SECTIONS[section](**given)
     return Config(**sections)
 
 
 def _checked(section: str, name: str, value):
-    names = [f.name for f in fields(SECTIONS[section])]
-    if name not in names:
-        hint = f" (it belongs in [{SECTION_OF[name]}])" if name in SECTION_OF else nearest(name, names)
-        raise ConfigError(f"unknown key {section}.{name}{hint}")
     kind, several = field_type(section, name)
     if several:
         values = value if isinstance(value, list | tuple) else [value]
@@ -338,6 +355,8 @@ def _checked(section: str, name: str, value):
 def _scalar(section: str, name: str, value, kind: type):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     legal = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     _require(legal, f"{section}.{name} must be of type {kind.__name__}, not {value!r}")
     choices = SECTIONS[section].__dataclass_fields__[name].metadata["choices"]

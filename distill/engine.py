@@ -172,7 +172,8 @@ def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> fl
     """The learning rate of one update, counted from 0 over the whole training. A function: there is no state to save.
 
     Warm-up rises linearly to ``lr`` over warmup_epochs. cosine then falls to 0. onecycle is the cosine form of
-    Smith & Topin (2019) with torch's constants: lr/25 up to lr in 30 % of the updates, then down to lr/250,000.
+    Smith & Topin (2019) with torch's constants: lr/25 up to lr in 30 % of the updates, then down to lr/250,000;
+    momentum stays as it is.
     """
 
     def cosine(start: float, end: float, share: float) -> float:

@@ -31,6 +31,7 @@ class Progress(Silent):
     def start_model(self, seed: int, alpha: float | None, step: int, images: int, done: int) -> None:
         self.name, self.done = name_model(seed, alpha, step), done
         self.run.set_description(self.name)
+        self.epoch.set_description(f"epoch {done + 1}/{self.epochs}")
         self.run.update(done)
         self.epoch.reset(images)
 
@@ -56,6 +57,8 @@ class Progress(Silent):
             )
 
     def end_model(self, result: Result) -> None:
+        if not self.name:  # trained in another process, which tells of nothing before
+            self.run.update(self.epochs)
         agrees = "" if result.agreement is None else f", agrees with its teacher on {result.agreement:.4f}"
         name = name_model(result.seed, result.alpha, result.step)
         self.say(f"{name}: test accuracy {result.test_acc:.4f}{agrees}, {result.seconds:.1f} s")

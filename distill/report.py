@@ -51,8 +51,8 @@ def _cell(values: list[float] | None, seeds: int) -> str:
     return f"{mean:.4f} ± {sd:.4f}" if len(values) > 1 else f"{mean:.4f}" + " " * (9 if seeds > 1 else 0)
 
 
-def draw_accuracy(results: list[Result], folder: Path) -> None:
-    """Test accuracy against step, a line per alpha with its standard deviation over seeds: accuracy.png and .svg."""
+def accuracy_figure(results: list[Result]):
+    """Test accuracy against step, a line per alpha with its standard deviation over seeds: a Matplotlib Figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -75,6 +75,12 @@ def draw_accuracy(results: list[Result], folder: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def draw_accuracy(results: list[Result], folder: Path) -> None:
+    """Leave ``accuracy_figure`` as accuracy.png and accuracy.svg."""
+    figure = accuracy_figure(results)
     for kind in ("png", "svg"):
         write(folder / f"accuracy.{kind}", lambda file, kind=kind: figure.savefig(file, format=kind, dpi=150))
 

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from . import engine
-from .chain import Chains, default_network, load_weights
+from .chain import Chains
+from .checkpoints import default_network, load_weights
 from .config import CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError
 from .data import Dataset, Source, Split, load_source, make_dataset
 from .models import Classifier

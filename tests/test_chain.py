@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import Killed, config, contents, die_at, rows, source
+from tiny import config, contents, killed_at, rows, source
 from torch import nn
 
 import distill
 from distill import chain, engine, metrics
+from distill.checkpoints import read_tensors
 from distill.config import UserError
 from distill.data import from_arrays, make_dataset
 from distill.draws import generator, torch_seed
@@ -88,7 +89,13 @@ def test_a_chain_is_what_a_loop_written_by_hand_makes_of_the_same_draws(tmp_path
 def test_at_alpha_one_students_do_not_depend_on_their_teacher(tmp_path):
     distill.run(config(tmp_path / "a", alpha=1), source=source())
     nonsense = tmp_path / "nonsense.pt"
-    torch.save({k: torch.rand_like(v) if v.is_floating_point() else v for k, v in CifarResNet(8, 2, 1, 3).state_dict().items()}, nonsense)
+    torch.save(
+        {
+            k: torch.rand_like(v) if v.is_floating_point() else v
+            for k, v in CifarResNet(8, 2, 1, 3).state_dict().items()
+        },
+        nonsense,
+    )
     distill.run(config(tmp_path / "b", alpha=1, teacher_ckpt=str(nonsense)), source=source())
     for step in (1, 2):
         a, b = (tmp_path / run / "seed_1/alpha_1" / f"step_{step}/model.pt" for run in "ab")
@@ -219,9 +226,8 @@ def test_selection_never_looks_at_the_test_images(selected, tmp_path):
         assert (tmp_path / model / "model.pt").read_bytes() == (selected / model / "model.pt").read_bytes()
 
 
-def test_best_survives_an_interruption(selected, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, chain.STATE, 4)
+def test_best_survives_an_interruption(selected, tmp_path):
+    with killed_at(chain.STATE, 4):
         distill.run(config(tmp_path, **BEST), source=source())
     distill.run(config(tmp_path, **BEST), source=source())
     assert contents(tmp_path) == contents(selected)
@@ -253,7 +259,9 @@ def test_corrupted_labels_are_on_record(tmp_path):
 def test_the_record_is_of_the_labels_that_were_trained_on(tmp_path, monkeypatch):
     seen = {}
     make_pool = engine.make_pool
-    monkeypatch.setattr(engine, "make_pool", lambda split, device: seen.setdefault(len(split), make_pool(split, device)))
+    monkeypatch.setattr(
+        engine, "make_pool", lambda split, device: seen.setdefault(len(split), make_pool(split, device))
+    )
     distill.run(config(tmp_path, label_noise=0.25, distillation_steps=0), source=source())
     np.testing.assert_array_equal(np.load(tmp_path / "seed_1" / "labels.npz")["given"], seen[41].labels.numpy())
 
@@ -265,10 +273,9 @@ def test_clean_labels_need_no_record(finished):
 # --------------------------------------------------------------------------------------------------- damaged files
 
 
-def begun(run, monkeypatch):
+def begun(run):
     """A run that ended within the first student, its teacher finished."""
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, chain.STATE, 3)
+    with killed_at(chain.STATE, 3):
         distill.run(config(run), source=source())
     assert (run / TEACHER / "result.json").exists()
     assert (run / STUDENT / chain.STATE).exists()
@@ -300,8 +307,8 @@ def of_another_kind(file):
         ("config.toml", cut),
     ],
 )
-def test_a_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, monkeypatch, file, damage):
-    begun(tmp_path, monkeypatch)
+def test_a_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, file, damage):
+    begun(tmp_path)
     damage(tmp_path / file)
     before = {f: f.read_bytes() for f in tmp_path.rglob("*.pt")}
     with pytest.raises(UserError) as error:
@@ -311,8 +318,8 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(tmp_path, monkeypat
     assert {f: f.read_bytes() for f in tmp_path.rglob("*.pt")} == before
 
 
-def test_a_teacher_that_was_lost_is_missed(tmp_path, monkeypatch):
-    begun(tmp_path, monkeypatch)
+def test_a_teacher_that_was_lost_is_missed(tmp_path):
+    begun(tmp_path)
     (tmp_path / TEACHER / "model.pt").unlink()
     with pytest.raises(UserError, match=r"step_0/model\.pt"):
         distill.run(config(tmp_path), source=source())
@@ -333,7 +340,7 @@ def test_reading_a_checkpoint_runs_nothing_in_it(tmp_path):
 
     torch.save({"weight": Trap()}, tmp_path / "trap.pt")
     with pytest.raises(UserError, match=r"trap\.pt"):
-        chain.read_tensors(tmp_path / "trap.pt")
+        read_tensors(tmp_path / "trap.pt")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -389,10 +396,9 @@ def test_a_network_of_ones_own_must_be_given_to_load_it(tmp_path):
         distill.load_model(tmp_path / TEACHER)
 
 
-def test_dropout_goes_on_exactly(tmp_path, monkeypatch):
+def test_dropout_goes_on_exactly(tmp_path):
     distill.run(config(tmp_path / "whole"), source=source(), network=Own)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, chain.STATE, 3)
+    with killed_at(chain.STATE, 3):
         distill.run(config(tmp_path / "parts"), source=source(), network=Own)
     torch.rand(5)  # whatever else the process drew
     distill.run(config(tmp_path / "parts"), source=source(), network=Own)
@@ -419,6 +425,6 @@ def test_a_loss_that_is_not_finite_names_step_epoch_and_update(tmp_path, monkeyp
 
 
 def test_a_learning_rate_that_is_too_large_is_refused(tmp_path):
-    with pytest.raises(UserError, match="not finite.*smaller --lr"):
+    with pytest.raises(UserError, match=r"not finite.*smaller --lr"):
         distill.run(config(tmp_path, lr=1e38, optimizer="sgd"), source=source())
     assert not list(tmp_path.rglob("model.pt"))

@@ -345,7 +345,7 @@ def test_a_development_run_leaves_the_warm_up_out():
     assert our_rates(2, lr=0.3, max_epochs=5, warmup_epochs=2, fast_dev_run=True) == [0.3, 0.3]
 
 
-def test_every_update_has_its_own_rate():
+def test_every_update_has_its_own_rate(small_chunks):
     train = TrainConfig(lr=0.01, lr_schedule="cosine", max_epochs=2, batch_size=4, optimizer="sgd")
     fit, pool, used = engine.Fit(classifier(), train, CPU), pool_of(18), []
     step = fit.optimizer.step
@@ -540,14 +540,21 @@ def test_stopping_and_going_on_gives_the_same_bits(optimizer):
 # -------------------------------------------------------------------------------------------------- precision, devices
 
 
-def test_bf16_keeps_weights_and_losses_in_float32():
-    dtypes = []
+def test_bf16_keeps_weights_and_losses_in_float32(monkeypatch):
+    class Recorder(engine.Objective):
+        def __call__(self, *tensors):
+            in_the_loss.extend(tensor.dtype for tensor in tensors)
+            return super().__call__(*tensors)
+
+    monkeypatch.setattr(engine, "Objective", Recorder)
+    dtypes, in_the_loss = [], []
     model = classifier()
     model.network.fc.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
     train, pool = TrainConfig(batch_size=4, precision="bf16"), pool_of(16)
     fit = engine.Fit(model, train, CPU)
     figures = fit.epoch(pool, plan_of(16), CLASSES, a_teacher(), 0.5, SHOW)
     assert set(dtypes) == {torch.bfloat16}
+    assert set(in_the_loss) == {torch.float32}
     assert {p.dtype for p in fit.parameters} == {torch.float32}
     assert engine.predict(model, pool.images, train).dtype == torch.float32
     exact = engine.Fit(classifier(), TrainConfig(batch_size=4), CPU).epoch(

@@ -72,6 +72,14 @@ def test_uniform_predictions():
     assert figures == pytest.approx({"acc": 0.2, "nll": math.log(5), "brier": 0.8, "ece": 0.0}, abs=1e-12)
 
 
+def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower_one():
+    """(lower, upper], as in Guo et al. (2017): 3/15 shares a bin with 0.19, not with 0.21."""
+    right = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    below, above = (torch.tensor([0.2, other], dtype=torch.float64) for other in (0.19, 0.21))
+    assert metrics.calibration_error(below, right) == pytest.approx(abs(0.8 - 0.19) / 2, rel=1e-12)
+    assert metrics.calibration_error(above, right) == pytest.approx((0.8 + 0.21) / 2, rel=1e-12)
+
+
 def test_confidences_on_the_edges_of_the_bins_are_counted_once():
     confidence = torch.arange(16, dtype=torch.float64) / 15
     assert metrics.calibration_error(confidence, confidence) == pytest.approx(0, abs=1e-15)

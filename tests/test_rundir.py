@@ -28,7 +28,9 @@ FIGURES = dict.fromkeys(RESULT_COLUMNS, 0.5) | {"seed": 1, "alpha": None, "step"
 
 def leave_result(rundir: RunDir, **figures) -> Result:
     result = Result(**FIGURES | figures)
-    write_json(rundir.model(result.seed, result.alpha, result.step) / "result.json", FIGURES | figures | {"model_sha256": ""})
+    write_json(
+        rundir.model(result.seed, result.alpha, result.step) / "result.json", FIGURES | figures | {"model_sha256": ""}
+    )
     return result
 
 
@@ -113,7 +115,8 @@ def test_sha256_of_a_known_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "name"), [(0.6, "alpha_0.6"), (0, "alpha_0"), (1.0, "alpha_1"), (0.35, "alpha_0.35"), (1e-5, "alpha_1e-05")]
+    ("alpha", "name"),
+    [(0.6, "alpha_0.6"), (0, "alpha_0"), (1.0, "alpha_1"), (0.35, "alpha_0.35"), (1e-5, "alpha_1e-05")],
 )
 def test_arms_are_named_for_their_alpha(alpha, name):
     assert arm_name(alpha) == name
@@ -171,7 +174,11 @@ def test_config_toml_without_the_output_so_that_it_runs_again_elsewhere(tmp_path
     assert "output" not in (tmp_path / "config.toml").read_text()
 
 
-LOCK = "import sys; from pathlib import Path; from distill.rundir import RunDir\nwith RunDir(Path(sys.argv[1])).lock(): pass"
+LOCK = """import sys
+from pathlib import Path
+from distill.rundir import RunDir
+with RunDir(Path(sys.argv[1])).lock():
+    pass"""
 
 
 def test_a_second_process_is_kept_out_until_the_first_has_ended(tmp_path):

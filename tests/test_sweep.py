@@ -1,9 +1,12 @@
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,12 @@ from distill.config import UserError
 from distill.rundir import RunDir
 
 ROOT = Path(__file__).parents[1]
-DIGITS = {"dataset": "digits", "train_size": 40, "test_size": 40, "label_noise": 0.25}
+
+
+@pytest.fixture
+def folder(tiny_imagefolder) -> dict:
+    """Options for images that worker processes can read for themselves."""
+    return {"dataset": "imagefolder", "data_dir": str(tiny_imagefolder), "label_noise": 0.25}
 
 
 # ------------------------------------------------------------------------------------------------------- crash safety
@@ -106,10 +114,12 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        epoch = engine.Silent.end_epoch
-        patch.setattr(engine.Silent, "end_epoch", lambda *a: (patch.setattr("distill.rundir.os.fsync", full), epoch(*a)))
-        distill.run(config(tmp_path / "run"), source=source())
+    epoch = engine.Silent.end_epoch
+    with monkeypatch.context() as patch:
+        fill = partial(patch.setattr, "distill.rundir.os.fsync", full)
+        patch.setattr(engine.Silent, "end_epoch", lambda *args: (fill(), epoch(*args)))
+        with pytest.raises(OSError, match="No space left"):
+            distill.run(config(tmp_path / "run"), source=source())
     assert not list((tmp_path / "run").rglob("*.tmp"))
     distill.run(config(tmp_path / "run"), source=source())
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
@@ -165,17 +175,17 @@ def test_what_is_about_to_run_is_described(tmp_path):
 # ------------------------------------------------------------------------------------------------------- side by side
 
 
-def test_two_jobs_give_the_bits_of_one(tmp_path):
-    options = DIGITS | {"alpha": [0, 0.5], "seed": [1, 2], "distillation_steps": 1, "max_epochs": 1}
+def test_two_jobs_give_the_bits_of_one(tmp_path, folder):
+    options = folder | {"alpha": [0, 0.5], "seed": [1, 2], "distillation_steps": 1, "max_epochs": 1}
     one = distill.run(config(tmp_path / "one", **options))
     two = distill.run(config(tmp_path / "two", jobs=2, **options))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert [(r.seed, r.alpha, r.step) for r in two] == [(r.seed, r.alpha, r.step) for r in one]
 
 
-def test_a_users_error_in_a_worker_is_the_same_one_line(tmp_path):
+def test_a_users_error_in_a_worker_is_the_same_one_line(tmp_path, folder):
     with pytest.raises(UserError, match="loss is not finite at update"):
-        distill.run(config(tmp_path, **DIGITS, jobs=2, lr=1e38, optimizer="sgd"))
+        distill.run(config(tmp_path, **folder, jobs=2, lr=1e38, optimizer="sgd"))
 
 
 def test_jobs_need_what_a_configuration_can_name(tmp_path):
@@ -221,8 +231,8 @@ def alive(pids: list[int]) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-def test_no_worker_outlives_its_parent_and_the_run_goes_on_exactly(tmp_path, ending):
-    options = DIGITS | {"alpha": [0, 0.5], "max_epochs": 8}
+def test_no_worker_outlives_its_parent_and_the_run_goes_on_exactly(tmp_path, folder, ending):
+    options = folder | {"alpha": [0, 0.5], "max_epochs": 8}
     run = tmp_path / "parts"
     words = [f"--{name}={value}" for name, value in options.items() if name != "alpha"]
     words += ["--resnet=8", "--width=2", "--batch-size=8", "--lr=0.01", "--distillation-steps=2", "--threads=1"]
@@ -252,6 +262,18 @@ def test_no_worker_outlives_its_parent_and_the_run_goes_on_exactly(tmp_path, end
     distill.run(config(run, **options))
     distill.run(config(tmp_path / "whole", **options))
     assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_a_worker_that_was_killed_is_one_line(tmp_path, folder):
+    def kill_one():
+        wait_for(lambda: list(tmp_path.rglob("training_state.pt")))
+        multiprocessing.active_children()[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(UserError, match="a worker process was killed"):
+        distill.run(config(tmp_path, **folder, jobs=2, max_epochs=1000))
+    killer.join()
 
 
 def test_two_runs_may_not_share_a_directory(tmp_path):

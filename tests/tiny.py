@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,23 +59,25 @@ def contents(run: Path) -> dict:
     read = {
         ".csv": rows,
         ".json": lambda path: None if path.name == "environment.json" else result(path),
-        ".toml": lambda path: {name: values for name, values in read_toml(path).items() if name != "run"},
+        ".toml": lambda path: from_dict(read_toml(path)).identity,
         ".svg": lambda path: None,  # Matplotlib writes the date into it
     }
     files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(run)): read.get(path.suffix, Path.read_bytes)(path) for path in files}
 
 
-def die_at(monkeypatch: pytest.MonkeyPatch, file: str, occurrence: int = 1) -> None:
-    """Raise Killed once a file of this name has been written for the given time."""
-    import os
-
+@contextmanager
+def killed_at(file: str, occurrence: int) -> Iterator[None]:
+    """The process that is run in here ends once a file of this name has been written for the given time."""
     replace, seen = os.replace, []
 
     def dying(temporary, path):
         replace(temporary, path)
         seen.append(Path(path).name)
-        if seen.count(file) == occurrence and seen[-1] == file:
+        if seen[-1] == file and seen.count(file) == occurrence:
             raise Killed
 
-    monkeypatch.setattr("distill.rundir.os.replace", dying)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.rundir.os.replace", dying)
+        with pytest.raises(Killed):
+            yield
