@@ -34,13 +34,13 @@ def start(words, **environment) -> subprocess.Popen:
 
 def stop_when(process: subprocess.Popen, file: Path, number: int) -> str:
     """Send a signal as soon as there is such a file; what the program then said on standard error."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not file.exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.005)
     process.send_signal(number)
-    return process.communicate(timeout=60)[1]
+    return process.communicate(timeout=300)[1]
 
 
 def test_a_run_stopped_three_times_equals_one_that_was_not(tmp_path, tiny_cifar10, tiny_cifar10_archive, http_server):
@@ -68,11 +68,11 @@ def test_a_run_stopped_three_times_equals_one_that_was_not(tmp_path, tiny_cifar1
     assert not (parts / "seed_1/alpha_0.6/step_2/result.json").exists()
 
     process = start(["--resume", parts])
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert "everything is in" in out.splitlines()[-1]
 
-    reference.communicate(timeout=60)
+    reference.communicate(timeout=300)
     assert reference.returncode == 0
     assert rows(parts / "results.csv") == rows(whole / "results.csv")
     assert [(row["alpha"], row["step"]) for row in rows(whole / "results.csv")] == [
@@ -90,7 +90,7 @@ def test_a_run_stopped_three_times_equals_one_that_was_not(tmp_path, tiny_cifar1
 
 def test_a_wrong_command_is_one_line(tmp_path):
     process = start([*OPTIONS, "--alpha", "1.5", "--output", tmp_path / "run"])
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=300)
     assert (process.returncode, out) == (2, "")
     assert said == "self_distiller.py: error: alpha must be a number in [0, 1], not 1.5\n"
     assert not (tmp_path / "run").exists()
