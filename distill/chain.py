@@ -18,7 +18,7 @@ from .config import Config, ConfigError
 from .data import Dataset
 from .draws import torch_seed
 from .objective import LOSSES, one_hot
-from .rundir import Result, RunDir, read_json, read_result, sha256, write_csv, write_json
+from .rundir import Result, RunDir, name_model, read_json, read_result, sha256, write_csv, write_json
 
 STATE = "training_state.pt"
 METRICS = "epoch lr train_loss train_truth_loss train_teacher_loss train_reg train_acc val_loss val_acc seconds"
@@ -28,7 +28,7 @@ class Chains:
     """What the chains of one seed share: configuration, data in device memory, and where models are kept.
 
     ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes). ``show`` is
-    told of the progress, and ``finished`` is called with the Result of every model that has been trained.
+    told of the progress (engine.Silent says of what).
     """
 
     def __init__(
@@ -39,11 +39,10 @@ class Chains:
         rundir: RunDir,
         device: torch.device,
         network: Callable[[], nn.Module],
-        finished: Callable[[Result], None],
         show,
     ):
         self.config, self.seed, self.data, self.rundir, self.device = config, seed, data, rundir, device
-        self.network, self.finished, self.show = network, finished, show
+        self.network, self.show = network, show
         self.train = engine.make_pool(data.train, device)
         self.val = data.val and engine.make_pool(data.val, device)
         self.test = engine.make_pool(data.test, device)
@@ -85,11 +84,12 @@ class Chains:
             (folder / STATE).unlink(missing_ok=True)  # where the end came between the two
             return Finished(self, folder)
         training = Training(folder, engine.Fit(self.new_model(step), self.config.train, self.device))
-        self.show.start_model(self.seed, alpha, step, len(self.train), training.fit.epochs)
+        name = name_model(self.seed, alpha, step)
+        self.show.start_model(name, len(self.train), training.fit.epochs)
         for epoch in range(training.fit.epochs, self.config.train.epochs):
             row = self.train_epoch(training.fit, step, epoch, teacher, alpha)
             training.record(row, self.selects_best)
-            self.show.end_epoch(row)
+            self.show.end_epoch(name, row)
         parent = teacher and {"path": str(teacher.folder.relative_to(self.rundir.path)), "sha256": teacher.sha256}
         self.finish(folder, training.selected(), alpha, step, teacher, parent, training.rows)
         return Finished(self, folder)
@@ -109,8 +109,8 @@ class Chains:
         try:
             figures = fit.epoch(self.train, plan, len(data.classes), guide, weight, self.show)
         except engine.NotFinite as error:
-            arm = "" if alpha is None else f"alpha {alpha:g}, "
-            where = f"seed {self.seed}, {arm}step {step}, epoch {epoch + 1}"
+            name = name_model(self.seed, alpha, step)
+            where = f"{name}, epoch {epoch + 1}"
             raise ConfigError(f"{where}: {error}; try a smaller --lr") from None
         val, _ = self.score(fit.model, self.val)
         return {
@@ -156,7 +156,7 @@ class Chains:
         }
         write_json(folder / "result.json", asdict(result) | about)
         (folder / STATE).unlink(missing_ok=True)
-        self.finished(result)
+        self.show.end_model(result)
 
     def score(self, model: nn.Module, pool: engine.Pool | None) -> tuple[dict[str, float], Tensor | None]:
         """Loss, accuracy, NLL, Brier and ECE on a split against true labels, and the logits; nothing for no split."""

@@ -1,7 +1,6 @@
 """The command line: options to a Config, a Config to a run, exceptions to one-line errors."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -96,6 +95,8 @@ def _resumed(path: Path, file: str | None, options: dict) -> Config:
         raise ConfigError("--resume takes its options from the run itself; leave --config out")
     if not (path / "config.toml").exists():
         raise ConfigError(f"{path} holds no run to resume (no config.toml in it)")
+    if "output" in options:
+        raise ConfigError("--resume goes on in the directory it names; leave --output out")
     held = from_dict(read_toml(path / "config.toml"))
     written = {section: {k: v for k, v in values.items() if v is not None} for section, values in asdict(held).items()}
     config = from_dict(_merged(written, options))
@@ -121,10 +122,8 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + stopped_by[0]
     except UserError as error:
         return _refuse(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
-            raise
-        return _refuse(f"{error.filename or 'writing'}: {error.strerror}; what was finished is kept")
+    except OSError as error:  # a full or failing disk, a folder that went away
+        return _refuse(f"{error}; what was finished is kept")
 
 
 def _refuse(message: str) -> int:
@@ -133,15 +132,16 @@ def _refuse(message: str) -> int:
 
 
 def _run(config: Config) -> None:
-    from . import sweep  # torch is only imported for a run that has passed every check before
+    from .lab import count_models, describe, prepare  # torch: only for a configuration that has passed every check
     from .progress import Progress
     from .report import report
+    from .sweep import run_lab
 
-    lab = sweep.prepare(config, progress=True)
-    print(sweep.describe(lab), flush=True)
-    show = Progress(sweep.count_models(config), config.train.epochs)
+    lab = prepare(config, progress=True)
+    print(describe(lab), flush=True)
+    show = Progress(count_models(config), config.train.epochs, config.run.jobs)
     try:
-        sweep.run_lab(lab, show)
+        run_lab(lab, show)
     finally:
         show.close()
     print(f"\n{report(config.output)}\n")

@@ -377,7 +377,7 @@ def _decode_all(data_dir: Path, files: list[_ImageFile], image_size: int | None,
 
     on_terminal = sys.stderr.isatty()
     if progress and not on_terminal:
-        print(f"reading {len(paths):,} images from {data_dir}", file=sys.stderr)
+        print(f"reading {len(paths):,} images from {data_dir}", flush=True)
     small = sum(file.size for file in files) < 16_384 * len(files)
     with ThreadPoolExecutor() as pool:
         # Threads decode photographs faster; over files of a few kilobytes they only fight for the interpreter

@@ -201,7 +201,10 @@ def updates_per_epoch(n: int, batch_size: int) -> int:
 class Silent:
     """What a run tells of its progress, told to nobody; ``progress.py`` has the one that a person sees."""
 
-    def start_model(self, seed: int, alpha: float | None, step: int, images: int, done: int) -> None:
+    def begin(self, finished: int) -> None:
+        """The run begins; so many of its models are finished already."""
+
+    def start_model(self, name: str, images: int, done: int) -> None:
         """A model begins, or goes on after ``done`` epochs of ``images`` images."""
 
     def advance(self, images: int) -> None:
@@ -210,8 +213,8 @@ class Silent:
     def figures(self, sums: "Sums") -> None:
         """A chunk is done; reading ``sums`` waits for the device."""
 
-    def end_epoch(self, row: dict) -> None:
-        """An epoch is over; ``row`` is its row of metrics.csv."""
+    def end_epoch(self, name: str, row: dict) -> None:
+        """An epoch of the model of this name is over; ``row`` is its row of metrics.csv."""
 
     def end_model(self, result) -> None:
         """A model is finished, with this Result."""

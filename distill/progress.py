@@ -6,31 +6,28 @@ import time
 from tqdm import tqdm
 
 from .engine import Silent, Sums
-from .rundir import Result
+from .rundir import Result, name_model
 
 LINE_EVERY = 10.0  # seconds between epoch lines where the output is no terminal
 LOOK_EVERY = 1.0  # seconds between looks at the figures, each of which waits for the device
 
 
-def name_model(seed: int, alpha: float | None, step: int) -> str:
-    """``seed 1 alpha 0.6 step 2``, or ``seed 1 step 0`` for the teacher."""
-    return f"seed {seed}{'' if alpha is None else f' alpha {alpha:g}'} step {step}"
-
-
 class Progress(Silent):
     """Bars on standard error (epochs of the whole run; images of the epoch), lines on standard output."""
 
-    def __init__(self, models: int, epochs: int):
+    def __init__(self, models: int, epochs: int, jobs: int = 1):
         self.bars, self.epochs = sys.stderr.isatty(), epochs
         style = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
         self.run = tqdm(total=models * epochs, unit="epoch", desc="run", **style)
-        self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style)
-        self.name, self.done = "", 0
+        # Several jobs share no epoch: their images are not shown.
+        self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style | {"disable": not self.bars or jobs > 1})
         self.spoke = self.looked = time.monotonic()
 
-    def start_model(self, seed: int, alpha: float | None, step: int, images: int, done: int) -> None:
-        self.name, self.done = name_model(seed, alpha, step), done
-        self.run.set_description(self.name)
+    def begin(self, finished: int) -> None:
+        self.run.update(finished * self.epochs)
+
+    def start_model(self, name: str, images: int, done: int) -> None:
+        self.run.set_description(name)
         self.epoch.set_description(f"epoch {done + 1}/{self.epochs}")
         self.run.update(done)
         self.epoch.reset(images)
@@ -44,21 +41,18 @@ class Progress(Silent):
             self.epoch.set_postfix_str(f"loss {so_far['loss']:.4f} acc {so_far['acc']:.3f}")
             self.looked = time.monotonic()
 
-    def end_epoch(self, row: dict) -> None:
-        self.done += 1
+    def end_epoch(self, name: str, row: dict) -> None:
         self.run.update()
         self.epoch.reset()
-        self.epoch.set_description(f"epoch {min(self.done + 1, self.epochs)}/{self.epochs}")
+        self.epoch.set_description(f"epoch {min(row['epoch'] + 1, self.epochs)}/{self.epochs}")
         if not self.bars and time.monotonic() - self.spoke > LINE_EVERY:
-            val = "" if row.get("val_acc") is None else f", held out {row['val_acc']:.4f}"
+            val = "" if row["val_acc"] is None else f", held out {row['val_acc']:.4f}"
             self.say(
-                f"{self.name} epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.5f}, "
+                f"{name}, epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.5f}, "
                 f"accuracy {row['train_acc']:.4f}{val}, {row['seconds']:.1f} s"
             )
 
     def end_model(self, result: Result) -> None:
-        if not self.name:  # trained in another process, which tells of nothing before
-            self.run.update(self.epochs)
         agrees = "" if result.agreement is None else f", agrees with its teacher on {result.agreement:.4f}"
         name = name_model(result.seed, result.alpha, result.step)
         self.say(f"{name}: test accuracy {result.test_acc:.4f}{agrees}, {result.seconds:.1f} s")

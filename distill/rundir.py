@@ -110,6 +110,11 @@ def arm_name(alpha: float) -> str:
     return f"alpha_{repr(float(alpha)).removesuffix('.0')}"
 
 
+def name_model(seed: int, alpha: float | None, step: int) -> str:
+    """``seed 1, alpha 0.6, step 2``, or ``seed 1, step 0`` for the teacher."""
+    return f"seed {seed}, {'' if alpha is None else f'alpha {alpha:g}, '}step {step}"
+
+
 def read_result(folder: Path) -> Result:
     """The figures of a finished model. Raises ConfigError where the file is damaged."""
     content = read_json(folder / "result.json")
@@ -195,7 +200,9 @@ def now() -> str:
 
 def _commit() -> str | None:
     """The commit of the program's source, with a + where it has been changed since; None outside a checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
+    if not (here / ".git").exists():  # installed: whatever repository lies around it is not ours
+        return None
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],

@@ -9,6 +9,7 @@ from tiny import config, contents, killed_at, rows, source
 from torch import nn
 
 import distill
+import distill.lab
 from distill import chain, engine, metrics
 from distill.checkpoints import read_tensors
 from distill.config import UserError
@@ -123,8 +124,8 @@ def test_every_student_has_initial_weights_of_its_own(tmp_path):
         return seen[-1]
 
     c = config(tmp_path)
-    lab = distill.sweep.prepare(c, source(), network)
-    chains = lab.chains(1, distill.rundir.RunDir(tmp_path), print, engine.Silent())
+    lab = distill.lab.prepare(c, source(), network)
+    chains = lab.chains(1, distill.rundir.RunDir(tmp_path), engine.Silent())
     first, again, second = (chains.new_model(step).network.conv1.weight for step in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)

@@ -897,7 +897,7 @@ def test_progress_is_one_plain_line_where_there_is_no_terminal(tree, capsys):
     assert capsys.readouterr().err == ""
     os.remove(tree / ".self-distiller-native.npz")
     load_tree(tree, progress=True)
-    assert capsys.readouterr().err.splitlines() == [f"reading 54 images from {tree}"]
+    assert capsys.readouterr() == (f"reading 54 images from {tree}\n", "")
 
 
 def test_progress_is_a_bar_on_a_terminal(tree, capsys, monkeypatch):

@@ -14,7 +14,8 @@ import torch
 from tiny import Killed, config, contents, rows, source
 
 import distill
-from distill import engine, sweep
+from distill import engine
+from distill import lab as lab_module
 from distill.config import UserError
 from distill.rundir import RunDir
 
@@ -133,13 +134,13 @@ def test_a_grid_trains_each_seeds_teacher_once(tmp_path):
     results = distill.run(c, source=source())
     expected = [(s, a, k) for s in (1, 3) for a, k in ((None, 0), (0.2, 1), (0.7, 1))]
     assert [(r.seed, r.alpha, r.step) for r in results] == expected
-    assert sweep.count_models(c) == len(expected)
+    assert lab_module.count_models(c) == len(expected)
     assert [row["alpha"] for row in rows(tmp_path / "results.csv")] == ["", "0.2", "0.7"] * 2
 
 
 def test_a_given_teacher_is_not_counted_as_a_model_to_train(tmp_path):
     c = config(tmp_path, alpha=[0, 1], seed=[1, 2, 3], teacher_ckpt="teacher.pt", distillation_steps=4)
-    assert sweep.count_models(c) == 3 * 2 * 4
+    assert lab_module.count_models(c) == 3 * 2 * 4
 
 
 def test_seeds_differ(tmp_path):
@@ -149,22 +150,22 @@ def test_seeds_differ(tmp_path):
 
 
 def test_every_seeds_data_are_checked_before_anything_is_written(tmp_path, monkeypatch):
-    dataset = sweep.Lab.dataset
+    dataset = lab_module.Lab.dataset
 
     def bad_for_seed_2(self, seed):
         if seed == 2:
             raise UserError("too few")
         return dataset(self, seed)
 
-    monkeypatch.setattr(sweep.Lab, "dataset", bad_for_seed_2)
+    monkeypatch.setattr(lab_module.Lab, "dataset", bad_for_seed_2)
     with pytest.raises(UserError, match="too few"):
         distill.run(config(tmp_path / "run", seed=[1, 2]), source=source())
     assert not (tmp_path / "run").exists()
 
 
 def test_what_is_about_to_run_is_described(tmp_path):
-    lab = sweep.prepare(config(tmp_path, alpha=[0, 0.5], label_noise=0.25), source())
-    lines = dict(line.split(None, 1) for line in sweep.describe(lab).splitlines())
+    lab = lab_module.prepare(config(tmp_path, alpha=[0, 0.5], label_noise=0.25), source())
+    lines = dict(line.split(None, 1) for line in lab_module.describe(lab).splitlines())
     assert lines["device"].startswith("cpu")
     assert lines["data"] == "custom: 41 train, 20 test images of 1x8x8, 3 classes, 10 training labels corrupted"
     assert lines["model"].startswith("ResNet-8, ")

@@ -1,0 +1,146 @@
+"""What a run works with: its device, its images, and how its networks are made."""
+
+import io
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import engine
+from .chain import Chains
+from .checkpoints import default_network
+from .config import CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError
+from .data import Dataset, Source, Split, load_source, make_dataset
+from .rundir import RunDir, write
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A configuration with what it needs to run: its device, its images, and how its networks are made."""
+
+    config: Config
+    source: Source
+    device: torch.device
+    network: Callable[[], nn.Module] | None  # None: the one that the configuration names
+
+    def dataset(self, seed: int) -> Dataset:
+        """One seed's splits. Raises ConfigError where there are fewer training images than a batch."""
+        data, batch = self.config.data, self.config.train.batch_size
+        dataset = make_dataset(self.source, data, seed)
+        if self.config.train.fast_dev_run:  # two batches of everything
+            parts = {name: getattr(dataset, name) for name in ("train", "val", "test")}
+            dataset = replace(dataset, **{name: part and _spread(part, 2 * batch) for name, part in parts.items()})
+        if len(dataset.train) < batch:
+            raise ConfigError(
+                f"{len(dataset.train)} training images are fewer than a batch of {batch}: lower --batch-size"
+            )
+        return dataset
+
+    def chains(self, seed: int, rundir: RunDir, show) -> Chains:
+        """The chains of one seed, its data put on the device and its corrupted labels on record."""
+        data = self.dataset(seed)
+        labels = rundir.path / f"seed_{seed}" / "labels.npz"
+        if self.config.data.label_noise and not labels.exists():
+            write(labels, _label_record(data))
+        return Chains(self.config, seed, data, rundir, self.device, self.make_network(data), show)
+
+    def make_network(self, data: Dataset) -> Callable[[], nn.Module]:
+        """The function that makes this run's networks."""
+        return self.network or default_network(self.config.model, data.train.images.shape[1], len(data.classes))
+
+
+def _spread(split: Split, n: int) -> Split:
+    """At most ``n`` images of a split, evenly spaced: it may be sorted by class."""
+    rows = np.linspace(0, len(split) - 1, min(n, len(split))).astype(np.int64)
+    return Split(split.images[rows], split.labels[rows], split.true_labels[rows], split.index[rows])
+
+
+def _label_record(data: Dataset) -> bytes:
+    """index, given, true and corrupted, each (n,), of the training images, as the bytes of an .npz file."""
+    train, file = data.train, io.BytesIO()
+    corrupted = train.labels != train.true_labels
+    np.savez(file, index=train.index, given=train.labels, true=train.true_labels, corrupted=corrupted)
+    return file.getvalue()
+
+
+def prepare(
+    config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, progress: bool = False
+) -> Lab:
+    """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
+    device = engine.pick_device(config.run.device)
+    threads = config.run.threads
+    if config.run.jobs > 1 and (source is not None or network is not None):
+        raise ConfigError("jobs need a network and images that the configuration names; use jobs = 1")
+    if threads is None and config.run.jobs > 1:
+        threads = max(1, torch.get_num_threads() // config.run.jobs)
+    engine.set_up(config.train, device, threads)
+    if source is None:
+        if config.data.dataset == CUSTOM_DATA:
+            raise ConfigError("this run's images came from Python arrays: give them to run() as source")
+        source = load_source(config.data, progress)
+    else:
+        config = replace(config, data=replace(config.data, dataset=CUSTOM_DATA))
+    if network is not None:
+        config = replace(config, model=replace(config.model, resnet=CUSTOM_MODEL, stem=None, width=None))
+    elif config.model.resnet == CUSTOM_MODEL:
+        raise ConfigError("this run's network came from Python: give it to run() as network")
+    return Lab(config, source, device, network)
+
+
+def describe(lab: Lab) -> str:
+    """What is about to run, in a few lines."""
+    config, data = lab.config, lab.dataset(lab.config.chain.seed[0])
+    cuda = lab.device.type == "cuda"
+    device = (
+        torch.cuda.get_device_name(lab.device)
+        if cuda
+        else f"{platform.machine()}, {_count(torch.get_num_threads(), 'thread')}"
+    )
+    parts = {name: split for name in ("train", "val", "test") if (split := getattr(data, name)) is not None}
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in parts.items())
+    noise = int((data.train.labels != data.train.true_labels).sum())
+    c, h, w = data.train.images.shape[1:]
+    with torch.random.fork_rng(devices=[]):
+        parameters = sum(p.numel() for p in lab.make_network(data)().parameters())
+    name = "a network of your own" if lab.network else f"ResNet-{config.model.resnet}"
+    chain, epochs = config.chain, config.train.epochs
+    updates = engine.updates_per_epoch(len(data.train), config.train.batch_size)
+    seeds = " ".join(map(str, chain.seed))
+    alphas = " ".join(f"{a:g}" for a in chain.alpha)
+    teacher = "teacher" if chain.teacher_ckpt is None else f"given teacher (step {chain.first_step})"
+    return "\n".join(
+        [
+            f"device  {lab.device} ({device}), torch {torch.__version__}, {config.train.precision}",
+            f"data    {data.name}: {sizes} images of {c}x{h}x{w}, {len(data.classes)} classes"
+            + (f", {noise:,} training labels corrupted" if noise else ""),
+            f"model   {name}, {parameters:,} parameters",
+            f"chains  seed {seeds}, alpha {alphas}: {teacher} + {_count(chain.distillation_steps, 'student')} each, "
+            f"{_count(count_models(config), 'model')} of {_count(epochs, 'epoch')} of {_count(updates, 'update')}",
+            f"output  {config.output}",
+        ]
+    )
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
+def count_models(config: Config) -> int:
+    """Models that a run trains: a teacher a seed, unless it is given, and the students of every arm."""
+    chain = config.chain
+    return len(chain.seed) * ((chain.teacher_ckpt is None) + len(chain.alpha) * chain.distillation_steps)
+
+
+def versions(device: torch.device) -> dict[str, str | int]:
+    """Versions and hardware, for the record."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }

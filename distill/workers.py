@@ -1,0 +1,102 @@
+"""Chains side by side: every chain of a grid is a task for one of a few processes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+
+from .config import Config, UserError
+from .engine import Silent
+from .lab import Lab, prepare
+from .rundir import Result, RunDir
+
+
+def side_by_side(lab: Lab, show) -> None:
+    """Teachers, then arms, as tasks for ``jobs`` processes. An arm is ready once its seed's teacher is."""
+    chain = lab.config.chain
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or torch's threads
+    messages = context.SimpleQueue()
+
+    def listen() -> None:
+        for method, *arguments in iter(messages.get, None):
+            with suppress(OSError):  # results.csv is written once more at the end, where a full disk is told of
+                getattr(show, method)(*arguments)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab.config, messages))
+    try:
+        with _out_of_ctrl_c():
+            tasks = {workers.submit(_work, seed, None): seed for seed in chain.seed}
+        while tasks:
+            for task in wait(tasks, return_when=FIRST_COMPLETED).done:
+                seed, alpha = tasks.pop(task), task.result()
+                if alpha is None:
+                    with _out_of_ctrl_c():
+                        tasks |= {workers.submit(_work, seed, alpha): seed for alpha in chain.alpha}
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory: the same command goes on, maybe with fewer --jobs"
+        ) from None
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()  # each model's last finished epoch is on disk
+        raise
+    finally:
+        workers.shutdown(wait=True, cancel_futures=True)
+        messages.put(None)
+        listener.join()
+
+
+@contextmanager
+def _out_of_ctrl_c():
+    """Processes started here never see Ctrl-C, which a terminal sends to all: their parent tells them when to end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Messenger(Silent):
+    """Progress in a worker process, told to its parent."""
+
+    def __init__(self, messages):
+        self.put = messages.put
+
+    def end_epoch(self, name: str, row: dict) -> None:
+        self.put(("end_epoch", name, row))
+
+    def end_model(self, result: Result) -> None:
+        self.put(("end_model", result))
+
+
+_worker: tuple[Lab, _Messenger]  # a worker process's own
+
+
+def _start_worker(config: Config, messages) -> None:
+    global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = prepare(config), _Messenger(messages)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)  # a parent that was killed must not leave a second writer in the run directory
+
+
+def _work(seed: int, alpha: float | None) -> float | None:
+    """Train one seed's teacher (alpha None) or one arm's students; returns alpha."""
+    lab, show = _worker
+    chains = lab.chains(seed, RunDir(lab.config.output), show)
+    if alpha is None:
+        chains.teacher  # noqa: B018 - trains it
+    else:
+        chains.run(alpha)
+    return alpha
