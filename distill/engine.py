@@ -62,7 +62,8 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
         torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
-    torch.use_deterministic_algorithms(train.deterministic)
+    if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports two seconds' worth
+        torch.use_deterministic_algorithms(train.deterministic)
 
 
 def _keep_freed_memory() -> None:

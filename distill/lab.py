@@ -1,6 +1,7 @@
 """What a run works with: its device, its images, and how its networks are made."""
 
 import io
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +26,13 @@ class Lab:
     source: Source
     device: torch.device
     network: Callable[[], nn.Module] | None  # None: the one that the configuration names
+
+    def set_up(self) -> None:
+        """Set torch's switches in this process. Raises ConfigError for a precision that the device lacks."""
+        threads, jobs = self.config.run.threads, self.config.run.jobs
+        if threads is None and jobs > 1:
+            threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+        engine.set_up(self.config.train, self.device, threads)
 
     def dataset(self, seed: int) -> Dataset:
         """One seed's splits. Raises ConfigError where there are fewer training images than a batch."""
@@ -71,12 +79,8 @@ def prepare(
 ) -> Lab:
     """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
     device = engine.pick_device(config.run.device)
-    threads = config.run.threads
     if config.run.jobs > 1 and (source is not None or network is not None):
         raise ConfigError("jobs need a network and images that the configuration names; use jobs = 1")
-    if threads is None and config.run.jobs > 1:
-        threads = max(1, torch.get_num_threads() // config.run.jobs)
-    engine.set_up(config.train, device, threads)
     if source is None:
         if config.data.dataset == CUSTOM_DATA:
             raise ConfigError("this run's images came from Python arrays: give them to run() as source")
@@ -87,7 +91,9 @@ def prepare(
         config = replace(config, model=replace(config.model, resnet=CUSTOM_MODEL, stem=None, width=None))
     elif config.model.resnet == CUSTOM_MODEL:
         raise ConfigError("this run's network came from Python: give it to run() as network")
-    return Lab(config, source, device, network)
+    lab = Lab(config, source, device, network)
+    lab.set_up()
+    return lab
 
 
 def describe(lab: Lab) -> str:

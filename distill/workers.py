@@ -8,9 +8,9 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 
-from .config import Config, UserError
+from .config import UserError
 from .engine import Silent
-from .lab import Lab, prepare
+from .lab import Lab
 from .rundir import Result, RunDir
 
 
@@ -27,7 +27,7 @@ def side_by_side(lab: Lab, show) -> None:
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab.config, messages))
+    workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab, messages))
     try:
         with _out_of_ctrl_c():
             tasks = {workers.submit(_work, seed, None): seed for seed in chain.seed}
@@ -80,10 +80,11 @@ class _Messenger(Silent):
 _worker: tuple[Lab, _Messenger]  # a worker process's own
 
 
-def _start_worker(config: Config, messages) -> None:
+def _start_worker(lab: Lab, messages) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = prepare(config), _Messenger(messages)
+    lab.set_up()
+    _worker = lab, _Messenger(messages)
 
 
 def _end_with_parent() -> None:
