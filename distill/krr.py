@@ -6,14 +6,16 @@ The chain (Borup & Andersen, NeurIPS 2021, arXiv 2102.13088): y^(0) = y, and for
 
 With K = V D V^T, A = D (D + lam)^-1 and z = V^T y every fit is diagonal:
 
-    y^(tau) = V B^(tau) z,    B^(tau) = A w^(tau),    c^(tau) = V (D + lam)^-1 w^(tau) z,    f^(tau)(x) = k(x, X) c^(tau),
+    y^(tau) = V B^(tau) z,    B^(tau) = A w^(tau),    c^(tau) = V (D + lam)^-1 w^(tau) z,    f^(tau)(x) = k(x,
+    X) c^(tau),
 
 where w^(tau) = alpha_tau + (1 - alpha_tau) B^(tau-1), w^(1) = 1, is what blending did to the targets: the
 *blend filter*. It is what this file computes, because B and c follow from it with no division by D.
 
-Conventions: `d` (n,) are K's eigenvalues, large to small, >= 0. `lam` >= 0 is the ridge. `alpha` is any finite
-number, or a schedule: a sequence whose first entry is the weight of fit 2 (fit 1 has no teacher) and whose last
-one repeats. `steps` are fit numbers >= 1, `math.inf` for the limit. Targets are (n,) or (n, m). All is float64.
+Conventions: `d` (n,) are K's eigenvalues, large to small, >= 0. `lam` >= 0 is the ridge. `alpha` is any
+finite number, or a schedule: a sequence whose first entry is the weight of fit 2 (fit 1 has no teacher) and
+whose last one repeats. `steps` are fit numbers >= 1, `math.inf` for the limit. Targets are (n,) or (n, m).
+All is float64.
 """
 
 import math
@@ -118,8 +120,9 @@ def _refuse_divergence(d, lam, alpha) -> None:
 def blend_filters(d, lam: float, alpha, steps) -> np.ndarray:
     """The blend filters w^(tau), (len(steps), n), each at O(n) however late the step.
 
-    From step s on, where the weight is constant, w^(tau) = alpha + (1 - alpha) A w^(tau-1) is a geometric series
-    in q = (1 - alpha) A (Borup & Andersen, Theorem 4.2, written so that nothing cancels when q is near 1):
+    From step s on, where the weight is constant, w^(tau) = alpha + (1 - alpha) A w^(tau-1) is a geometric
+    series in q = (1 - alpha) A (Borup & Andersen, written so that nothing cancels when q is near
+    1):
 
         w^(s+m) = q^m w^(s) + alpha (1 - q^m) / (1 - q),    w^(inf) = alpha / (1 - q).
 
@@ -254,7 +257,7 @@ def degrees_of_freedom(B) -> np.ndarray:
 
 
 def generalised_cross_validation(spectrum: Spectrum, y, B) -> np.ndarray:
-    """GCV(tau) = (‖(I - B) z‖² / (n m)) / (1 - tr(B)/n)², (steps,); an estimate of the squared prediction error.
+    """GCV(tau) = (‖(I - B) z‖² / (n m)) / (1 - tr(B)/n)², (steps,): estimates of the prediction error.
 
     Golub, Heath & Wahba 1979. `B` (steps, n). inf where tr(B) = n: an interpolant tells nothing of its error.
     """
@@ -270,17 +273,17 @@ def generalised_cross_validation(spectrum: Spectrum, y, B) -> np.ndarray:
 
 
 def power_coefficients(spectrum: Spectrum, y, lam: float, k: int) -> np.ndarray:
-    """Dual coefficients of A y, ..., A^k y (k, n[, m]), in whose span lies fit k of every chain with this lam."""
+    """Dual coefficients of A y, ..., A^k y (k, n[, m]), whose span holds fit k of every chain with lam."""
     y, A = _targets(y, len(spectrum.d)), shrinkage(spectrum.d, lam)
     # V (D + lam)^-1 A^(j-1) z
     return _rotate(spectrum.V, A ** np.arange(k)[:, None] / (spectrum.d + lam), spectrum.V.T @ y)
 
 
 def gcv_residuals(spectrum: Spectrum, y, lam: float, k: int) -> np.ndarray:
-    """r_j = (1 - A^j) z / (1 - tr(A^j)/n), (k, n[, m]), j = 1..k: residuals for the best weights without held-out data.
+    """r_j = (1 - A^j) z / (1 - tr(A^j)/n), (k, n[, m]), j = 1..k: for the best weights without held-out data.
 
-    Dang, Patil & Rinaldo 2026, arXiv 2602.17565. It needs n in the hundreds. Raises ValueError at lam = 0, where
-    every residual is 0/0.
+    Dang, Patil & Rinaldo 2026, arXiv 2602.17565. It needs n in the hundreds. Raises ValueError at lam = 0,
+    where every residual is 0/0.
     """
     y = _targets(y, len(spectrum.d))
     _check_lam(spectrum.d, lam)
@@ -321,8 +324,8 @@ def _check_solver(solver: str) -> None:
 def chain(K, y, lam: float, alpha, steps, *, solver: str = "auto", overwrite: bool = False) -> Chain:
     """One chain from the kernel matrix: its dual coefficients at `steps`.
 
-    K (n, n), y (n,) or (n, m). "cholesky" factorises K + lam I once and solves once a step; "eigh" decomposes K
-    and takes any step at once; "auto" takes the cheaper. `overwrite` lets K's memory be used: at most three
+    K (n, n), y (n,) or (n, m). "cholesky" factorises K + lam I once and solves once a step; "eigh" decomposes
+    K and takes any step at once; "auto" takes the cheaper. `overwrite` lets K's memory be used: at most three
     n × n arrays at once. Raises KernelMatrixError's subclasses, SingularKernelError, DivergentChainError,
     MatrixTooLargeError, and ValueError for an argument out of its range.
     """
@@ -356,7 +359,7 @@ def _limit_sure(steps, alphas) -> bool:
 
 
 def _chain_by_cholesky(K, y, lam, alpha, steps) -> Chain:
-    _refuse_slow_divergence(K, lam, alpha, steps)
+    _refuse_missing_limit(K, lam, alpha, steps)
     refuse_negative_eigenvalues(K)
     L = cholesky(K, lam)
     condition = cholesky_condition(L, np.linalg.norm(K, 1) + lam)
@@ -385,8 +388,8 @@ def _limit_by_cholesky(K, y, lam, alpha) -> np.ndarray:
     return cholesky_solve(cholesky(K, lam, scale=alpha), alpha * y) if alpha else np.zeros_like(y)
 
 
-def _refuse_slow_divergence(K, lam, alpha, steps) -> None:
-    """Raise DivergentChainError for a limit that does not exist, at the cost of an eigenvalue where it may not."""
+def _refuse_missing_limit(K, lam, alpha, steps) -> None:
+    """Raise DivergentChainError for a limit that does not exist; takes d_1 if alpha is outside [0, 1]."""
     last = _schedule(alpha)[-1]
     if not _limit_sure(steps, [last]):
         n = len(K)
@@ -397,13 +400,13 @@ def _refuse_slow_divergence(K, lam, alpha, steps) -> None:
 def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", overwrite: bool = False):
     """Mean squared error of every chain at every step: (len(alphas), len(lams), len(steps)) float64.
 
-    K (n, n) kernel matrix, or its `Spectrum`; y (n,) or (n, m); K_new (q, n) holds k(x, X) at the q points where
-    `target` (q,) or (q, m) is known; alphas any numbers, lams >= 0, steps from 1, `math.inf` for the limit. inf
-    where a chain has no limit or has left float64's range. `solver`, `overwrite` and errors as in `chain`; with
-    "cholesky" the lams must be > 0, finite steps few, and limits only at alpha in [0, 1].
+    K (n, n) kernel matrix, or its `Spectrum`; y (n,) or (n, m); K_new (q, n) holds k(x, X) at the q points
+    where `target` (q,) or (q, m) is known; alphas any numbers, lams >= 0, steps from 1, `math.inf` for the
+    limit. inf where a chain has no limit or has left float64's range. `solver`, `overwrite` and errors as in
+    `chain`; with "cholesky" the lams must be > 0, finite steps few, and limits only at alpha in [0, 1].
 
-    For one lam the fits of every alpha lie in the span of A y, A² y, ... So these are predicted once, P_j, and
-    QR of [t, P_1, ..., P_k] leaves a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖: an alpha costs
+    For one lam the fits of every alpha lie in the span of A y, A² y, ... So these are predicted once, P_j,
+    and QR of [t, P_1, ..., P_k] leaves a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖: an alpha costs
     nothing that grows with n. Limits, and steps too late for powers, are columns of their own.
     """
     _check_solver(solver)
@@ -439,7 +442,8 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
             columns = _spectral_columns(spectrum, y, K_new, len(lams) * (depth + len(own)))
 
     early = [j for j, step in enumerate(steps) if step <= depth]
-    # Rows of (1, -c), c = (alpha, alpha (1 - alpha), ..., (1 - alpha)^(k-1)) by stick breaking with one alpha.
+    # Rows of (1, -c), c = (alpha, alpha (1 - alpha), ..., (1 - alpha)^(k-1)) by stick breaking with one
+    # alpha.
     combinations = np.zeros((len(alphas), len(early), depth + 1))
     combinations[..., 0] = 1
     for i, alpha in enumerate(alphas):
@@ -460,7 +464,7 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
 
 
 def _spectral_columns(spectrum, y, K_new, total):
-    """columns(lam, depth, own): predictions of A y, ..., A^depth y, and of each (alpha, step) in `own` or None."""
+    """columns(lam, depth, own): predictions of A y, ..., A^depth y, and for each (alpha, step) of own."""
     z, d = spectrum.V.T @ y, spectrum.d
     rotated = K_new @ spectrum.V if total >= len(K_new) else None  # worth its product only for many columns
 

@@ -3,7 +3,8 @@
 Two routes lead to (K + lam I)^-1, and neither forms an inverse:
 
 - one eigendecomposition K = V D V^T, which then serves every lam, alpha and step;
-- one Cholesky factorisation for each lam, which at n = 2,000 costs about a fourteenth of the eigendecomposition.
+- one Cholesky factorisation for each lam, which at n = 2,000 costs about a fourteenth of the
+eigendecomposition.
 """
 
 import os
@@ -16,8 +17,8 @@ from scipy.linalg import blas, lapack
 
 EPS = np.finfo(np.float64).eps
 SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
-# Of the Frobenius norm of K. Rounding in K's entries moves an eigenvalue by some n * EPS of it; a kernel that is
-# not positive semidefinite, such as a sigmoid, misses by far more.
+# Of the Frobenius norm of K. Rounding in K's entries moves an eigenvalue by some n * EPS of it; a kernel that
+# is not positive semidefinite, such as a sigmoid, misses by far more.
 NEGATIVE_TOLERANCE = 1e-8
 
 
@@ -111,9 +112,9 @@ class Spectrum:
 def decompose(K, *, overwrite: bool = False) -> Spectrum:
     """The eigendecomposition of a kernel matrix K (n, n), symmetric and positive semidefinite.
 
-    Eigenvalues a hair below 0 (to NEGATIVE_TOLERANCE of K's Frobenius norm) are 0. With `overwrite`, K's memory
-    is used and its contents are lost: three n × n arrays at once instead of four.
-    Raises KernelMatrixError's subclasses, and MatrixTooLargeError before anything is allocated.
+    Eigenvalues a hair below 0 (to NEGATIVE_TOLERANCE of K's Frobenius norm) are 0. With `overwrite`, K's
+    memory is used and its contents are lost: three n × n arrays at once instead of four. Raises
+    KernelMatrixError's subclasses, and MatrixTooLargeError before anything is allocated.
     """
     K = check_kernel(K)
     require_memory(len(K), arrays=2 if overwrite else 3)
@@ -130,7 +131,7 @@ def decompose(K, *, overwrite: bool = False) -> Spectrum:
 
 
 def cholesky(K: np.ndarray, shift: float, scale: float = 1.0) -> np.ndarray:
-    """Lower factor L (n, n), Fortran order, of scale * K + shift * I = L L^T; above its diagonal lies rubbish.
+    """Lower factor L (n, n), Fortran order, of scale * K + shift * I = L L^T; what is above it is rubbish.
 
     K as from `check_kernel`. Raises SingularKernelError where LAPACK meets a pivot that is not positive.
     """

@@ -1,8 +1,8 @@
 """Best weights of the ground truth, from predictions alone: nothing here knows of kernels, or of networks.
 
-A student's fit is affine in its alpha, f = alpha f^(1) + (1 - alpha) g with g the student trained on the teacher's
-output alone, so the alpha of least squared error is a projection. Over k fits of one ridge the chain is
-f^(k) = sum_j c_j A^j y with sum_j c_j = 1, and the best c is a least-squares problem.
+A student's fit is affine in its alpha, f = alpha f^(1) + (1 - alpha) g with g the student trained on the
+teacher's output alone, so the alpha of least squared error is a projection. Over k fits of one ridge the
+chain is f^(k) = sum_j c_j A^j y with sum_j c_j = 1, and the best c is a least-squares problem.
 """
 
 import math
@@ -17,7 +17,7 @@ def best_alpha(first, probe, target) -> float:
 
     first, probe, target: arrays of one shape, at held-out points: the first fit, the student trained on the
     teacher's output alone (alpha = 0), and the truth. Not clipped: the best may lie outside [0, 1]. NaN where
-    `first` and `probe` agree to rounding: then alpha does not matter. (Borup & Andersen, Section 4.3, Algorithm 1.)
+    `first` and `probe` agree to rounding: then alpha does not matter. (Borup & Andersen, Algorithm 1.)
     """
     first, probe, target = (np.asarray(a, dtype=np.float64).ravel() for a in (first, probe, target))
     e = first - probe
@@ -45,8 +45,8 @@ def weights_to_alphas(weights) -> np.ndarray:
     """The alphas (k-1,) of fits 2, ..., k whose stick breaking gives `weights` (k,), which must sum to 1.
 
     alpha_k = c_1, alpha_(k-1) = c_2 / (1 - c_1), ... Where the stick is used up (the fit before has no
-    influence) the earlier alphas do not matter and are 1. Raises ValueError for weights that no chain has: a sum
-    other than 1, or a weight after the stick is used up.
+    influence) the earlier alphas do not matter and are 1. Raises ValueError for weights that no chain has: a
+    sum other than 1, or a weight after the stick is used up.
     """
     weights = np.asarray(weights, dtype=np.float64)
     scale = np.abs(weights).max()
@@ -68,8 +68,8 @@ def weights_to_alphas(weights) -> np.ndarray:
 def greedy_alphas(residuals) -> tuple[np.ndarray, np.ndarray]:
     """The best weight of each fit in turn, given the ones before: (alphas (k-1,) of fits 2..k, risks (k,)).
 
-    `residuals` (k, ...): r_j = target - (the prediction of A^j y), held out, or `gcv_residuals`. A risk is the
-    mean square of a residual. Where a weight does not matter it is 1, the fit without a teacher.
+    `residuals` (k, ...): r_j = target - (the prediction of A^j y), held out, or `gcv_residuals`. A risk is
+    the mean square of a residual. Where a weight does not matter it is 1, the fit without a teacher.
     """
     R = np.asarray(residuals, dtype=np.float64).reshape(len(residuals), -1)
     weights, alphas, risks = np.ones(1), [], [np.mean(R[0] ** 2)]
@@ -84,11 +84,12 @@ def greedy_alphas(residuals) -> tuple[np.ndarray, np.ndarray]:
 
 
 def joint_weights(residuals) -> tuple[np.ndarray, float]:
-    """The best weights of A y, ..., A^k y together: (c (k,) with sum 1, its risk). (Pareek, Du & Oh, NeurIPS 2024.)
+    """The best weights of A y, ..., A^k y together: (c (k,) with sum 1, its risk).
 
-    c* = G^-1 1 / (1^T G^-1 1), G_ij = <r_i, r_j>, is the minimum of ‖sum_j c_j r_j‖² with sum_j c_j = 1. G has the
-    square of the residuals' condition number and is never formed: with c_1 = 1 - c_2 - ... - c_k this is the
-    least-squares problem r_1 + sum_(j>1) c_j (r_j - r_1) -> min. `residuals` as for `greedy_alphas`.
+    Pareek, Du & Oh, NeurIPS 2024, arXiv 2407.04600:
+    c* = G^-1 1 / (1^T G^-1 1), G_ij = <r_i, r_j>, is the minimum of ‖sum_j c_j r_j‖² with sum_j c_j = 1. G
+    has the square of the residuals' condition number and is never formed: with c_1 = 1 - c_2 - ... - c_k this
+    is the least-squares problem r_1 + sum_(j>1) c_j (r_j - r_1) -> min. `residuals` as for `greedy_alphas`.
     """
     R = np.asarray(residuals, dtype=np.float64).reshape(len(residuals), -1)
     free = np.linalg.lstsq((R[1:] - R[0]).T, -R[0], rcond=None)[0]
