@@ -36,6 +36,7 @@ from distill.linalg import (
     decompose,
     refuse_negative_eigenvalues,
 )
+from distill.weights import AUTO_FITS as AUTO_FITS
 from distill.weights import alphas_to_weights
 from distill.weights import best_alpha as best_alpha
 from distill.weights import greedy_alphas as greedy_alphas

@@ -16,6 +16,7 @@ import scipy.linalg
 from scipy.linalg import blas, lapack
 
 EPS = np.finfo(np.float64).eps
+LARGEST_ENTRY = 1e150  # its square is still finite
 SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
 # Of the Frobenius norm of K. Rounding in K's entries moves an eigenvalue by some n * EPS of it; a kernel that
 # is not positive semidefinite, such as a sigmoid, misses by far more.
@@ -27,7 +28,7 @@ class KernelMatrixError(ValueError):
 
 
 class NotFiniteError(KernelMatrixError):
-    """K or y holds NaN or infinity."""
+    """K or y holds NaN, infinity, or numbers so large that their squares are."""
 
 
 class NotSymmetricError(KernelMatrixError):
@@ -92,9 +93,10 @@ def check_kernel(K) -> np.ndarray:
     largest = difference = 0.0
     for start in range(0, len(K), 256):  # in strips, because K - K.T would be another n × n array
         rows = slice(start, start + 256)
-        if not np.isfinite(K[rows]).all():
-            raise NotFiniteError("K has NaN or infinite entries")
-        largest = max(largest, np.abs(K[rows]).max())
+        height = np.abs(K[rows]).max()
+        if not height <= LARGEST_ENTRY:  # so written, it holds for NaN
+            raise NotFiniteError(f"K has entries that are NaN, infinite or past {LARGEST_ENTRY:g}")
+        largest = max(largest, height)
         difference = max(difference, np.abs(K[rows] - K[:, rows].T).max())
     if difference > SYMMETRY_TOLERANCE * largest:
         raise NotSymmetricError(f"K is not symmetric: K - K.T has an entry of {difference:.3g}")

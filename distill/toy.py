@@ -9,11 +9,11 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 KERNEL_NAMES = ("rbf", "laplacian", "matern12", "matern32", "matern52", "polynomial", "linear")
 LARGEST = 1e100  # of any number that a user gives: its square is still far inside float64's range
-AUTO_FITS = 6  # best weights are chosen for fits 2 to 6; the last repeats
 INFINITY = "∞"
 
 
@@ -36,6 +36,15 @@ def _number(text: str) -> float:
     if not abs(value) <= LARGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value + 0.0  # -0.0 is 0
+
+
+def _plain(word: str) -> str:
+    """-1e-3 as -0.001, because argparse takes the former for an option; any other word as it is."""
+    try:
+        value = float(word) if word.startswith("-") else math.nan
+    except ValueError:
+        value = math.nan
+    return format(Decimal(repr(value)), "f") if math.isfinite(value) else word
 
 
 def _weight(text: str) -> float | str:
@@ -170,11 +179,11 @@ def columns(args, parts) -> list[Column]:
 
 
 def best_schedule(parts, lam: float):
-    """The greedy best weights (AUTO_FITS - 1,) of fits 2, 3, ... against the targets in `parts`."""
+    """The greedy best weights (krr.AUTO_FITS - 1,) of fits 2, 3, ... against the targets in `parts`."""
     from distill import krr
     from distill.toy_data import held_out_residuals
 
-    return krr.greedy_alphas(held_out_residuals(parts, lam, AUTO_FITS))[0]
+    return krr.greedy_alphas(held_out_residuals(parts, lam, krr.AUTO_FITS))[0]
 
 
 def shown_steps(n_fits: int) -> list[int]:
@@ -192,8 +201,8 @@ def format_table(chains: list[Column], steps: list[float], table) -> str:
     """
     cells = [[INFINITY if step == math.inf else str(step) for step in steps]]
     for losses in table:
-        best = min(losses)
-        cells.append([_cell(loss) + ("*" if loss == best < math.inf else " ") for loss in losses])
+        best = min(range(len(losses)), key=losses.__getitem__)
+        cells.append([_cell(loss) + ("*" if i == best else " ") for i, loss in enumerate(losses)])
     headings = ["fit", *(chain.heading + " " for chain in chains)]
     widths = [max(map(len, [head, *column])) for head, column in zip(headings, cells, strict=True)]
     rows = [headings, *zip(*cells, strict=True)]
@@ -287,7 +296,7 @@ def run(args) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The program: returns 0. An error that a user can cause is one line on standard error, exit code 2."""
     options = parser()
-    args = options.parse_args(argv)
+    args = options.parse_args([_plain(word) for word in (sys.argv[1:] if argv is None else argv)])
     if args.data is not None and (args.n is not None or args.noise is not None):
         options.error("--data reads its points from a file: leave out --n and --noise")
     from distill.linalg import KernelMatrixError, SingularKernelError

@@ -231,8 +231,8 @@ def best_alpha_figure(valley, greedy, joint, risks, loss_name) -> Figure:
     """The best weights in closed form against the valley that a grid finds, and what they gain.
 
     valley (len(GRID), k-1): the loss of fits 2..k by their weight, after greedy weights. greedy (k-1,): their
-    weights. joint: for each number of fits 2..k the schedule (fits - 1,). risks: name -> losses (k-1,) of
-    2..k fits.
+    weights. joint: for each number of fits 2..k the schedule (fits - 1,), or NaN. risks: name -> losses
+    (k-1,) of 2..k fits.
     """
     figure = Figure(figsize=(9.6, 3.6))
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
@@ -275,7 +275,10 @@ def best_weights(parts, lam, k):
             weights = krr.alphas_to_weights([*greedy[: fits - 2], alpha])
             valley[i, fits - 2] = np.mean((weights @ R[:fits]) ** 2)
         weights, risk = krr.joint_weights(R[:fits])
-        joint.append(krr.weights_to_alphas(weights))
+        try:
+            joint.append(krr.weights_to_alphas(weights))
+        except ValueError:  # the best weights are past 1e15 and no chain has them in float64
+            joint.append(np.full(fits - 1, np.nan))
         joint_risks.append(risk)
     constant = loss_map(parts, lam, GRID, range(2, k + 1)).min(axis=0)
     risks = {

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 EPS = np.finfo(np.float64).eps
+AUTO_FITS = 6  # with alpha="auto" the weights of fits 2 to 6 are chosen, and the last one repeats
 
 
 def best_alpha(first, probe, target) -> float:
@@ -92,6 +93,8 @@ def joint_weights(residuals) -> tuple[np.ndarray, float]:
     is the least-squares problem r_1 + sum_(j>1) c_j (r_j - r_1) -> min. `residuals` as for `greedy_alphas`.
     """
     R = np.asarray(residuals, dtype=np.float64).reshape(len(residuals), -1)
-    free = np.linalg.lstsq((R[1:] - R[0]).T, -R[0], rcond=None)[0]
+    steps = R[1:] - R[0]
+    steps[np.linalg.norm(steps, axis=1) <= 4 * EPS * np.linalg.norm(R[0])] = 0  # rounding is no direction
+    free = np.linalg.lstsq(steps.T, -R[0], rcond=None)[0]
     weights = np.array([1 - free.sum(), *free])
     return weights, float(np.mean((weights @ R) ** 2))
