@@ -369,19 +369,25 @@ def _chain_by_cholesky(K, y, lam, alpha, steps) -> Chain:
     alphas, coefficients = _schedule(alpha), {}
     target = y
     for step in range(1, int(max((step for step in steps if step < math.inf), default=0)) + 1):
-        # c^(tau) = (K + lam I)^-1 (alpha_tau y + (1 - alpha_tau) y^(tau-1)), y^(tau) = K c^(tau)
+        # c^(tau) = (K + lam I)^-1 (alpha_tau y + (1 - alpha_tau) y^(tau-1))
         c = cholesky_solve(L, target)
         if not np.isfinite(c).all():
             raise DivergentChainError(f"the chain diverges: step {step} is past 1e308")
         if step in steps:
             coefficients[step] = c
         weight = alphas[min(step, len(alphas)) - 1]
-        target = weight * y + (1 - weight) * (K @ c)
+        with np.errstate(over="ignore", invalid="ignore"):  # a chain that overflows is named at the next step
+            target = weight * y + (1 - weight) * _fitted(K, lam, target, c)
     if math.inf in steps:
         coefficients[math.inf] = (
             cholesky_solve(L, y) if lam == 0 else _limit_by_cholesky(K, y, lam, alphas[-1])
         )
     return Chain(np.array([coefficients[step] for step in steps]), condition, "cholesky")
+
+
+def _fitted(K, lam, target, c):
+    """y^(tau) = K c = target - lam c. For small lam the first rounds off more, for large lam the second cancels."""
+    return target - lam * c if lam * len(K) <= K.trace() else K @ c
 
 
 def _limit_by_cholesky(K, y, lam, alpha) -> np.ndarray:
@@ -498,7 +504,7 @@ def _cholesky_columns(K, y, K_new):
         L = cholesky(K, lam) if depth else None
         for _ in range(depth):
             powers.append(cholesky_solve(L, target))
-            target = K @ powers[-1]  # A^j y
+            target = _fitted(K, lam, target, powers[-1])  # A^j y
         limits = [_limit_by_cholesky(K, y, lam, alpha) for alpha, _ in own]
         predictions = predict(K_new, np.array(powers + limits))
         return predictions[:depth], list(predictions[depth:])

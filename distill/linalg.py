@@ -91,13 +91,14 @@ def check_kernel(K) -> np.ndarray:
             f"K must be a square matrix with a row for each point, not of shape {K.shape}"
         )
     largest = difference = 0.0
-    for start in range(0, len(K), 256):  # in strips, because K - K.T would be another n × n array
-        rows = slice(start, start + 256)
+    strips = [slice(start, start + 256) for start in range(0, len(K), 256)]
+    for i, rows in enumerate(strips):
         height = np.abs(K[rows]).max()
         if not height <= LARGEST_ENTRY:  # so written, it holds for NaN
             raise NotFiniteError(f"K has entries that are NaN, infinite or past {LARGEST_ENTRY:g}")
         largest = max(largest, height)
-        difference = max(difference, np.abs(K[rows] - K[:, rows].T).max())
+        for columns in strips[i:]:  # tile by tile, because K - K.T would be another n × n array
+            difference = max(difference, np.abs(K[rows, columns] - K[columns, rows].T).max())
     if difference > SYMMETRY_TOLERANCE * largest:
         raise NotSymmetricError(f"K is not symmetric: K - K.T has an entry of {difference:.3g}")
     return K
@@ -169,7 +170,7 @@ def refuse_negative_eigenvalues(K: np.ndarray) -> None:
     eigenvalue lies below minus that, the bound that `decompose` uses.
     """
     try:
-        cholesky(K, NEGATIVE_TOLERANCE * np.linalg.norm(K))
+        cholesky(K, NEGATIVE_TOLERANCE * np.linalg.norm(K) or 1.0)  # K = 0 passes
     except SingularKernelError:
         raise NotPositiveSemidefiniteError(
             "K is not positive semidefinite: it has a negative eigenvalue"
