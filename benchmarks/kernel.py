@@ -3,9 +3,9 @@
     python -m benchmarks.kernel            # (a) to (e), some two minutes on 2 cores
     python -m benchmarks.kernel --large    # and n = 10,000, some three more
 
-Each comparison is paired: its two sides are timed in turn within a round, and the ratio is the median over rounds.
-A map by refits would take hours, so refits are timed on a sample of its cells and scaled to all of them.
-Prints a Markdown table, and writes the figures with hardware and versions as JSON.
+Each comparison is paired: its two sides are timed in turn within a round, and the ratio is the median over
+rounds. A map by refits would take hours, so refits are timed on a sample of its cells and scaled to all of
+them. Prints a Markdown table, and writes the figures with hardware and versions as JSON.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def estimator(**options):
 
 
 def map_against_refits(name, rounds, cells):
-    """(a), (b): a risk map from inputs to risks, kernel matrix included, against a refit for each of its cells."""
+    """(a), (b): a map from inputs to risks, kernel matrix included, against a refit for each of its cells."""
     X, y, X_val, y_val = problem()
     alphas, lams, steps = MAPS[name]
     rng, rows = np.random.default_rng(1), []

@@ -1,7 +1,7 @@
 """Kernel ridge self-distillation as scikit-learn estimators.
 
 A fit is the chain of `distill.krr`: fit 1 is scikit-learn's KernelRidge, and each later fit has the targets
-alpha * y + (1 - alpha) * (the predictions of the fit before). Kernels are those of `sklearn.metrics.pairwise`.
+alpha * y + (1 - alpha) * (predictions of the fit before). Kernels are those of `sklearn.metrics.pairwise`.
 """
 
 import math
@@ -82,7 +82,7 @@ class _SelfDistilled(BaseEstimator):
             raise ValueError(f"validation_fraction must lie between 0 and 1, or be None, not {fraction!r}")
 
     def _fit_targets(self, X, targets, sample_weight):
-        """Set alphas_, dual_coef_, condition_, solver_ from validated X and float64 targets (n,) or (n, m)."""
+        """Fit to validated X and float64 targets (n,) or (n, m): sets the attributes with a trailing _."""
         self._check_parameters()
         self.X_fit_, self._targets = X, targets
         self._weights = _check_weights(sample_weight, len(targets))
@@ -90,8 +90,8 @@ class _SelfDistilled(BaseEstimator):
         chain = self._chain([self.n_steps])
         if chain.condition > krr.UNTRUSTED:
             warnings.warn(
-                f"K + lam I has condition number {chain.condition:.2g}: fewer than six digits of the fit can be "
-                "trusted; raise lam",
+                f"K + lam I has condition number {chain.condition:.2g}: fewer than six digits of the fit can "
+                "be trusted; raise lam",
                 LinAlgWarning,
                 stacklevel=3,
             )
@@ -100,7 +100,7 @@ class _SelfDistilled(BaseEstimator):
         return self
 
     def _problem(self):
-        """K (n', n'), targets and the square roots s of the weights, of the n' points with a weight above 0.
+        """K (n', n'), targets and root weights s (n',) of the n' points with a weight above 0.
 
         With weights w the chain minimises sum_i w_i (f(x_i) - t_i)² + lam ‖f‖² at each fit. In s_i = sqrt(w_i)
         this is the chain without weights of s y and s K s, whose coefficients c~ give c = s c~.
@@ -135,8 +135,8 @@ class _SelfDistilled(BaseEstimator):
         if self.validation_fraction is None:
             if n < GCV_NEEDS:
                 warnings.warn(
-                    f"alpha='auto' by generalised cross-validation needs some hundreds of points and has {n}; "
-                    "set validation_fraction",
+                    f"alpha='auto' by generalised cross-validation needs some hundreds of points and has {n};"
+                    " set validation_fraction",
                     UserWarning,
                     stacklevel=4,
                 )
@@ -145,7 +145,7 @@ class _SelfDistilled(BaseEstimator):
                 B = np.array([krr.limit_diagonal(spectrum.d, self.lam, alpha) for alpha in LIMIT_ALPHAS])
                 scores = krr.generalised_cross_validation(spectrum, targets, B)
                 return LIMIT_ALPHAS[[np.argmin(scores)]]
-            residuals = krr.gcv_residuals(spectrum, targets, self.lam, self._auto_fits())
+            residuals = krr.gcv_residuals(spectrum, targets, self.lam, krr.AUTO_FITS)
         else:
             n_held_out = math.ceil(self.validation_fraction * n)
             if n_held_out >= n:
@@ -161,14 +161,11 @@ class _SelfDistilled(BaseEstimator):
                     spectrum, targets[train], K_new, target, LIMIT_ALPHAS, self.lam, math.inf
                 )
                 return LIMIT_ALPHAS[[np.argmin(scores)]]
-            powers = krr.power_coefficients(spectrum, targets[train], self.lam, self._auto_fits())
+            powers = krr.power_coefficients(spectrum, targets[train], self.lam, krr.AUTO_FITS)
             residuals = target - krr.predict(K_new, powers)
-        if len(residuals) == 1:
+        if self.n_steps == 1:
             return np.ones(1)  # fit 1 has no teacher, and any alpha serves
-        return krr.greedy_alphas(residuals)[0]
-
-    def _auto_fits(self):
-        return min(self.n_steps, krr.AUTO_FITS)
+        return krr.auto_schedule(residuals)[: self.n_steps - 1]
 
     def _predict_targets(self, X):
         check_is_fitted(self)
@@ -216,11 +213,12 @@ PARAMETERS = """
     Parameters
     ----------
     alpha : float, sequence of floats or "auto", default=0.5
-        Weight of the ground truth in the targets of fits 2, 3, ...: 1 is no distillation, 0 the teacher's output
-        alone; any real number. A sequence is a schedule, one weight a fit, whose last repeats. "auto" chooses the
-        weights of fits 2 to 6 one after the other (for n_steps = inf one weight of a grid on [0.001, 1]): by
-        generalised cross-validation, which needs hundreds of points (Dang, Patil & Rinaldo, arXiv 2602.17565), or
-        with `validation_fraction` on held-out points (Borup & Andersen, arXiv 2102.13088), and then fits on all.
+        Weight of the ground truth in the targets of fits 2, 3, ...: 1 is no distillation, 0 the teacher's
+        output alone; any real number. A sequence is a schedule, one weight a fit, whose last repeats. "auto"
+        chooses the weights of fits 2 to 6 one after the other (later fits repeat the last, clipped to [0, 1];
+        for n_steps = inf it is one weight of a grid on [0.001, 1]): by generalised cross-validation, which
+        needs hundreds of points (Dang, Patil & Rinaldo, arXiv 2602.17565), or with `validation_fraction` on
+        held-out points (Borup & Andersen, arXiv 2102.13088), and then fits on all points.
     lam : float, default=1.0
         Ridge, >= 0; what KernelRidge calls alpha.
     n_steps : int or inf, default=2
@@ -244,8 +242,8 @@ PARAMETERS = """
     alphas_ : ndarray
         The schedule in use: weights of fits 2, 3, ..., the last of which repeats.
     condition_ : float
-        Condition number of K + lam I. Past 1e9 a fit warns (scipy's LinAlgWarning): fewer than some six digits
-        can be trusted.
+        Condition number of K + lam I. Past 1e9 a fit warns (scipy's LinAlgWarning): fewer than some six
+        digits can be trusted.
     solver_ : str
         "eigh" or "cholesky", the solver that was taken.
 
@@ -262,11 +260,11 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, _SelfDistilled)
     {PARAMETERS}"""
 
     def fit(self, X, y, sample_weight=None):
-        """Fit the chain to X (n, p), sparse or dense, or (n, n) if precomputed, and y (n,) or (n, m).
+        """Fit the chain to X (n, p), or (n, n) if precomputed, and y (n,) or (n, m).
 
-        `sample_weight`: a number or (n,), >= 0. At every fit the squared error of point i, to the ground truth and
-        to the teacher alike, counts w_i times: a whole number w_i is w_i copies of the point (in "auto" the
-        number of points, which enters cross-validation, counts each once), 0 leaves it out.
+        `sample_weight`: a number or (n,), >= 0. At every fit the squared error of point i, to the ground truth
+        and to the teacher alike, counts w_i times: a whole number w_i is w_i copies of the point (except that
+        the number of points, which enters cross-validation in "auto", counts each once), 0 leaves it out.
         """
         X, y = self._check_X(X, y, multi_output=True, y_numeric=True)
         return self._fit_targets(X, np.asarray(y, dtype=np.float64), sample_weight)
@@ -283,11 +281,12 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, _SelfDistilled)
         yield from self._staged_targets(X, steps)
 
     def path(self, X, y, alphas, lams, steps, X_val, y_val):
-        """Mean squared error on (X_val, y_val) of chains fitted to (X, y): (len(alphas), len(lams), len(steps)).
+        """Mean squared errors on (X_val, y_val) of chains fitted to (X, y), (alphas, lams, steps) float64.
 
-        All from one decomposition, or one factorisation a ridge; see `distill.krr.risk_map`. Uses the kernel's
-        parameters and `solver` of this estimator and leaves it as it is, fitted or not. For
-        kernel="precomputed", X is (n, n) and X_val (q, n).
+        All from one decomposition, or one factorisation a ridge; see `distill.krr.risk_map`. X (n, p), y (n,)
+        or (n, m), X_val (q, p), y_val (q,) or (q, m), dense; for kernel="precomputed" X is (n, n) and X_val
+        (q, n). Uses the kernel's parameters and the solver of this estimator and leaves it as it is, fitted
+        or not.
         """
         X, y = (np.asarray(a, dtype=np.float64) for a in (X, y))
         X_val, y_val = (np.asarray(a, dtype=np.float64) for a in (X_val, y_val))
@@ -334,7 +333,7 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, _SelfDistilled):
             yield self.classes_[np.argmax(outputs, axis=1)]
 
     def path(self, X, y, alphas, lams, steps, X_val, y_val):
-        """As `SelfDistilledKernelRidge.path`: the mean squared error of the outputs against one-hot labels."""
+        """As `SelfDistilledKernelRidge.path`: mean squared errors of outputs against one-hot labels."""
         X, X_val = (np.asarray(a, dtype=np.float64) for a in (X, X_val))
         classes = np.unique(y)
         one_hot, one_hot_val = self._one_hot(y, classes), self._one_hot(y_val, classes)

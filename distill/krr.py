@@ -38,6 +38,7 @@ from distill.linalg import (
 )
 from distill.weights import AUTO_FITS as AUTO_FITS
 from distill.weights import alphas_to_weights
+from distill.weights import auto_schedule as auto_schedule
 from distill.weights import best_alpha as best_alpha
 from distill.weights import greedy_alphas as greedy_alphas
 from distill.weights import joint_weights as joint_weights
@@ -386,7 +387,7 @@ def _chain_by_cholesky(K, y, lam, alpha, steps) -> Chain:
 
 
 def _fitted(K, lam, target, c):
-    """y^(tau) = K c = target - lam c. For small lam the first rounds off more, for large lam the second cancels."""
+    """y^(tau) = K c = target - lam c: the first rounds off for small lam, the second cancels for large."""
     return target - lam * c if lam * len(K) <= K.trace() else K @ c
 
 

@@ -179,11 +179,11 @@ def columns(args, parts) -> list[Column]:
 
 
 def best_schedule(parts, lam: float):
-    """The greedy best weights (krr.AUTO_FITS - 1,) of fits 2, 3, ... against the targets in `parts`."""
+    """The greedy best weights of fits 2, 3, ... against the targets in `parts`, as krr.auto_schedule."""
     from distill import krr
     from distill.toy_data import held_out_residuals
 
-    return krr.greedy_alphas(held_out_residuals(parts, lam, krr.AUTO_FITS))[0]
+    return krr.auto_schedule(held_out_residuals(parts, lam, krr.AUTO_FITS))
 
 
 def shown_steps(n_fits: int) -> list[int]:

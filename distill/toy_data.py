@@ -123,6 +123,12 @@ KERNELS = {
 }
 
 
+def kernel_matrix(name: str, x, z, gamma: float) -> np.ndarray:
+    """k(x_i, z_j), (q, n) float64, of points x (q,) and z (n,); krr.decompose refuses what overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return KERNELS[name](x, z, gamma)
+
+
 @dataclass(frozen=True)
 class Fold:
     """A chain to fit and where to judge it: a spectrum and y (n,), K_new (q, n), target (q,)."""
@@ -140,13 +146,12 @@ def folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[Fold],
     all the others, which is exact leave-one-out (a chain of ridge fits has no shortcut by the smoother's
     diagonal), or past LEAVE_ONE_OUT_MOST points a fifth of them, drawn with `seed`.
     """
-    matrix = KERNELS[kernel]
 
     def fold(train, x_new, target):
         x = data.x[train]
         require_memory(len(x), arrays=3)
-        spectrum = krr.decompose(matrix(x, x, gamma), overwrite=True)
-        return Fold(spectrum, data.y[train], matrix(x_new, x, gamma), target)
+        spectrum = krr.decompose(kernel_matrix(kernel, x, x, gamma), overwrite=True)
+        return Fold(spectrum, data.y[train], kernel_matrix(kernel, x_new, x, gamma), target)
 
     n = len(data.x)
     if data.truth is not None:

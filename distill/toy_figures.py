@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from distill import krr
-from distill.toy_data import KERNELS, held_out_residuals, loss_map
+from distill.toy_data import held_out_residuals, kernel_matrix, loss_map
 
 FONT = 9
 STYLE = {
@@ -293,7 +293,7 @@ def all_figures(data, parts, loss_name, chains, steps, args) -> dict[str, bytes]
     """Every figure of the program as a file's bytes, by name. `steps` are the table's, the limit last."""
     spectrum, y = parts[0].spectrum, parts[0].y
     if len(y) < len(data.y):  # the folds leave points out; the figures show the chain on all of them
-        spectrum = krr.decompose(KERNELS[args.kernel](data.x, data.x, args.gamma), overwrite=True)
+        spectrum = krr.decompose(kernel_matrix(args.kernel, data.x, data.x, args.gamma), overwrite=True)
         y = data.y
     finite = np.array(steps[:-1])
     drawn = finite[np.unique(np.linspace(0, len(finite) - 1, CURVES).round().astype(int))]
@@ -316,7 +316,7 @@ def all_figures(data, parts, loss_name, chains, steps, args) -> dict[str, bytes]
 def _chain_figures(chain, spectrum, y, data, grid, steps, args):
     steps = [step for step in steps if _exists(spectrum.d, args.lam, chain.alpha, step)]
     limit = [math.inf] if _exists(spectrum.d, args.lam, chain.alpha, math.inf) else []
-    kernel = KERNELS[args.kernel](grid, data.x, args.gamma)
+    kernel = kernel_matrix(args.kernel, grid, data.x, args.gamma)
     curves = krr.predict(kernel, krr.dual_coefficients(spectrum, y, args.lam, chain.alpha, [*steps, *limit]))
     B = krr.diagonals(spectrum.d, args.lam, chain.alpha, [*steps, *limit])
     R = krr.sparsification_ratios(B)

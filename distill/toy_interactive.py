@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.widgets import Slider
 
 from distill import krr
-from distill.toy_data import KERNELS, DataError, folds, losses
+from distill.toy_data import DataError, folds, kernel_matrix, losses
 
 LATEST = 30  # fit on the step's slider; past its end lies the limit
 
@@ -51,9 +51,9 @@ class Window:
         alpha, lam, gamma, step = (slider.val for slider in self.sliders.values())
         lam, gamma = 10**lam, 10**gamma
         if gamma != self.gamma:
-            self.gamma, matrix = gamma, KERNELS[self.kernel]
-            self.spectrum = krr.decompose(matrix(self.data.x, self.data.x, gamma), overwrite=True)
-            self.matrix = matrix(self.grid, self.data.x, gamma)
+            self.gamma, x = gamma, self.data.x
+            self.spectrum = krr.decompose(kernel_matrix(self.kernel, x, x, gamma), overwrite=True)
+            self.matrix = kernel_matrix(self.kernel, self.grid, x, gamma)
             self.parts, _ = folds(self.data, self.kernel, gamma, self.seed)
         title = f"loss {losses(self.parts, lam, alpha, [step])[0]:.5f}"
         for artist, fit in ((self.first, 1), (self.curve, step), (self.limit, math.inf)):

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 EPS = np.finfo(np.float64).eps
-AUTO_FITS = 6  # with alpha="auto" the weights of fits 2 to 6 are chosen, and the last one repeats
+AUTO_FITS = 6  # with alpha="auto" the weights of fits 2 to 6 are chosen
 
 
 def best_alpha(first, probe, target) -> float:
@@ -82,6 +82,15 @@ def greedy_alphas(residuals) -> tuple[np.ndarray, np.ndarray]:
         weights = alphas_to_weights(alphas)
         risks.append(np.mean((weights @ R[:k]) ** 2))
     return np.array(alphas), np.array(risks)
+
+
+def auto_schedule(residuals) -> np.ndarray:
+    """The schedule of alpha="auto", (k,): `greedy_alphas` of fits 2..k, and the last in [0, 1] from then on.
+
+    A best weight may lie where a chain that repeats it diverges; one in [0, 1] always has a limit.
+    """
+    alphas, _ = greedy_alphas(residuals)
+    return np.append(alphas, np.clip(alphas[-1:], 0, 1))
 
 
 def joint_weights(residuals) -> tuple[np.ndarray, float]:
