@@ -102,8 +102,8 @@ class _SelfDistilled(BaseEstimator):
     def _problem(self):
         """K (n', n'), targets and root weights s (n',) of the n' points with a weight above 0.
 
-        With weights w the chain minimises sum_i w_i (f(x_i) - t_i)² + lam ‖f‖² at each fit. In s_i = sqrt(w_i)
-        this is the chain without weights of s y and s K s, whose coefficients c~ give c = s c~.
+        With weights w each fit minimises sum_i w_i (f(x_i) - t_i)² + lam ‖f‖². In s_i = sqrt(w_i) that is the
+        chain without weights of s y and s K s, whose coefficients c~ give c = s c~.
         """
         require_memory(len(self._targets), arrays=3)
         K = self._kernel_matrix(self.X_fit_)
@@ -170,7 +170,7 @@ class _SelfDistilled(BaseEstimator):
     def _predict_targets(self, X):
         check_is_fitted(self)
         X = self._check_X(X, reset=False)
-        return self._kernel_matrix(X, self.X_fit_) @ self.dual_coef_
+        return krr.predict(self._kernel_matrix(X, self.X_fit_), self.dual_coef_[None])[0]
 
     def _staged_targets(self, X, steps):
         check_is_fitted(self)
@@ -262,9 +262,9 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, _SelfDistilled)
     def fit(self, X, y, sample_weight=None):
         """Fit the chain to X (n, p), or (n, n) if precomputed, and y (n,) or (n, m).
 
-        `sample_weight`: a number or (n,), >= 0. At every fit the squared error of point i, to the ground truth
-        and to the teacher alike, counts w_i times: a whole number w_i is w_i copies of the point (except that
-        the number of points, which enters cross-validation in "auto", counts each once), 0 leaves it out.
+        `sample_weight`: a number or (n,), >= 0. At every fit the squared error of point i, to the ground
+        truth and to the teacher alike, counts w_i times: a whole number w_i is w_i copies of the point
+        (except that the number of points, of which "auto" makes use, counts it once), 0 leaves it out.
         """
         X, y = self._check_X(X, y, multi_output=True, y_numeric=True)
         return self._fit_targets(X, np.asarray(y, dtype=np.float64), sample_weight)

@@ -34,6 +34,7 @@ from distill.linalg import (
     cholesky_condition,
     cholesky_solve,
     decompose,
+    product,
     refuse_negative_eigenvalues,
 )
 from distill.weights import AUTO_FITS as AUTO_FITS
@@ -46,7 +47,7 @@ from distill.weights import weights_to_alphas as weights_to_alphas
 
 # In units of one Cholesky factorisation, measured at n = 2,000 on 2 cores (benchmarks/kernel.py, part d).
 EIGH_COST = 14
-SOLVE_COST = 60  # of one solve with a factor, divided by n
+SOLVE_COST = 40  # of one solve with a factor, times n
 
 UNTRUSTED = 1e9  # condition number of K + lam I past which fewer than some six digits of a fit can be trusted
 
@@ -207,7 +208,7 @@ def convergence_bound(d, lam: float, alpha: float, steps, first_distance: float 
 def fitted_values(spectrum: Spectrum, y, B) -> np.ndarray:
     """y^(tau) = V B^(tau) V^T y at the training points, (steps, n[, m]), for diagonals `B` (steps, n)."""
     y = _targets(y, len(spectrum.d))
-    return _rotate(spectrum.V, np.asarray(B), spectrum.V.T @ y)
+    return _rotate(spectrum.V, np.asarray(B), product(spectrum.V.T, y))
 
 
 def dual_coefficients(spectrum: Spectrum, y, lam: float, alpha, steps) -> np.ndarray:
@@ -215,7 +216,9 @@ def dual_coefficients(spectrum: Spectrum, y, lam: float, alpha, steps) -> np.nda
     y = _targets(y, len(spectrum.d))
     # c^(tau) = V (D + lam)^-1 w^(tau) z
     return _rotate(
-        spectrum.V, blend_filters(spectrum.d, lam, alpha, steps) / (spectrum.d + lam), spectrum.V.T @ y
+        spectrum.V,
+        blend_filters(spectrum.d, lam, alpha, steps) / (spectrum.d + lam),
+        product(spectrum.V.T, y),
     )
 
 
@@ -227,7 +230,7 @@ def _rotate(V, filters, z) -> np.ndarray:
 
 def _apply(M, columns) -> np.ndarray:
     """M (q, n) times each of `columns` (steps, n[, m]) in one matrix product: (steps, q[, m])."""
-    flat = M @ np.moveaxis(columns, 0, -1).reshape(M.shape[1], -1)
+    flat = product(M, np.moveaxis(columns, 0, -1).reshape(M.shape[1], -1))
     return np.moveaxis(flat.reshape(len(M), *columns.shape[2:], len(columns)), -1, 0)
 
 
@@ -264,9 +267,9 @@ def generalised_cross_validation(spectrum: Spectrum, y, B) -> np.ndarray:
     Golub, Heath & Wahba 1979. `B` (steps, n). inf where tr(B) = n: an interpolant tells nothing of its error.
     """
     B, y = np.atleast_2d(B), _targets(y, len(spectrum.d))
-    z = (spectrum.V.T @ y).reshape(len(y), -1)
+    z = (product(spectrum.V.T, y)).reshape(len(y), -1)
     left = 1 - B
-    error = (left**2 @ (z**2).sum(axis=1)) / z.size
+    error = (left**2 * (z**2).sum(axis=1)).sum(axis=1) / z.size
     share = left.mean(axis=1)
     return np.divide(error, share**2, out=np.full(len(B), np.inf), where=share > EPS)
 
@@ -278,7 +281,7 @@ def power_coefficients(spectrum: Spectrum, y, lam: float, k: int) -> np.ndarray:
     """Dual coefficients of A y, ..., A^k y (k, n[, m]), whose span holds fit k of every chain with lam."""
     y, A = _targets(y, len(spectrum.d)), shrinkage(spectrum.d, lam)
     # V (D + lam)^-1 A^(j-1) z
-    return _rotate(spectrum.V, A ** np.arange(k)[:, None] / (spectrum.d + lam), spectrum.V.T @ y)
+    return _rotate(spectrum.V, A ** np.arange(k)[:, None] / (spectrum.d + lam), product(spectrum.V.T, y))
 
 
 def gcv_residuals(spectrum: Spectrum, y, lam: float, k: int) -> np.ndarray:
@@ -295,7 +298,7 @@ def gcv_residuals(spectrum: Spectrum, y, lam: float, k: int) -> np.ndarray:
     with np.errstate(divide="ignore"):  # 1 - A^j = -expm1(j log(1 - lam/(d + lam))), exact for small lam
         left = -np.expm1(j * np.log1p(-lam / (spectrum.d + lam)))
     filters = left / left.mean(axis=1, keepdims=True)
-    z = spectrum.V.T @ y
+    z = product(spectrum.V.T, y)
     return filters.reshape(*filters.shape, *[1] * (z.ndim - 1)) * z
 
 
@@ -388,7 +391,7 @@ def _chain_by_cholesky(K, y, lam, alpha, steps) -> Chain:
 
 def _fitted(K, lam, target, c):
     """y^(tau) = K c = target - lam c: the first rounds off for small lam, the second cancels for large."""
-    return target - lam * c if lam * len(K) <= K.trace() else K @ c
+    return target - lam * c if lam * len(K) <= K.trace() else product(K, c)
 
 
 def _limit_by_cholesky(K, y, lam, alpha) -> np.ndarray:
@@ -413,9 +416,9 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
     limit. inf where a chain has no limit or has left float64's range. `solver`, `overwrite` and errors as in
     `chain`; with "cholesky" the lams must be > 0, finite steps few, and limits only at alpha in [0, 1].
 
-    For one lam the fits of every alpha lie in the span of A y, A² y, ... So these are predicted once, P_j,
-    and QR of [t, P_1, ..., P_k] leaves a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖: an alpha costs
-    nothing that grows with n. Limits, and steps too late for powers, are columns of their own.
+    For one lam the fits of every alpha lie in the span of A y, A² y, ... So these are predicted once, P_j, and
+    a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ takes their place: an alpha costs nothing that grows
+    with n. Limits, and steps too late for powers, are columns of their own.
     """
     _check_solver(solver)
     alphas, lams, steps = _schedule(alphas), np.atleast_1d(np.asarray(lams, dtype=np.float64)), _steps(steps)
@@ -461,7 +464,7 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
     for i, lam in enumerate(lams):
         powers, lone = columns(lam, depth, [(alphas[a], steps[j]) for a, j in own])
         if depth:
-            T = np.linalg.qr(np.stack([target.ravel(), *powers.reshape(depth, -1)], axis=1), mode="r")
+            T = _triangle(np.stack([target.ravel(), *powers.reshape(depth, -1)]))
             with np.errstate(over="ignore", invalid="ignore"):
                 out[:, i, early] = ((combinations @ T.T) ** 2).sum(axis=-1) / target.size
         for (a, j), prediction in zip(own, lone, strict=True):
@@ -471,10 +474,28 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
     return np.where(np.isnan(out), np.inf, out)
 
 
+def _triangle(rows) -> np.ndarray:
+    """The upper triangle T (k, k) with ‖sum_j a_j rows_j‖ = ‖T a‖ for every a (k,), `rows` (k, q) as given.
+
+    Modified Gram-Schmidt, whose T is as accurate as Householder's. By hand, because waking LAPACK's threads
+    for a matrix this small takes ten times as long as the arithmetic.
+    """
+    rows, T = rows.copy(), np.zeros((len(rows), len(rows)))
+    for j, row in enumerate(rows):
+        T[j, j] = np.sqrt(np.einsum("q,q", row, row))
+        if T[j, j] > 0:
+            row /= T[j, j]
+            T[j, j + 1 :] = np.einsum("q,kq->k", row, rows[j + 1 :])
+            rows[j + 1 :] -= T[j, j + 1 :, None] * row
+    return T
+
+
 def _spectral_columns(spectrum, y, K_new, total):
     """columns(lam, depth, own): predictions of A y, ..., A^depth y, and for each (alpha, step) of own."""
-    z, d = spectrum.V.T @ y, spectrum.d
-    rotated = K_new @ spectrum.V if total >= len(K_new) else None  # worth its product only for many columns
+    z, d = product(spectrum.V.T, y), spectrum.d
+    rotated = (
+        product(K_new, spectrum.V) if total >= len(K_new) else None
+    )  # worth its product only for many columns
 
     def predict_filters(filters):
         if rotated is None:

@@ -51,7 +51,7 @@ def _shades(count: int):
 
 
 def _name(step: float) -> str:
-    return "limit" if step == math.inf else f"fit {step:g}"
+    return "limit" if step == math.inf else f"fit {int(step)}"
 
 
 def distill_figure(x, y, grid, curves, steps, limit, truth=None) -> Figure:
@@ -219,7 +219,7 @@ def risk_map_figure(alphas, steps, risk, loss_name) -> Figure:
         linestyle="none",
         label=f"best: {risk[row, best]:.5f} at {_name(steps[best])}, $\\alpha$ = {alphas[row]:g}",
     )
-    axes.set_xticks(left + 0.5, ["∞" if step == math.inf else f"{step:g}" for step in steps])
+    axes.set_xticks(left + 0.5, ["∞" if step == math.inf else str(int(step)) for step in steps])
     axes.axvline(left[-1] - 0.25, color="0.2", linestyle="--", linewidth=1)
     axes.text(left[-1] + 0.5, edges[-1] + half, "limit", ha="center", va="bottom")
     _colour_scale(figure, mesh, axes, loss_name)
