@@ -417,8 +417,8 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
     `chain`; with "cholesky" the lams must be > 0, finite steps few, and limits only at alpha in [0, 1].
 
     For one lam the fits of every alpha lie in the span of A y, A² y, ... So these are predicted once, P_j, and
-    a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ takes their place: an alpha costs nothing that grows
-    with n. Limits, and steps too late for powers, are columns of their own.
+    a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ takes their place: an alpha costs nothing that
+    grows with n. Limits, and steps too late for powers, are columns of their own.
     """
     _check_solver(solver)
     alphas, lams, steps = _schedule(alphas), np.atleast_1d(np.asarray(lams, dtype=np.float64)), _steps(steps)
@@ -503,7 +503,7 @@ def _spectral_columns(spectrum, y, K_new, total):
         return _rotate(rotated, filters, z)
 
     def columns(lam, depth, own):
-        filters = list(shrinkage(d, lam) ** np.arange(depth)[:, None])
+        filters = list(np.vander(shrinkage(d, lam), depth, increasing=True).T)  # 1, A, A², ...
         alive = []
         for alpha, step in own:
             try:
