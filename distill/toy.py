@@ -231,8 +231,8 @@ def write_files(files: dict[Path, bytes]) -> None:
     try:
         for path, content in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(0, "it is a directory", str(path))
+            if path.exists() and not path.is_file():  # a rename would put a file in a device's place
+                raise FileExistsError(0, "it is there and is no regular file", str(path))
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             written.append((temporary, path))
             with open(temporary, "wb") as file:

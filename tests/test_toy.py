@@ -149,6 +149,7 @@ def test_figures_are_named_by_alpha(capsys, tmp_path):
         ["--output", "taken"],
         ["--csv", "/dev/null/x.csv"],
         ["--csv", "."],
+        ["--csv", "/dev/null", "--no-figures"],
         ["--lam", "0", "--gamma", "0"],
         ["--kernel", "polynomial", "--gamma", "1e99", "--data", "big.csv"],
         ["--format", "bmp"],
@@ -175,7 +176,7 @@ def test_nothing_is_half_written(capsys, tmp_path):
     (tmp_path / "risk_map.png").mkdir()
     code, out, err = run(capsys, "--output", tmp_path, "--csv", tmp_path / "loss.csv", "--dpi", 30)
     assert (code, out) == (2, "")
-    assert "risk_map.png: it is a directory" in err
+    assert "risk_map.png: it is there and is no regular file" in err
     assert [path.name for path in tmp_path.iterdir()] == ["risk_map.png"]
 
 
