@@ -1,0 +1,190 @@
+"""Factorisations of a kernel matrix, with named refusals: what krr.py needs of LAPACK and nothing more.
+
+Two routes lead to (K + lam I)^-1, and neither forms an inverse:
+
+- one eigendecomposition K = V D V^T, which then serves every lam, alpha and step;
+- one Cholesky factorisation for each lam, which at n = 2,000 costs about a fourteenth of the
+eigendecomposition.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+from scipy.linalg import blas, lapack
+
+EPS = np.finfo(np.float64).eps
+LARGEST_ENTRY = 1e150  # its square is still finite
+SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
+# Of the Frobenius norm of K. Rounding in K's entries moves an eigenvalue by some n * EPS of it; a kernel that
+# is not positive semidefinite, such as a sigmoid, misses by far more.
+NEGATIVE_TOLERANCE = 1e-8
+
+
+class KernelMatrixError(ValueError):
+    """K is no kernel matrix; the subclasses say why."""
+
+
+class NotFiniteError(KernelMatrixError):
+    """K or y holds NaN, infinity, or numbers so large that their squares are."""
+
+
+class NotSymmetricError(KernelMatrixError):
+    """K differs from its transpose."""
+
+
+class NotPositiveSemidefiniteError(KernelMatrixError):
+    """K has an eigenvalue clearly below zero."""
+
+
+class SingularKernelError(ValueError):
+    """K + lam I cannot be solved with: lam is 0 (or lost in rounding) and K is singular."""
+
+
+class MatrixTooLargeError(MemoryError):
+    """The n × n arrays that a computation needs do not fit into memory."""
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still allocate, or None where the system does not tell.
+
+    The smaller of what the machine has free (Linux ``MemAvailable``, elsewhere all physical memory) and what
+    the control group leaves.
+    """
+    room = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        room += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" in names:
+            room.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        group = Path("/sys/fs/cgroup")
+        room.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        pass
+    return min(room, default=None)
+
+
+def require_memory(n: int, arrays: int) -> None:
+    """Raise MatrixTooLargeError if `arrays` float64 arrays of shape (n, n) do not fit into memory."""
+    needed, room = 8 * arrays * n**2, available_memory()
+    if room is not None and needed > room:
+        raise MatrixTooLargeError(
+            f"n = {n} needs {arrays} arrays of {n} x {n}, {needed / 2**30:.1f} GiB, "
+            f"and {max(room, 0) / 2**30:.1f} GiB are free"
+        )
+
+
+def check_kernel(K) -> np.ndarray:
+    """K as a C-contiguous float64 array (n, n), n >= 1; not copied if it is one.
+
+    Raises KernelMatrixError (not square), NotFiniteError or NotSymmetricError. The sign of the eigenvalues is
+    left to the factorisations.
+    """
+    K = np.ascontiguousarray(K, dtype=np.float64)
+    if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) == 0:
+        raise KernelMatrixError(
+            f"K must be a square matrix with a row for each point, not of shape {K.shape}"
+        )
+    largest = difference = 0.0
+    strips = [slice(start, start + 256) for start in range(0, len(K), 256)]
+    for i, rows in enumerate(strips):
+        height = np.abs(K[rows]).max()
+        if not height <= LARGEST_ENTRY:  # so written, it holds for NaN
+            raise NotFiniteError(f"K has entries that are NaN, infinite or past {LARGEST_ENTRY:g}")
+        largest = max(largest, height)
+        for columns in strips[i:]:  # tile by tile, because K - K.T would be another n × n array
+            difference = max(difference, np.abs(K[rows, columns] - K[columns, rows].T).max())
+    if difference > SYMMETRY_TOLERANCE * largest:
+        raise NotSymmetricError(f"K is not symmetric: K - K.T has an entry of {difference:.3g}")
+    return K
+
+
+def product(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """A @ B, (q, n) times (n,) or (n, m), float64, by SciPy's BLAS.
+
+    NumPy and SciPy each bring a BLAS of their own, whose threads go on spinning for a while after a call: a
+    factorisation by SciPy's LAPACK takes twice its time right after a product by NumPy's.
+    """
+    # Fortran order sees the transposes: (A B)^T = B^T A^T, and an array that is in that order is not copied.
+    a, a_flag = (A.T, 0) if A.flags.c_contiguous else (np.asfortranarray(A), 1)
+    columns = B.reshape(len(B), -1)
+    b, b_flag = (columns.T, 0) if columns.flags.c_contiguous else (np.asfortranarray(columns), 1)
+    return blas.dgemm(1.0, b, a, trans_a=b_flag, trans_b=a_flag).T.reshape(len(A), *B.shape[1:])
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """K = V diag(d) V^T. `d` (n,) float64, large to small, none below 0; `V` (n, n) float64, orthogonal."""
+
+    d: np.ndarray
+    V: np.ndarray
+
+
+def decompose(K, *, overwrite: bool = False) -> Spectrum:
+    """The eigendecomposition of a kernel matrix K (n, n), symmetric and positive semidefinite.
+
+    Eigenvalues a hair below 0 (to NEGATIVE_TOLERANCE of K's Frobenius norm) are 0. With `overwrite`, K's
+    memory is used and its contents are lost: three n × n arrays at once instead of four. Raises
+    KernelMatrixError's subclasses, and MatrixTooLargeError before anything is allocated.
+    """
+    K = check_kernel(K)
+    require_memory(len(K), arrays=2 if overwrite else 3)
+    # LAPACK sorts from small to large, the theory from large to small: of -K, not of K, its order is ours.
+    # The transpose is the same matrix in the column order which LAPACK overwrites in place.
+    negated = np.negative(K, out=K if overwrite else None).T
+    d, V = scipy.linalg.eigh(negated, driver="evd", overwrite_a=True, check_finite=False)
+    d = -d
+    if d[-1] < -NEGATIVE_TOLERANCE * np.linalg.norm(d):
+        raise NotPositiveSemidefiniteError(
+            f"K is not positive semidefinite: its smallest eigenvalue is {d[-1]:.3g}, its largest {d[0]:.3g}"
+        )
+    return Spectrum(np.maximum(d, 0.0), V)
+
+
+def cholesky(K: np.ndarray, shift: float, scale: float = 1.0) -> np.ndarray:
+    """Lower factor L (n, n), Fortran order, of scale * K + shift * I = L L^T; what is above it is rubbish.
+
+    K as from `check_kernel`. Raises SingularKernelError where LAPACK meets a pivot that is not positive.
+    """
+    require_memory(len(K), arrays=1)
+    M = K * scale if scale != 1.0 else K.copy()
+    M.flat[:: len(M) + 1] += shift
+    L, info = lapack.dpotrf(M.T, lower=1, overwrite_a=1, clean=0)
+    if info:
+        raise SingularKernelError(
+            f"K + lam I is not positive definite in float64 at row {info}; raise lam or use solver='eigh'"
+        )
+    return L
+
+
+def cholesky_solve(L: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """x (n,) or (n, m) with L L^T x = b."""
+    if b.ndim == 1 or b.shape[1] == 1:  # two triangular solves of a vector take half of dpotrs's time
+        x = blas.dtrsv(L, b.ravel(), lower=1)
+        return blas.dtrsv(L, x, lower=1, trans=1, overwrite_x=1).reshape(b.shape)
+    return lapack.dpotrs(L, b, lower=1)[0]
+
+
+def cholesky_condition(L: np.ndarray, norm: float) -> float:
+    """LAPACK's estimate of the condition number of L L^T in the 1-norm, of which `norm` is that of L L^T."""
+    rcond, _ = lapack.dpocon(L, norm, uplo="L")
+    return 1 / rcond if rcond > 0 else np.inf
+
+
+def refuse_negative_eigenvalues(K: np.ndarray) -> None:
+    """Raise NotPositiveSemidefiniteError if K (from `check_kernel`) has an eigenvalue clearly below 0.
+
+    For the Cholesky route, where lam may hide one: K + NEGATIVE_TOLERANCE ‖K‖_F I has a factor only if no
+    eigenvalue lies below minus that, the bound that `decompose` uses.
+    """
+    try:
+        cholesky(K, NEGATIVE_TOLERANCE * lapack.dlange("F", K.T) or 1.0)  # K = 0 passes
+    except SingularKernelError:
+        raise NotPositiveSemidefiniteError(
+            "K is not positive semidefinite: it has a negative eigenvalue"
+        ) from None

@@ -1,0 +1,8 @@
+"""The kernel experiment: kernel ridge self-distillation in closed form. See `python krr_toy.py --help`."""
+
+import sys
+
+from distill.toy import main
+
+if __name__ == "__main__":
+    sys.exit(main())
