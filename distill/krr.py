@@ -416,8 +416,8 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
     limit. inf where a chain has no limit or has left float64's range. `solver`, `overwrite` and errors as in
     `chain`; with "cholesky" the lams must be > 0, finite steps few, and limits only at alpha in [0, 1].
 
-    For one lam the fits of every alpha lie in the span of A y, A² y, ... So these are predicted once, P_j, and
-    a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ takes their place: an alpha costs nothing that
+    For one lam the fits of every alpha lie in the span of A y, A² y, ... So these are predicted once, P_j,
+    and a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ takes their place: an alpha costs nothing that
     grows with n. Limits, and steps too late for powers, are columns of their own.
     """
     _check_solver(solver)
