@@ -181,9 +181,7 @@ def hardware():
         cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor()
-    blas = [
-        f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads" for lib in threadpool_info()
-    ]
+    blas = [f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} threads" for lib in threadpool_info()]
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -230,9 +228,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="of each comparison (default: %(default)s)")
     parser.add_argument("--large", action="store_true", help="also n = 10,000")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results" / "kernel-2cores.json"
-    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "kernel-2cores.json")
     parser.add_argument("--grow", nargs=2, metavar=("N", "JOB"), help="one row of (e), as JSON")
     args = parser.parse_args()
     if args.grow:

@@ -149,17 +149,13 @@ class _SelfDistilled(BaseEstimator):
         else:
             n_held_out = math.ceil(self.validation_fraction * n)
             if n_held_out >= n:
-                raise ValueError(
-                    f"validation_fraction={self.validation_fraction} leaves no points to fit, of {n}"
-                )
+                raise ValueError(f"validation_fraction={self.validation_fraction} leaves no points to fit, of {n}")
             order = check_random_state(self.random_state).permutation(n)
             held_out, train = order[:n_held_out], order[n_held_out:]
             spectrum = krr.decompose(K[np.ix_(train, train)], overwrite=True)
             K_new, target = K[np.ix_(held_out, train)], targets[held_out]
             if self.n_steps == math.inf:
-                scores = krr.risk_map(
-                    spectrum, targets[train], K_new, target, LIMIT_ALPHAS, self.lam, math.inf
-                )
+                scores = krr.risk_map(spectrum, targets[train], K_new, target, LIMIT_ALPHAS, self.lam, math.inf)
                 return LIMIT_ALPHAS[[np.argmin(scores)]]
             powers = krr.power_coefficients(spectrum, targets[train], self.lam, krr.AUTO_FITS)
             residuals = target - krr.predict(K_new, powers)

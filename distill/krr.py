@@ -383,9 +383,7 @@ def _chain_by_cholesky(K, y, lam, alpha, steps) -> Chain:
         with np.errstate(over="ignore", invalid="ignore"):  # a chain that overflows is named at the next step
             target = weight * y + (1 - weight) * _fitted(K, lam, target, c)
     if math.inf in steps:
-        coefficients[math.inf] = (
-            cholesky_solve(L, y) if lam == 0 else _limit_by_cholesky(K, y, lam, alphas[-1])
-        )
+        coefficients[math.inf] = cholesky_solve(L, y) if lam == 0 else _limit_by_cholesky(K, y, lam, alphas[-1])
     return Chain(np.array([coefficients[step] for step in steps]), condition, "cholesky")
 
 
@@ -493,9 +491,7 @@ def _triangle(rows) -> np.ndarray:
 def _spectral_columns(spectrum, y, K_new, total):
     """columns(lam, depth, own): predictions of A y, ..., A^depth y, and for each (alpha, step) of own."""
     z, d = product(spectrum.V.T, y), spectrum.d
-    rotated = (
-        product(K_new, spectrum.V) if total >= len(K_new) else None
-    )  # worth its product only for many columns
+    rotated = product(K_new, spectrum.V) if total >= len(K_new) else None  # worth its product only for many columns
 
     def predict_filters(filters):
         if rotated is None:

@@ -87,9 +87,7 @@ def check_kernel(K) -> np.ndarray:
     """
     K = np.ascontiguousarray(K, dtype=np.float64)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) == 0:
-        raise KernelMatrixError(
-            f"K must be a square matrix with a row for each point, not of shape {K.shape}"
-        )
+        raise KernelMatrixError(f"K must be a square matrix with a row for each point, not of shape {K.shape}")
     largest = difference = 0.0
     strips = [slice(start, start + 256) for start in range(0, len(K), 256)]
     for i, rows in enumerate(strips):
@@ -185,6 +183,4 @@ def refuse_negative_eigenvalues(K: np.ndarray) -> None:
     try:
         cholesky(K, NEGATIVE_TOLERANCE * lapack.dlange("F", K.T) or 1.0)  # K = 0 passes
     except SingularKernelError:
-        raise NotPositiveSemidefiniteError(
-            "K is not positive semidefinite: it has a negative eigenvalue"
-        ) from None
+        raise NotPositiveSemidefiniteError("K is not positive semidefinite: it has a negative eigenvalue") from None

@@ -122,12 +122,9 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="FILE.csv",
-        help="columns x, y and optionally truth; without the truth the loss is leave-one-out, past 200 "
-        "points held-out",
+        help="columns x, y and optionally truth; without the truth the loss is leave-one-out, past 200 points held-out",
     )
-    data.add_argument(
-        "--noise", type=_not_negative, metavar="SIGMA", help="a fresh draw with this noise (0.5)"
-    )
+    data.add_argument("--noise", type=_not_negative, metavar="SIGMA", help="a fresh draw with this noise (0.5)")
     data.add_argument("--n", type=_whole(1, 10**9), metavar="N", help="a fresh draw of so many points (11)")
     data.add_argument(
         "--seed",
@@ -136,12 +133,8 @@ def parser() -> argparse.ArgumentParser:
         help="of a fresh draw, and of the points held out (0)",
     )
     out = p.add_argument_group("what is written")
-    out.add_argument(
-        "--output", type=Path, default=Path("figures"), metavar="DIR", help="(default: %(default)s)"
-    )
-    out.add_argument(
-        "--csv", type=Path, metavar="FILE", help="also the losses in full precision: alpha,step,loss"
-    )
+    out.add_argument("--output", type=Path, default=Path("figures"), metavar="DIR", help="(default: %(default)s)")
+    out.add_argument("--csv", type=Path, metavar="FILE", help="also the losses in full precision: alpha,step,loss")
     out.add_argument("--no-figures", action="store_true", help="the table alone")
     out.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="(default: %(default)s)")
     out.add_argument("--dpi", type=_whole(10, 1200), default=150, metavar="D", help="(default: %(default)s)")

@@ -185,10 +185,7 @@ def losses(parts: list[Fold], lam: float, alpha, steps) -> np.ndarray:
 
 def loss_map(parts: list[Fold], lam: float, alphas, steps) -> np.ndarray:
     """The loss of every alpha (constant along its chain) at every step, (len(alphas), len(steps))."""
-    maps = [
-        krr.risk_map(part.spectrum, part.y, part.K_new, part.target, alphas, lam, steps)[:, 0]
-        for part in parts
-    ]
+    maps = [krr.risk_map(part.spectrum, part.y, part.K_new, part.target, alphas, lam, steps)[:, 0] for part in parts]
     sizes = [len(part.target) for part in parts]
     return np.average(maps, axis=0, weights=sizes)
 

@@ -189,9 +189,7 @@ def risk_map_figure(alphas, steps, risk, loss_name) -> Figure:
     edges = np.append(alphas - half, alphas[-1] + half)
     norm = _risk_norm(risk[np.isfinite(risk)])
     for start, column in zip(left, np.ma.masked_invalid(risk).T, strict=True):
-        mesh = axes.pcolormesh(
-            [start, start + 1], edges, column[:, None], norm=norm, cmap="cividis_r", rasterized=True
-        )
+        mesh = axes.pcolormesh([start, start + 1], edges, column[:, None], norm=norm, cmap="cividis_r", rasterized=True)
         missing = alphas[np.ma.getmaskarray(column)]
         for alpha in missing:
             axes.add_patch(
@@ -206,9 +204,7 @@ def risk_map_figure(alphas, steps, risk, loss_name) -> Figure:
                 )
             )
     row, best = np.unravel_index(np.argmin(risk), risk.shape)
-    axes.add_patch(
-        Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5)
-    )
+    axes.add_patch(Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5))
     axes.plot(
         left[best] + 0.5,
         alphas[row],
@@ -246,16 +242,12 @@ def best_alpha_figure(valley, greedy, joint, risks, loss_name) -> Figure:
     left.set(title="Greedy: each fit after the best before it", ylim=edges[1][[0, -1]])
     _colour_scale(figure, mesh, left, "loss")
     for k, schedule, colour in zip(fits, joint, shades, strict=True):
-        middle.plot(
-            fits[: k - 1], schedule, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{k} fits"
-        )
+        middle.plot(fits[: k - 1], schedule, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{k} fits")
     middle.set_yscale("symlog", linthresh=10)
     middle.set(title="Joint: all weights together")
     for axes in (left, middle):
         axes.set(xlabel="fit", ylabel=r"$\alpha$ of the fit", xticks=fits)
-    for (name, losses), marker, colour in zip(
-        risks.items(), "sxo", shades[[0, len(fits) // 2, -1]], strict=True
-    ):
+    for (name, losses), marker, colour in zip(risks.items(), "sxo", shades[[0, len(fits) // 2, -1]], strict=True):
         right.plot(fits, losses, f"{marker}-", color=colour, markersize=5, linewidth=1.2, label=name)
     right.set(xlabel="number of fits", ylabel="loss", xticks=fits, title="What they gain")
     for axes, legend_columns in ((left, 2), (middle, 2), (right, 1)):

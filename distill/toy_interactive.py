@@ -24,9 +24,7 @@ class Window:
         self.grid = np.linspace(data.x[0] - margin, data.x[-1] + margin, 201)
         if data.truth is not None:
             self.axes.plot(data.x_truth, data.truth, color="0.6", linewidth=3, alpha=0.5, label="truth")
-        self.axes.plot(
-            data.x, data.y, "o", color="black", markersize=4, markerfacecolor="white", label="data"
-        )
+        self.axes.plot(data.x, data.y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
         (self.first,) = self.axes.plot(self.grid, 0 * self.grid, ":", color="0.3", label="fit 1")
         (self.curve,) = self.axes.plot(self.grid, 0 * self.grid, color="tab:blue", label="fit of the step")
         (self.limit,) = self.axes.plot(self.grid, 0 * self.grid, "--", color="0.1", label="limit")
@@ -75,9 +73,7 @@ def show(data, args) -> None:
     try:
         from matplotlib import pyplot
 
-        silent = matplotlib.get_backend().lower() in backend_registry.list_builtin(
-            BackendFilter.NON_INTERACTIVE
-        )
+        silent = matplotlib.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
     except ImportError:  # a backend that was asked for by name and cannot start
         silent = True
     if silent:

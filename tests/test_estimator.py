@@ -80,9 +80,7 @@ def test_chain_and_stages_are_refits(data, alpha):
     X, y, X_new = data
     weights = np.random.default_rng(1).uniform(0.1, 2, 50)
     for sample_weight in (None, weights):
-        expected = chain_by_refits(
-            X, y, X_new, 0.5, np.atleast_1d(alpha), 5, sample_weight, kernel="rbf", gamma=0.4
-        )
+        expected = chain_by_refits(X, y, X_new, 0.5, np.atleast_1d(alpha), 5, sample_weight, kernel="rbf", gamma=0.4)
         model = SelfDistilledKernelRidge(alpha=alpha, lam=0.5, n_steps=5, gamma=0.4).fit(X, y, sample_weight)
         np.testing.assert_allclose(model.predict(X_new), expected[-1], atol=1e-12)
         np.testing.assert_allclose(list(model.staged_predict(X_new)), expected, atol=1e-12)
@@ -135,20 +133,14 @@ def test_precomputed_kernel(data):
         ours = SelfDistilledKernelRidge(kernel="precomputed", **options).fit(K, y)
         direct = SelfDistilledKernelRidge(**options).fit(X, y)
         np.testing.assert_allclose(ours.predict(K_new), direct.predict(X_new), atol=1e-12)
-        np.testing.assert_allclose(
-            list(ours.staged_predict(K_new)), list(direct.staged_predict(X_new)), atol=1e-12
-        )
+        np.testing.assert_allclose(list(ours.staged_predict(K_new)), list(direct.staged_predict(X_new)), atol=1e-12)
         ours.path(K, y, [0.3], [1.0], [2], K_new, np.zeros(20))
         np.testing.assert_array_equal(K, before)
     with pytest.raises(linalg.NotSymmetricError):
         SelfDistilledKernelRidge(kernel="precomputed").fit(K + np.triu(K), y)
-    search = GridSearchCV(SelfDistilledKernelRidge(kernel="precomputed"), {"alpha": [0.1, 0.9]}, cv=3).fit(
-        K, y
-    )
+    search = GridSearchCV(SelfDistilledKernelRidge(kernel="precomputed"), {"alpha": [0.1, 0.9]}, cv=3).fit(K, y)
     by_X = GridSearchCV(SelfDistilledKernelRidge(), {"alpha": [0.1, 0.9]}, cv=3).fit(X, y)
-    np.testing.assert_allclose(
-        search.cv_results_["mean_test_score"], by_X.cv_results_["mean_test_score"], atol=1e-12
-    )
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], by_X.cv_results_["mean_test_score"], atol=1e-12)
 
 
 def test_many_targets_and_sparse_inputs(data):
@@ -163,9 +155,7 @@ def test_many_targets_and_sparse_inputs(data):
     )
     assert [stage.shape for stage in model.staged_predict(X_new)] == [(20, 3)] * 3
     sparse = SelfDistilledKernelRidge(n_steps=3).fit(scipy.sparse.csr_array(X), Y)
-    np.testing.assert_allclose(
-        sparse.predict(scipy.sparse.csr_array(X_new)), model.predict(X_new), atol=1e-12
-    )
+    np.testing.assert_allclose(sparse.predict(scipy.sparse.csr_array(X_new)), model.predict(X_new), atol=1e-12)
 
 
 def test_float32_inputs_are_computed_in_float64(data):
@@ -193,16 +183,12 @@ def test_path_is_the_map_of_fits(data):
     y_new = np.sin(X_new).sum(axis=1)
     alphas, lams, steps = [0.0, 0.5, 1.0], [0.1, 2.0], [1, 3, math.inf]
     for solver in ("auto", "eigh", "cholesky"):
-        risk = SelfDistilledKernelRidge(gamma=0.3, solver=solver).path(
-            X, y, alphas, lams, steps, X_new, y_new
-        )
+        risk = SelfDistilledKernelRidge(gamma=0.3, solver=solver).path(X, y, alphas, lams, steps, X_new, y_new)
         assert risk.shape == (3, 2, 3)
         for i, alpha in enumerate(alphas):
             for j, lam in enumerate(lams):
                 for s, n_steps in enumerate(steps):
-                    model = SelfDistilledKernelRidge(alpha=alpha, lam=lam, n_steps=n_steps, gamma=0.3).fit(
-                        X, y
-                    )
+                    model = SelfDistilledKernelRidge(alpha=alpha, lam=lam, n_steps=n_steps, gamma=0.3).fit(X, y)
                     expected = np.mean((model.predict(X_new) - y_new) ** 2)
                     assert risk[i, j, s] == pytest.approx(expected, rel=1e-9)
 

@@ -153,9 +153,7 @@ def test_many_targets_at_once(K, K_new, data):
     T = rng.standard_normal((101, 3))
     for solver in ("eigh", "cholesky"):
         together = krr.chain(K, Y, 0.1, [0.2, 0.6], [1, 3, 5], solver=solver).coefficients
-        apart = [
-            krr.chain(K, Y[:, j], 0.1, [0.2, 0.6], [1, 3, 5], solver=solver).coefficients for j in range(3)
-        ]
+        apart = [krr.chain(K, Y[:, j], 0.1, [0.2, 0.6], [1, 3, 5], solver=solver).coefficients for j in range(3)]
         np.testing.assert_allclose(together, np.stack(apart, axis=-1), atol=1e-13)
         predicted = krr.predict(K_new, together)
         assert predicted.shape == (3, 101, 3)
@@ -270,9 +268,7 @@ def test_badly_conditioned_kernels_to_what_the_condition_allows(data, gamma, sol
     expected = K_new @ duals[2]
     scale = np.abs(K_new) @ np.abs(duals[2])
     assert chain.condition > krr.UNTRUSTED
-    assert (
-        np.abs(krr.predict(K_new, chain.coefficients)[0] - expected) <= linalg.EPS * chain.condition * scale
-    ).all()
+    assert (np.abs(krr.predict(K_new, chain.coefficients)[0] - expected) <= linalg.EPS * chain.condition * scale).all()
 
 
 # ---- what a chain does to the spectrum
@@ -282,9 +278,7 @@ def test_sparsification_ratios(spectrum):
     B = krr.diagonals(spectrum.d, 0.2, 0.35, [3])[0]
     R = krr.sparsification_ratios(B)
     np.testing.assert_allclose(R, [B[k] / B[k + 1] for k in range(10)], rtol=1e-15)
-    assert np.array_equal(
-        krr.sparsification_ratios([2.0, 1.0, 0.0, 0.0]), [2.0, math.inf, math.nan], equal_nan=True
-    )
+    assert np.array_equal(krr.sparsification_ratios([2.0, 1.0, 0.0, 0.0]), [2.0, math.inf, math.nan], equal_nan=True)
     limit = krr.sparsification_ratios(krr.limit_diagonal(spectrum.d, 0.2, 0.35))
     late = krr.sparsification_ratios(krr.diagonals(spectrum.d, 0.2, 0.35, 300)[0])
     np.testing.assert_allclose(late, limit, rtol=1e-12)

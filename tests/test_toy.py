@@ -78,9 +78,7 @@ def test_csv_holds_the_losses_in_full(capsys, tmp_path):
     assert [row["step"] for row in table[:7]] == ["1", "2", "3", "4", "5", "6", "inf"]
     data = toy_data.toy()
     parts, _ = toy_data.folds(data, "rbf", 80.0, 0)
-    expected = [
-        toy_data.losses(parts, 0.2, alpha, [1, 2, 3, 4, 5, 6, math.inf]) for alpha in (0.35, -0.5, (0.2, 0.4))
-    ]
+    expected = [toy_data.losses(parts, 0.2, alpha, [1, 2, 3, 4, 5, 6, math.inf]) for alpha in (0.35, -0.5, (0.2, 0.4))]
     assert [float(row["loss"]) for row in table] == list(np.ravel(expected))
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]
 
@@ -383,9 +381,7 @@ def test_the_programs_figures_are_those_of_its_chains(monkeypatch):
     fits = drawn["distill_no_GT"].axes[0]
     at_points = next(line.get_ydata()[::20] for line in fits.lines if line.get_label() == "fit 6")
     direct = krr.fitted_values(spectrum, data.y, krr.diagonals_by_recursion(spectrum.d, 0.2, 0.0, 6))[5]
-    np.testing.assert_allclose(
-        at_points, direct, atol=1e-12
-    )  # every twentieth point of the grid is a data point
+    np.testing.assert_allclose(at_points, direct, atol=1e-12)  # every twentieth point of the grid is a data point
     risk = np.ma.concatenate([mesh.get_array() for mesh in drawn["risk_map"].axes[0].collections], axis=1)
     alphas = np.linspace(-1, 1, 41)
     np.testing.assert_allclose(risk[27], toy_data.losses(parts, 0.2, alphas[27], steps), rtol=1e-9)
@@ -414,9 +410,7 @@ def test_risk_map_marks_the_best_cell_and_the_limit():
 
 
 def test_every_figure_has_one_font_size():
-    figure = toy_figures.risk_map_figure(
-        np.array([0.0, 0.1]), [1, math.inf], np.array([[1.0, 2], [3, 4]]), "loss"
-    )
+    figure = toy_figures.risk_map_figure(np.array([0.0, 0.1]), [1, math.inf], np.array([[1.0, 2], [3, 4]]), "loss")
     texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
     assert {text.get_fontsize() for text in texts} == {toy_figures.FONT}
 
