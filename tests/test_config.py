@@ -384,7 +384,7 @@ configs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(configs)
 def test_a_configuration_survives_being_written_and_read(sections):
     written = from_dict(sections)

@@ -67,7 +67,7 @@ def assert_balanced(labels: np.ndarray, classes: int):
 
 
 @given(counts=COUNTS, seed=SEEDS, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_subsets_are_balanced_disjoint_and_true_to_the_source(counts, seed, data):
     source, c = toy_source(counts), len(counts)
     val_size = data.draw(st.integers(1, 2 * c))
@@ -90,7 +90,7 @@ def test_subsets_are_balanced_disjoint_and_true_to_the_source(counts, seed, data
 
 
 @given(counts=COUNTS, seed=SEEDS, noise=st.floats(0, 1), kind=st.sampled_from(["symmetric", "pairflip"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_label_noise_is_exact_in_number_never_true_and_in_training_labels_only(counts, seed, noise, kind):
     source, c = toy_source(counts), len(counts)
     dataset = make_dataset(source, DataConfig(val_size=c, label_noise=noise, label_noise_kind=kind), seed)
@@ -117,7 +117,7 @@ def test_symmetric_noise_is_uniform_over_images_and_over_the_other_classes():
 
 
 @given(counts=COUNTS, seed=SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_same_seed_gives_the_same_arrays_and_another_seed_others(counts, seed):
     source = toy_source([10 + n for n in counts])
     config = DataConfig(val_size=6, train_size=10, test_size=4, label_noise=0.4)
@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_arrays_and_another_seed_others(counts, see
 
 
 @given(seed=SEEDS, train_size=st.integers(1, 40), test_size=st.integers(1, 12), noise=st.floats(0, 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_size_never_shifts_the_draw_of_another_part(seed, train_size, test_size, noise):
     source = toy_source([20, 25, 30])
     base = DataConfig(val_size=6, train_size=20, test_size=6, label_noise=0.25)
@@ -144,7 +144,7 @@ def test_one_size_never_shifts_the_draw_of_another_part(seed, train_size, test_s
 
 
 @given(seed=SEEDS, low=st.floats(0, 1), high=st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_more_noise_corrupts_more_of_the_same(seed, low, high):
     source, (low, high) = toy_source([20, 20, 20]), sorted((low, high))
     little, much = (make_dataset(source, DataConfig(label_noise=p), seed).train for p in (low, high))
@@ -153,7 +153,7 @@ def test_more_noise_corrupts_more_of_the_same(seed, low, high):
 
 
 @given(seed=SEEDS, train_size=st.integers(3, 60), noise=st.floats(0, 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_subset_is_corrupted_as_the_whole_is(seed, train_size, noise):
     """One order decides which images are corrupted first, so of two runs' choices one contains the other."""
     source = toy_source([20, 20, 20])
@@ -490,7 +490,7 @@ def test_a_broken_batch_is_named(cifar10, name, content):
 
 
 @given(cut=st.integers(0, 10**6), flipped=st.integers(0, 255))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_damage_to_a_pickle_escapes_as_another_exception(tmp_path_factory, cut, flipped):
     content = bytearray(batch(labels=range(4)))
     header = len(content) - 4 * 3072
