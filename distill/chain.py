@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from . import augment, engine, metrics, models
-from .checkpoints import check_hash, load_weights, read_tensors, write_tensors
+from .checkpoints import Damaged, check_hash, load_weights, read_tensors, write_tensors
 from .config import Config, ConfigError
 from .data import Dataset
 from .draws import torch_seed
 from .objective import LOSSES, one_hot
-from .rundir import Result, RunDir, name_model, read_json, read_result, sha256, write_csv, write_json
+from .rundir import Result, RunDir, name_model, read_about, read_result, sha256, write_csv, write_json
 
 STATE = "training_state.pt"
 METRICS = "epoch lr train_loss train_truth_loss train_teacher_loss train_reg train_acc val_loss val_acc seconds"
@@ -69,7 +69,10 @@ class Chains:
             load_weights(model, file)
             parent = {"path": str(file), "sha256": sha256(file)}
             self.finish(folder, model.to(self.device), None, step, None, parent, rows=[])
-        return Finished(self, folder)
+        teacher, file = Finished(self, folder), Path(self.config.chain.teacher_ckpt)
+        if file.exists() and sha256(file) != teacher.parent.get("sha256"):
+            raise ConfigError(f"{file} is not the file that this run began with; choose another --output")
+        return teacher
 
     def new_model(self, step: int) -> models.Classifier:
         """A model with initial weights drawn from (seed, step)."""
@@ -82,7 +85,12 @@ class Chains:
         folder = self.rundir.model(self.seed, alpha, step)
         if (folder / "result.json").exists():
             (folder / STATE).unlink(missing_ok=True)  # where the end came between the two
-            return Finished(self, folder)
+            model = Finished(self, folder)
+            if teacher is not None and model.parent.get("sha256") != teacher.sha256:
+                raise ConfigError(
+                    f"{folder} was taught by another model than {teacher.folder}; delete it to train it again"
+                )
+            return model
         training = Training(folder, engine.Fit(self.new_model(step), self.config.train, self.device))
         name = name_model(self.seed, alpha, step)
         self.show.start_model(name, len(self.train), training.fit.epochs)
@@ -144,7 +152,7 @@ class Chains:
             epochs=len(rows),
             seconds=round(sum(row["seconds"] for row in rows), 3),
         )
-        write_tensors(folder / "model.pt", model.state_dict())
+        write_tensors(folder / "model.pt", {name: tensor.cpu() for name, tensor in model.state_dict().items()})
         about = {
             "selected_epoch": last.get("epoch"),
             "model_sha256": sha256(folder / "model.pt"),
@@ -164,7 +172,7 @@ class Chains:
             return {}, None
         logits = engine.predict_all(model, pool, self.config.train)
         if not logits.isfinite().all():
-            raise ConfigError("the model's predictions are not finite; try a smaller --lr")
+            raise ConfigError("the predictions of the given teacher are not finite")  # training would have said so
         labels = pool.labels.cpu()
         loss = LOSSES[self.config.train.loss](logits.double(), one_hot(labels, logits.shape[1])).mean().item()
         return {"loss": loss} | metrics.evaluate(logits, labels), logits
@@ -182,8 +190,12 @@ class Training:
                 state = read_tensors(folder / STATE)
                 fit.load_state_dict(state["fit"])
                 self.rows, self.best = state["rows"], state["best"]
-            except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                what = error if isinstance(error, ConfigError) else f"{folder / STATE} is no state of this training"
+            except torch.OutOfMemoryError:
+                raise
+            except (Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
+                if isinstance(error, ConfigError) and not isinstance(error, Damaged):
+                    raise
+                what = error if isinstance(error, Damaged) else f"{folder / STATE} is no state of this training"
                 raise ConfigError(f"{what}; delete it to train this model from its beginning") from None
             self.write_metrics()  # the end may have come between the two files
 
@@ -211,8 +223,8 @@ class Finished:
 
     def __init__(self, chains: Chains, folder: Path):
         self.chains, self.folder = chains, folder
-        self.result = read_result(folder)
-        self.sha256 = read_json(folder / "result.json")["model_sha256"]
+        about = read_about(folder)
+        self.result, self.sha256, self.parent = read_result(folder), about["model_sha256"], about["parent"] or {}
 
     @cached_property
     def model(self) -> nn.Module:

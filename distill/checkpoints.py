@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import models
 from .config import CUSTOM_MODEL, ConfigError, ModelConfig, from_dict
-from .rundir import read_json, sha256, write
+from .rundir import read_about, sha256, write
 
 
 def write_tensors(file: Path, content: dict) -> None:
@@ -20,20 +20,26 @@ def write_tensors(file: Path, content: dict) -> None:
     write(file, buffer.getvalue())
 
 
+class Damaged(ConfigError):
+    """A file that is no checkpoint, or no longer."""
+
+
 def read_tensors(file: Path) -> dict:
-    """A file of tensors and plain values, read without running any code in it. Raises ConfigError."""
+    """A file of tensors and plain values, read without running any code in it. Raises ConfigError, Damaged."""
     try:
         if zipfile.is_zipfile(file):  # torch itself does not look at the checksums
             with zipfile.ZipFile(file) as parts:
                 if parts.testzip() is not None:
-                    raise ConfigError(f"{file} is damaged: its checksum is wrong")
+                    raise Damaged(f"{file} is damaged: its checksum is wrong")
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
-    except ConfigError:
+    except (ConfigError, MemoryError):
         raise
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
     except Exception:  # torch raises a dozen kinds, with advice for other cases, where a file is no checkpoint
-        raise ConfigError(f"{file} is damaged, or no checkpoint of tensors alone") from None
+        raise Damaged(f"{file} is damaged, or no checkpoint of tensors alone") from None
 
 
 def check_hash(file: Path, expected: str) -> None:
@@ -63,7 +69,7 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     the class names, ``mean`` and ``std`` the normalisation. ``network`` makes the network where it was one of your own.
     """
     file = path / "model.pt" if (path := Path(path)).is_dir() else path
-    about = read_json(file.parent / "result.json")
+    about = read_about(file.parent)
     check_hash(file, about["model_sha256"])
     if network is None:
         if about["model"]["resnet"] == CUSTOM_MODEL:

@@ -132,17 +132,19 @@ def _refuse(message: str) -> int:
 
 
 def _run(config: Config) -> None:
-    from .lab import count_models, describe, prepare  # torch: only for a configuration that has passed every check
+    # torch is imported only for a configuration that has passed every check
+    from .lab import count_models, describe, memory_errors, prepare
     from .progress import Progress
     from .report import report
     from .sweep import run_lab
 
-    lab = prepare(config, progress=True)
-    print(describe(lab), flush=True)
-    show = Progress(count_models(config), config.train.epochs, config.run.jobs)
-    try:
-        run_lab(lab, show)
-    finally:
-        show.close()
+    with memory_errors(config):
+        lab = prepare(config, progress=True)
+        print(describe(lab), flush=True)
+        show = Progress(count_models(config), config.train.epochs, config.run.jobs)
+        try:
+            run_lab(lab, show)
+        finally:
+            show.close()
     print(f"\n{report(config.output)}\n")
     print(f"everything is in {config.output}{os.sep}: results.csv, accuracy.png, a folder for each model")

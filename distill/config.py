@@ -1,7 +1,8 @@
 """What a run is, as frozen dataclasses, one per concern. TOML in and out; illegal combinations are refused here.
 
 Each field carries its help text; ``cli.py`` makes the command-line options from them. A field marked ``where`` says
-where the work is done, not what is computed: it may change between a run and its continuation.
+where the work is done: it may change between a run and its continuation (which tells of another device or number of
+threads, since these decide the last bits).
 """
 
 import difflib
@@ -118,7 +119,8 @@ class ModelConfig(_Section):
         else:
             _require(self.width is None, "width is for the 6n+2 family (8, 14, 20, 32, 44, 56, 110)")
         # Resolved here, so that what is written to config.toml leaves nothing to a later default.
-        object.__setattr__(self, "stem", "cifar" if small else self.stem or "imagenet")
+        if self.resnet != CUSTOM_MODEL:
+            object.__setattr__(self, "stem", "cifar" if small else self.stem or "imagenet")
         object.__setattr__(self, "width", (self.width or 16) if small else None)
 
 
@@ -250,7 +252,7 @@ class RunConfig(_Section):
             ":" not in self.device or (kind == "cuda" and index.isdigit())
         )
         _require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
-        _require(self.threads is None or self.threads >= 1, f"threads must be at least 1, not {self.threads}")
+        _require(self.threads is None or 1 <= self.threads <= 1024, f"threads must be 1 to 1024, not {self.threads}")
         _require(self.jobs >= 1, f"jobs must be at least 1, not {self.jobs}")
 
 

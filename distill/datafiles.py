@@ -117,6 +117,8 @@ def from_arrays(train_images, train_labels, test_images, test_labels, classes=No
 
 def _as_nchw(images, what: str) -> np.ndarray:
     images = _as_array(images, what)
+    if not images.flags.writeable:
+        images = images.copy()  # torch warns of memory that it must not write to
     if images.dtype != np.uint8:
         raise DataError(f"{what} must be uint8 in [0, 255], not {images.dtype}; convert them first")
     if images.ndim not in (3, 4) or 0 in images.shape:
@@ -176,6 +178,9 @@ def _read_cifar(name: str, data_dir: Path) -> Source:
             raise DataError(f"{folder} has no {listed[0][0]}; delete the folder, and it will be fetched again")
         batches = [_cifar_batch(folder / file, md5, label_key, len(classes)) for file, md5 in present]
         parts[part] = tuple(np.concatenate([batch[i] for batch in batches]) for i in (0, 1))
+        if any(batch[2] for batch in batches) and len(present) < len(listed):
+            missing = next(entry[0] for entry in listed if entry not in present)
+            raise DataError(f"{folder} has no {missing}; delete the folder, and it will be fetched again")
         as_published &= len(present) == len(listed) and all(batch[2] for batch in batches)
     if not as_published:
         n, m = len(parts["train"][1]), len(parts["test"][1])
@@ -433,7 +438,7 @@ def _read_cache(cache: Path, key: str) -> np.ndarray | None:
 
 
 def _write_cache(cache: Path, key: str, images: np.ndarray) -> None:
-    unfinished = cache.with_name(f"{cache.name}.{os.getpid()}")
+    unfinished = cache.with_name(f"{cache.name}.unfinished")
     try:
         with open(unfinished, "wb") as file:
             np.savez(file, images=images, key=np.array(key))

@@ -20,7 +20,8 @@ from .config import ConfigError, TrainConfig
 from .data import Split
 from .objective import Objective, add_regulariser, one_hot
 
-CHUNK_PIXELS = 2**20  # 1,024 CIFAR images: large enough for an efficient teacher pass, small enough for any device
+CHUNK_PIXELS = 2**20  # of the images augmented at once: 1,024 of CIFAR
+PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, which ResNet-50 wants 2 GB for
 RESIDENT_SHARE = 0.5  # of the free device memory that a training set may take before it stays on the host
 
 
@@ -37,8 +38,8 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count()
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver too old shows devices, but has none
+    if device.type == "cuda" and (device.index or 0) >= seen:
         raise ConfigError(f"--device {name}: {f'only {seen} CUDA devices' if seen else 'no CUDA device'} here; try cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("--device mps: there is no such device here; try cpu")
@@ -57,8 +58,9 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
     if device.type == "cuda":
         if device.index is not None:  # a bare "cuda" is the current device, and set_device refuses it
             torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.fp32_precision = tf32
+        torch.set_float32_matmul_precision("high" if tf32 == "tf32" else "highest")
         torch.backends.cudnn.conv.fp32_precision = tf32  # torch's own default here is tf32
+        torch.backends.cudnn.rnn.fp32_precision = tf32  # torch refuses to tell the one where the other differs
         torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
@@ -74,7 +76,7 @@ def _keep_freed_memory() -> None:
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most of older glibc
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -144,8 +146,9 @@ def autocast(train: TrainConfig, device: torch.device):
 def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
     """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
     model.eval()
+    parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
     with autocast(train, images.device):
-        return model(images).float()
+        return torch.cat([model(part).float() for part in parts])
 
 
 def predict_all(model: nn.Module, pool: Pool, train: TrainConfig) -> Tensor:
@@ -204,6 +207,9 @@ class Silent:
 
     def begin(self, finished: int) -> None:
         """The run begins; so many of its models are finished already."""
+
+    def note(self, text: str) -> None:
+        """Something that a person should know, in one line."""
 
     def start_model(self, name: str, images: int, done: int) -> None:
         """A model begins, or goes on after ``done`` epochs of ``images`` images."""
@@ -268,7 +274,10 @@ class Fit:
             sums.add(logits, labels, truth, soft, torch.stack(regs))
             show.figures(sums)
         self.epochs += 1
-        return sums.read()
+        figures = sums.read()
+        if not torch.stack(torch._foreach_norm(self.parameters)).isfinite().all():  # the last update was one too many
+            raise NotFinite(sums.updates)
+        return figures
 
     def update(
         self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, rate: float

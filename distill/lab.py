@@ -4,7 +4,10 @@ import io
 import os
 import platform
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +15,11 @@ from torch import nn
 
 from . import engine
 from .chain import Chains
-from .checkpoints import default_network
-from .config import CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError
+from .checkpoints import default_network, load_weights
+from .config import CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError
 from .data import Dataset, Source, Split, load_source, make_dataset
-from .rundir import RunDir, write
+from .models import Classifier
+from .rundir import RunDir, read_about, write
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,25 @@ class Lab:
         if self.config.data.label_noise and not labels.exists():
             write(labels, _label_record(data))
         return Chains(self.config, seed, data, rundir, self.device, self.make_network(data), show)
+
+    def check_teacher(self, data: Dataset) -> None:
+        """Look at the given teacher before anything is written. Raises ConfigError where it cannot teach here.
+
+        Where its result.json tells how it was trained, it must not have seen images that a seed of this run holds out.
+        """
+        file, here = Path(self.config.chain.teacher_ckpt), self.config.data
+        with torch.random.fork_rng(devices=[]):
+            load_weights(Classifier(self.make_network(data)(), data.mean, data.std), file)
+        drawn = self.source.test_labels is None or here.val_size > 0  # by the seed: which images are held out
+        if drawn and (file.parent / "result.json").exists():
+            about = read_about(file.parent)
+            there = about.get("configuration", {})
+            other = there.get("data.dataset") != here.dataset or there.get("data.val_size") != here.val_size
+            if other or self.config.chain.seed != (about["seed"],):
+                raise ConfigError(
+                    f"{file} was trained on images that this run holds out: give its --seed {about['seed']}, "
+                    f"--dataset {there.get('data.dataset')} and --val-size {there.get('data.val_size')}"
+                )
 
     def make_network(self, data: Dataset) -> Callable[[], nn.Module]:
         """The function that makes this run's networks."""
@@ -94,6 +117,21 @@ def prepare(
     lab = Lab(config, source, device, network)
     lab.set_up()
     return lab
+
+
+@contextmanager
+def memory_errors(config: Config):
+    """Make an error of memory a UserError of one line; torch's allocators and libraries raise it in many kinds."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        signs = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+            raise
+        raise UserError(
+            f"out of memory on --device {config.run.device} at batch size {config.train.batch_size}: "
+            "lower --batch-size (or --jobs, or take a smaller network)"
+        ) from None
 
 
 def describe(lab: Lab) -> str:
@@ -145,6 +183,7 @@ def versions(device: torch.device) -> dict[str, str | int]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "machine": platform.platform(),

@@ -47,9 +47,11 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
     try:
         with redirect_stderr(sys.stdout):  # torch announces the download there, and errors are to be one line
             network = models.get_model(name, weights="DEFAULT" if config.pretrained else None)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download is a RuntimeError
+    except Exception as error:  # no network, a broken download, a damaged file: each raises another kind
+        if not config.pretrained:
+            raise
         raise ConfigError(
-            f"--pretrained: the weights of {name} cannot be had ({error}); "
+            f"--pretrained: the weights of {name} cannot be had ({' '.join(str(error).split())}); "
             f"put torchvision's file into {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
         ) from None
     network.fc = nn.Linear(network.fc.in_features, classes)

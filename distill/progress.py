@@ -26,6 +26,9 @@ class Progress(Silent):
     def begin(self, finished: int) -> None:
         self.run.update(finished * self.epochs)
 
+    def note(self, text: str) -> None:
+        self.say(f"note    {text}")
+
     def start_model(self, name: str, images: int, done: int) -> None:
         self.run.set_description(name)
         self.epoch.set_description(f"epoch {done + 1}/{self.epochs}")

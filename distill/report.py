@@ -10,13 +10,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 
 
-def by_arm(results: list[Result], figure: str) -> dict[float | None, dict[int, list[float]]]:
-    """``{alpha: {step: [a value per seed]}}`` of one figure; every arm begins with the teacher it shares."""
+def by_arm(results: list[Result]) -> dict[float | None, dict[int, list[float]]]:
+    """Test accuracies as ``{alpha: {step: [a value per seed]}}``; every arm begins with the teacher it shares."""
     shared: dict[int, list[float]] = {}
     arms: dict[float | None, dict[int, list[float]]] = {}
     for result in results:
         steps = shared if result.alpha is None else arms.setdefault(result.alpha, {})
-        steps.setdefault(result.step, []).append(getattr(result, figure))
+        steps.setdefault(result.step, []).append(result.test_acc)
     if not arms:
         return {None: shared}
     return {alpha: dict(sorted((shared | steps).items())) for alpha, steps in sorted(arms.items())}
@@ -27,9 +27,9 @@ def spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def table(results: list[Result], figure: str = "test_acc") -> str:
+def table(results: list[Result]) -> str:
     """Steps down, alphas across: the mean over seeds, ± the sample standard deviation where there are several."""
-    arms = by_arm(results, figure)
+    arms = by_arm(results)
     seeds = len({result.seed for result in results})
     steps = sorted({step for arm in arms.values() for step in arm})
     cells = [["step", *("teacher" if alpha is None else f"alpha {alpha:g}" for alpha in arms)]]
@@ -38,10 +38,7 @@ def table(results: list[Result], figure: str = "test_acc") -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     over = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
-    return "\n".join([f"{TITLES[figure]}{over} (step 0 is the teacher)", *lines])
-
-
-TITLES = {"test_acc": "Test accuracy"}
+    return "\n".join([f"Test accuracy{over} (step 0 is the teacher)", *lines])
 
 
 def _cell(values: list[float] | None, seeds: int) -> str:
@@ -60,7 +57,7 @@ def accuracy_figure(results: list[Result]):
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="distillation step (0: teacher)", ylabel="test accuracy")
-    arms = by_arm(results, "test_acc")
+    arms = by_arm(results)
     for i, (alpha, steps) in enumerate(arms.items()):
         colour, marker = COLOURS[i % 7], MARKERS[i % 7]
         means, sds = zip(*(spread(values) for values in steps.values()), strict=True)

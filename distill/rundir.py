@@ -25,7 +25,8 @@ from .config import Config, ConfigError, from_dict, read_toml, to_toml
 class Result:
     """The figures of one finished model: a row of results.csv. Accuracies and agreement are fractions in [0, 1].
 
-    train_* are means over the last epoch as trained (augmented images, given labels, the whole objective); val_* and
+    train_* are means over the epoch that was taken (the last, or the best), as trained (augmented images, given labels,
+    the whole objective); val_* and
     test_* are of the finished model, against true labels, without the regulariser. None where it does not apply.
     """
 
@@ -82,12 +83,19 @@ def write_json(path: Path, value) -> None:
     write(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path):
-    """Read JSON. Raises ConfigError naming the file where it is damaged."""
+def read_about(folder: Path) -> dict:
+    """The whole of a finished model's result.json. Raises ConfigError where it is missing or damaged."""
+    file = folder / "result.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); delete its folder to train that model again") from None
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not {*RESULT_COLUMNS, "model_sha256", "parent", "classes", "channels", "model"} <= content.keys():
+            raise ValueError("entries are missing")
+        int(content["seed"]), int(content["step"]), float(content["alpha"] or 0)
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} holds no finished model (no result.json in it)") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); delete its folder to train that model again") from None
+    return content
 
 
 def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
@@ -116,10 +124,8 @@ def name_model(seed: int, alpha: float | None, step: int) -> str:
 
 
 def read_result(folder: Path) -> Result:
-    """The figures of a finished model. Raises ConfigError where the file is damaged."""
-    content = read_json(folder / "result.json")
-    if not isinstance(content, dict) or not {*RESULT_COLUMNS, "model_sha256"} <= content.keys():
-        raise ConfigError(f"{folder / 'result.json'} is damaged; delete its folder to train that model again")
+    """The figures of a finished model. Raises ConfigError where the file is missing or damaged."""
+    content = read_about(folder)
     return Result(**{name: content[name] for name in RESULT_COLUMNS})
 
 
@@ -139,12 +145,11 @@ class RunDir:
         file, data = self.path / "config.toml", self.path / "data.sha256"
         if file.exists():
             held = from_dict(read_toml(file))
-            if differing := config.differences(held):
+            begun = any(self.path.glob("seed_*/**/*.pt"))
+            if begun and (differing := config.differences(held)):
                 raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
-            if data.exists() and data.read_text().strip() != fingerprint:
+            if begun and data.exists() and data.read_text().strip() != fingerprint:
                 raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")
-        elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-            raise ConfigError(f"{self.path} is not empty and holds no run; choose another --output")
         write(file, to_toml(config))
         write(data, fingerprint + "\n")
 
@@ -153,6 +158,9 @@ class RunDir:
         """Keep a second process out of the folder. Raises ConfigError where another one is at work."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            strange = any(not entry.name.startswith(".") for entry in self.path.iterdir())
+            if strange and not (self.path / "config.toml").exists():
+                raise ConfigError(f"{self.path} is not empty and holds no run; choose another --output")
             file = open(self.path / ".lock", "w")  # noqa: SIM115 - the with below closes it
         except OSError as error:
             raise ConfigError(f"cannot write to {self.path}: {error.strerror}") from None
@@ -180,17 +188,20 @@ class RunDir:
 
     def write_environment(self, **facts) -> None:
         """Add this process to environment.json: the command line, when it started, versions, device, commit."""
-        file = self.path / "environment.json"
-        sessions = read_json(file)["runs"] if file.exists() else []
         started = {"started": now(), "finished": None, "command": sys.argv, "commit": _commit(), **facts}
-        write_json(file, {"runs": [*sessions, started]})
+        write_json(self.path / "environment.json", {"runs": [*self.environments(), started]})
+
+    def environments(self) -> list[dict]:
+        """What environment.json says of the processes that worked here; nothing where it is missing or damaged."""
+        try:
+            return list(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["runs"])
+        except (OSError, ValueError, TypeError, LookupError):
+            return []
 
     def write_finished(self) -> None:
         """Note in environment.json that the run is complete."""
-        file = self.path / "environment.json"
-        content = read_json(file)
-        content["runs"][-1]["finished"] = now()
-        write_json(file, content)
+        *before, last = self.environments()
+        write_json(self.path / "environment.json", {"runs": [*before, last | {"finished": now()}]})
 
 
 def now() -> str:

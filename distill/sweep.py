@@ -1,17 +1,15 @@
 """Many chains: every seed's teacher once, then every alpha's students, one after the other or side by side."""
 
+import gc
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from . import engine
-from .checkpoints import load_weights
-from .config import Config, UserError
+from .config import Config
 from .data import Source
-from .lab import Lab, prepare, versions
-from .models import Classifier
+from .lab import Lab, memory_errors, prepare, versions
 from .rundir import Result, RunDir
 from .workers import side_by_side
 
@@ -25,8 +23,12 @@ def run(
     ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
     Raises UserError (ConfigError, DataError) with a one-line message.
     """
-    with torch.random.fork_rng():  # the caller's own draws go on as if nothing had happened
-        return run_lab(prepare(config, source, network), show or engine.Silent())
+    draws = torch.get_rng_state()
+    try:
+        with memory_errors(config):
+            return run_lab(prepare(config, source, network), show or engine.Silent())
+    finally:
+        torch.set_rng_state(draws)  # the caller's own draws go on as if nothing had happened
 
 
 def run_lab(lab: Lab, show) -> list[Result]:
@@ -34,30 +36,26 @@ def run_lab(lab: Lab, show) -> list[Result]:
     config, rundir = lab.config, RunDir(lab.config.output)
     for seed in config.chain.seed:
         data = lab.dataset(seed)  # refused now rather than after hours of other seeds
-    if config.chain.teacher_ckpt is not None and not all(
-        (rundir.model(seed, None, config.chain.first_step) / "result.json").exists() for seed in config.chain.seed
-    ):
-        with torch.random.fork_rng(devices=[]):
-            load_weights(Classifier(lab.make_network(data)(), data.mean, data.std), Path(config.chain.teacher_ckpt))
-
+    if config.chain.teacher_ckpt is not None:
+        lab.check_teacher(data)
     with rundir.lock():
         rundir.open(config, lab.source.fingerprint)
-        rundir.write_environment(**versions(lab.device))
+        facts = versions(lab.device)
+        for key in ("device", "threads"):
+            if (before := rundir.environments()) and before[-1].get(key, facts[key]) != facts[key]:
+                show.note(f"{key} was {before[-1][key]}, is {facts[key]}: not the bits of an uninterrupted run")
+        rundir.write_environment(**facts)
         show = _Recorder(rundir, show)
         show.begin(sum(result.epochs > 0 for result in rundir.results()))
-        try:
-            if config.run.jobs > 1:
-                side_by_side(lab, show)
-            else:
-                for seed in config.chain.seed:
-                    chains = lab.chains(seed, rundir, show)
-                    for alpha in config.chain.alpha:
-                        chains.run(alpha)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            batch = config.train.batch_size
-            raise UserError(f"out of memory on {lab.device} at batch size {batch}: lower --batch-size") from None
+        if config.run.jobs > 1:
+            side_by_side(lab, show)
+        else:
+            for seed in config.chain.seed:
+                chains = lab.chains(seed, rundir, show)
+                for alpha in config.chain.alpha:
+                    chains.run(alpha)
+                del chains
+                gc.collect()  # a teacher and its chains refer to each other: their images would stay on the device
         rundir.write_finished()
         return rundir.write_results()
 
@@ -74,9 +72,3 @@ class _Recorder:
     def end_model(self, result: Result) -> None:
         self._rundir.write_results()
         self._show.end_model(result)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # torch's CPU allocator raises a plain RuntimeError
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "not enough memory" in str(error) or "can't allocate memory" in str(error)

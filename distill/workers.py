@@ -1,16 +1,18 @@
 """Chains side by side: every chain of a grid is a task for one of a few processes."""
 
+import io
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 
-from .config import UserError
+from .config import Config, UserError
 from .engine import Silent
-from .lab import Lab
+from .lab import Lab, prepare
 from .rundir import Result, RunDir
 
 
@@ -18,16 +20,18 @@ def side_by_side(lab: Lab, show) -> None:
     """Teachers, then arms, as tasks for ``jobs`` processes. An arm is ready once its seed's teacher is."""
     chain = lab.config.chain
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or torch's threads
-    messages = context.SimpleQueue()
+    messages, over, others = context.Queue(), threading.Event(), set(multiprocessing.active_children())
 
     def listen() -> None:
-        for method, *arguments in iter(messages.get, None):
-            with suppress(OSError):  # results.csv is written once more at the end, where a full disk is told of
-                getattr(show, method)(*arguments)
+        while not (over.is_set() and messages.empty()):
+            with suppress(queue.Empty):
+                method, *arguments = messages.get(timeout=0.2)
+                with suppress(OSError, UserError):  # results.csv is written again at the end, where an error is told of
+                    getattr(show, method)(*arguments)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab, messages))
+    workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab.config, messages))
     try:
         with _out_of_ctrl_c():
             tasks = {workers.submit(_work, seed, None): seed for seed in chain.seed}
@@ -39,15 +43,16 @@ def side_by_side(lab: Lab, show) -> None:
                         tasks |= {workers.submit(_work, seed, alpha): seed for alpha in chain.alpha}
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for lack of memory: the same command goes on, maybe with fewer --jobs"
+            "a worker process ended at once: killed, perhaps for lack of memory (the same command goes on, maybe with "
+            'fewer --jobs), or, from Python, for want of an `if __name__ == "__main__":` around the call'
         ) from None
     except BaseException:
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()  # each model's last finished epoch is on disk
         raise
     finally:
         workers.shutdown(wait=True, cancel_futures=True)
-        messages.put(None)
+        over.set()
         listener.join()
 
 
@@ -80,10 +85,11 @@ class _Messenger(Silent):
 _worker: tuple[Lab, _Messenger]  # a worker process's own
 
 
-def _start_worker(lab: Lab, messages) -> None:
+def _start_worker(config: Config, messages) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    lab.set_up()
+    with redirect_stderr(io.StringIO()):  # the parent has said all there is to say of the images
+        lab = prepare(config)  # read again: the images are too much to pass on while processes start
     _worker = lab, _Messenger(messages)
 
 

@@ -429,3 +429,82 @@ def test_a_learning_rate_that_is_too_large_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"not finite.*smaller --lr"):
         distill.run(config(tmp_path, lr=1e38, optimizer="sgd"), source=source())
     assert not list(tmp_path.rglob("model.pt"))
+
+
+# ------------------------------------------------------------------------------------------------- lineage and leakage
+
+
+def test_a_given_teacher_that_was_replaced_is_refused(tmp_path, finished):
+    given = tmp_path / "teacher.pt"
+    given.write_bytes((finished / TEACHER / "model.pt").read_bytes())
+    c = config(tmp_path / "run", teacher_ckpt=str(given), distillation_steps=1)
+    distill.run(c, source=source())
+    given.write_bytes((finished / STUDENT / "model.pt").read_bytes())
+    with pytest.raises(UserError, match=r"teacher\.pt is not the file that this run began with"):
+        distill.run(c, source=source())
+
+
+def test_a_student_of_another_teacher_is_refused(tmp_path):
+    distill.run(config(tmp_path), source=source())
+    about = tmp_path / STUDENT / "result.json"
+    content = json.loads(about.read_text())
+    content["parent"]["sha256"] = "0" * 64
+    about.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"step_1 was taught by another model"):
+        distill.run(config(tmp_path), source=source())
+
+
+@pytest.mark.parametrize(
+    ("options", "legal"), [({}, True), ({"seed": 2}, False), ({"seed": [1, 2]}, False), ({"val_size": 9}, False)]
+)
+def test_a_teacher_that_saw_what_is_held_out_is_refused(tmp_path, options, legal):
+    digits = {"dataset": "digits", "train_size": 40, "test_size": 40, "max_epochs": 1, "distillation_steps": 1}
+    distill.run(config(tmp_path / "first", **digits))
+    again = config(tmp_path / "second", **digits | options, teacher_ckpt=str(tmp_path / "first" / TEACHER / "model.pt"))
+    if legal:
+        assert len(distill.run(again)) == 2
+        return
+    with pytest.raises(UserError, match="was trained on images that this run holds out: give its --seed 1"):
+        distill.run(again)
+    assert not (tmp_path / "second").exists()
+
+
+def test_another_number_of_threads_is_told_of(tmp_path):
+    class Notes(engine.Silent):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    distill.run(config(tmp_path), source=source(), show=(first := Notes()))
+    with torch.random.fork_rng():
+        distill.run(config(tmp_path, threads=2), source=source(), show=(second := Notes()))
+    torch.set_num_threads(1)
+    assert first.notes == []
+    assert second.notes == ["threads was 1, is 2: not the bits of an uninterrupted run"]
+
+
+def test_the_callers_draws_are_left_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    distill.run(config(tmp_path, distillation_steps=0), source=source())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_weights_that_the_last_update_made_infinite_are_noticed(tmp_path, monkeypatch):
+    update, seen = engine.Fit.update, []
+
+    def bad_at_last(self, *args):
+        out = update(self, *args)
+        seen.append(None)
+        if len(seen) == 5:
+            with torch.no_grad():
+                self.parameters[0].fill_(math.inf)
+        return out
+
+    monkeypatch.setattr(engine.Fit, "update", bad_at_last)
+    with pytest.raises(UserError, match=r"step 0, epoch 1: the loss is not finite at update 5"):
+        distill.run(config(tmp_path), source=source())
+    assert not list(tmp_path.rglob("*.pt"))

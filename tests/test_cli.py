@@ -290,7 +290,7 @@ def whole_module(file):
         (optimiser, "holds no model weights"),
         (whole_module, "no checkpoint"),
         (lambda file: file.write_text("a poem"), "no checkpoint"),
-        (lambda file: file.mkdir(), "no checkpoint"),
+        (lambda file: file.mkdir(), "cannot be read (Is a directory)"),
         (lambda file: None, "no such file"),
     ],
 )
@@ -340,7 +340,7 @@ def test_out_of_memory_names_the_batch_size(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(engine.Fit, "update", full)
     tmp_path.joinpath("run").mkdir()
     said = refusal(capsys, tmp_path / "run", *DIGITS)
-    assert "out of memory on cpu at batch size 8" in said
+    assert "out of memory on --device cpu at batch size 8" in said
     assert not list(tmp_path.rglob("*.pt"))
 
 

@@ -97,7 +97,7 @@ ILLEGAL = [
     ({"device": "cuda:"}, "device must be"),
     ({"device": "cuda:one"}, "device must be"),
     ({"device": "cpu:0"}, "device must be"),
-    ({"threads": 0}, "threads must be at least 1"),
+    ({"threads": 0}, "threads must be 1 to 1024"),
     ({"jobs": 0}, "jobs must be at least 1"),
 ]
 

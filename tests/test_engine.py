@@ -481,6 +481,10 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="--device cuda: no CUDA device here; try cpu"):
         engine.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a driver too old for this build of torch
+    with pytest.raises(ConfigError, match="no CUDA device here"):
+        engine.pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="--device cuda:2: only 2 CUDA devices here"):
         engine.pick_device("cuda:2")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

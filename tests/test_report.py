@@ -57,7 +57,7 @@ def test_the_columns_are_aligned():
 
 
 def test_a_teacher_alone_is_an_arm():
-    assert by_arm([r for r in grid(seeds=(1,)) if r.step == 0], "test_acc") == {None: {0: [ACCURACY[0, 0, 0]]}}
+    assert by_arm([r for r in grid(seeds=(1,)) if r.step == 0]) == {None: {0: [ACCURACY[0, 0, 0]]}}
 
 
 @pytest.mark.parametrize("values", [[0.25], [0.25, 0.5], [0.1, 0.7, 0.4]])

@@ -14,7 +14,6 @@ from distill.rundir import (
     Result,
     RunDir,
     arm_name,
-    read_json,
     read_result,
     sha256,
     write,
@@ -28,9 +27,8 @@ FIGURES = dict.fromkeys(RESULT_COLUMNS, 0.5) | {"seed": 1, "alpha": None, "step"
 
 def leave_result(rundir: RunDir, **figures) -> Result:
     result = Result(**FIGURES | figures)
-    write_json(
-        rundir.model(result.seed, result.alpha, result.step) / "result.json", FIGURES | figures | {"model_sha256": ""}
-    )
+    rest = {"model_sha256": "", "parent": None, "classes": [], "channels": 1, "model": {}}
+    write_json(rundir.model(result.seed, result.alpha, result.step) / "result.json", FIGURES | figures | rest)
     return result
 
 
@@ -89,14 +87,37 @@ def test_csv_keeps_every_bit_of_a_float_and_leaves_none_empty(tmp_path):
 
 def test_json_keeps_every_bit_of_a_float(tmp_path):
     write_json(tmp_path / "t.json", {"x": 0.1 + 0.2})
-    assert read_json(tmp_path / "t.json") == {"x": 0.1 + 0.2}
+    assert json.loads((tmp_path / "t.json").read_text()) == {"x": 0.1 + 0.2}
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": 1, "al', b"\xff\xfe"])
-def test_damaged_json_is_refused_by_name(tmp_path, content):
-    (tmp_path / "t.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"t\.json is damaged"):
-        read_json(tmp_path / "t.json")
+def test_a_damaged_result_is_refused_by_name(tmp_path, content):
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        read_result(tmp_path)
+
+
+def test_a_folder_without_a_result_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="holds no finished model"):
+        read_result(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"runs": 3}'])
+def test_a_damaged_environment_is_begun_anew(tmp_path, content):
+    (tmp_path / "environment.json").write_text(content)
+    RunDir(tmp_path).write_environment(device="cpu")
+    (session,) = RunDir(tmp_path).environments()
+    assert session["device"] == "cpu"
+
+
+def test_options_may_change_until_something_is_trained(tmp_path):
+    rundir = RunDir(tmp_path)
+    rundir.open(config(tmp_path, lr=1e38), "a")
+    rundir.open(config(tmp_path, lr=0.01), "b")
+    rundir.model(1, None, 0).mkdir(parents=True)
+    (rundir.model(1, None, 0) / "training_state.pt").touch()
+    with pytest.raises(ConfigError, match=r"--lr 0.02 instead of 0.01"):
+        rundir.open(config(tmp_path, lr=0.02), "b")
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null"])
@@ -144,28 +165,35 @@ def test_results_csv_has_a_row_per_finished_model_in_order(tmp_path):
     assert [line.split(",")[:3] for line in lines[1:3]] == [["1", "", "0"], ["1", "0.0", "1"]]
 
 
+def begin(run: Path) -> None:
+    """A run in which a teacher has been trained for an epoch."""
+    RunDir(run).open(config(run), "data")
+    (run / "seed_1" / "step_0").mkdir(parents=True)
+    (run / "seed_1" / "step_0" / "training_state.pt").touch()
+
+
 def test_a_directory_of_another_run_is_refused_with_every_option_that_differs(tmp_path):
-    RunDir(tmp_path).open(config(tmp_path), "data")
+    begin(tmp_path)
     with pytest.raises(ConfigError, match=r"--lr 0\.02 instead of 0\.01, --seed 7 instead of 1") as error:
         RunDir(tmp_path).open(config(tmp_path, lr=0.02, seed=7), "data")
     assert "batch" not in str(error.value)
 
 
 def test_a_directory_of_other_images_is_refused(tmp_path):
-    RunDir(tmp_path).open(config(tmp_path), "data")
+    begin(tmp_path)
     with pytest.raises(ConfigError, match="other images"):
         RunDir(tmp_path).open(config(tmp_path), "other data")
 
 
 def test_where_a_run_is_done_may_change(tmp_path):
-    RunDir(tmp_path).open(config(tmp_path), "data")
+    begin(tmp_path)
     RunDir(tmp_path).open(config(tmp_path, jobs=2, threads=2, device="auto", data_dir="elsewhere"), "data")
 
 
 def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "thesis.tex").write_text("six years")
-    with pytest.raises(ConfigError, match="not empty"):
-        RunDir(tmp_path).open(config(tmp_path), "data")
+    with pytest.raises(ConfigError, match="not empty"), RunDir(tmp_path).lock():
+        pass
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
