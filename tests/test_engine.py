@@ -652,3 +652,14 @@ def test_a_gpus_predictions_do_not_depend_on_where_the_images_are(switches, smal
     assert torch.equal(one, other)
     here = engine.predict_all(classifier(), pool_of(30), train)
     torch.testing.assert_close(one, here, rtol=1e-4, atol=1e-4)
+
+
+def test_the_bits_do_not_depend_on_the_memory_layout_of_one_channel():
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8)).astype(np.uint8)
+    labels, index = np.arange(6) % 3, np.arange(6)
+    as_stacked = np.lib.stride_tricks.as_strided(images, (6, 1, 8, 8), (64, 1, 8, 1))
+    strides = {
+        engine.make_pool(Split(layout, labels, labels, index), CPU).images.stride()
+        for layout in (images[:, None], as_stacked)
+    }
+    assert strides == {(64, 64, 8, 1)}
