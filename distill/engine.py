@@ -94,7 +94,7 @@ class Pool:
 
 def make_pool(split: Split, device: torch.device, resident: bool | None = None) -> Pool:
     """Put a split into device memory where it takes no more than half of what is free, else into pinned host memory."""
-    # Strides anew: an axis of one channel may have any, and convolutions choose their kernel, so their last bits, by them.
+    # Strides anew: an axis of one channel may have any, and by them convolutions choose their kernel and last bits.
     images = torch.from_numpy(split.images).flatten().view(split.images.shape)
     labels = torch.from_numpy(split.labels).to(device)
     if device.type == "cuda":
