@@ -38,7 +38,8 @@ class Images(Dataset):
 
 def loader(data: Images, batch: int, workers: int) -> DataLoader:
     """A shuffling DataLoader with worker processes that live as long as it does."""
-    return DataLoader(data, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0, pin_memory=True)
+    pinned = torch.cuda.is_available()
+    return DataLoader(data, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0, pin_memory=pinned)
 
 
 class Obvious:
