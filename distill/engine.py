@@ -21,7 +21,7 @@ from .data import Split
 from .objective import Objective, add_regulariser, one_hot
 
 CHUNK_PIXELS = 2**20  # of the images augmented at once: 1,024 of CIFAR
-PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, which ResNet-50 wants 2 GB for
+PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, small enough for most devices
 RESIDENT_SHARE = 0.5  # of the free device memory that a training set may take before it stays on the host
 
 
