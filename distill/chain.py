@@ -3,9 +3,10 @@
 Borup & Andersen, "Even your Teacher Needs Guidance", NeurIPS 2021, arXiv 2102.13088, section 5.
 """
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from . import augment, engine, metrics, models
+from .alpha import Choice, choose
 from .checkpoints import Damaged, check_hash, load_weights, read_tensors, write_tensors
-from .config import Config, ConfigError
+from .config import AUTO, Arm, Config, ConfigError, arm_name
 from .data import Dataset
-from .draws import torch_seed
+from .draws import generator, torch_seed
 from .objective import LOSSES, one_hot
-from .rundir import Result, RunDir, name_model, read_about, read_result, sha256, write_csv, write_json
+from .rundir import Result, RunDir, name_model, read_about, read_result, sha256, write, write_csv, write_json
 
 STATE = "training_state.pt"
 METRICS = "epoch lr train_loss train_truth_loss train_teacher_loss train_reg train_acc val_loss val_acc seconds"
@@ -48,31 +50,35 @@ class Chains:
         self.test = engine.make_pool(data.test, device)
         self.selects_best = config.chain.teacher_select == "best"
 
-    def run(self, alpha: float) -> list[Result]:
-        """One arm: the teacher, then student after student, each taught by the one before. Finished models are kept."""
+    def run(self, arm: Arm) -> list[Result]:
+        """One chain: the teacher, then students, each taught by the one before. What is finished is kept."""
         chain = [self.teacher]
-        first = self.config.chain.first_step + 1
-        for step in range(first, first + self.config.chain.distillation_steps):
-            chain.append(self.fit(step, chain[-1], alpha))
+        for k, weight in enumerate(arm, start=1):
+            brief = self.brief(arm_name(arm[:k]), self.config.chain.first_step + k, weight, chain[-1])
+            chain.append(self.fit(brief) if weight != AUTO else self.fit_estimated(brief))
         return [model.result for model in chain]
 
     @cached_property
     def teacher(self) -> "Finished":
         """Step 0, trained on the truth, or the given checkpoint at its step. The same for every alpha."""
+        brief = self.brief(None, self.config.chain.first_step, None, None)
         if self.config.chain.teacher_ckpt is None:
-            return self.fit(0, None, None)
-        step = self.config.chain.first_step
-        folder = self.rundir.model(self.seed, None, step)
-        if not (folder / "result.json").exists():
-            file = Path(self.config.chain.teacher_ckpt)
-            model = self.new_model(step)
+            return self.fit(brief)
+        file = Path(self.config.chain.teacher_ckpt)
+        if not (brief.folder / "result.json").exists():
+            model = self.new_model(brief.step)
             load_weights(model, file)
             parent = {"path": str(file), "sha256": sha256(file)}
-            self.finish(folder, model.to(self.device), None, step, None, parent, rows=[])
-        teacher, file = Finished(self, folder), Path(self.config.chain.teacher_ckpt)
+            self.finish(brief, model.to(self.device), rows=[], parent=parent)
+        teacher = Finished(self, brief.folder)
         if file.exists() and sha256(file) != teacher.parent.get("sha256"):
             raise ConfigError(f"{file} is not the file that this run began with; choose another --output")
         return teacher
+
+    def brief(self, arm: str | None, step: int, alpha: float | None, teacher: "Finished | None") -> "Brief":
+        """The Brief of the model of a step, kept where its chain's models are."""
+        folder = self.rundir.model(self.seed, arm, step)
+        return Brief(folder, name_model(self.seed, arm, step), arm, step, alpha, teacher)
 
     def new_model(self, step: int) -> models.Classifier:
         """A model with initial weights drawn from (seed, step)."""
@@ -80,9 +86,55 @@ class Chains:
             torch.manual_seed(torch_seed(self.seed, "init", step))
             return models.Classifier(self.network(), self.data.mean, self.data.std)
 
-    def fit(self, step: int, teacher: "Finished | None", alpha: float | None) -> "Finished":
-        """Train the model of one step on ``alpha * truth + (1 - alpha) * teacher``, or go on with it."""
-        folder = self.rundir.model(self.seed, alpha, step)
+    def fit_estimated(self, brief: "Brief") -> "Finished":
+        """The student of a step whose alpha is estimated (alpha.py), after the probe that this takes.
+
+        The estimate is written down before the student begins, so that it goes on with the same alpha wherever it is.
+        """
+        noted = brief.folder / "choice.json"
+        if (brief.folder / "result.json").exists():
+            noted.unlink(missing_ok=True)  # where the end came between the two
+            return self.fit(brief)
+        arm = f"{brief.arm} probe"
+        name = name_model(self.seed, arm, brief.step)
+        probe = self.fit(replace(brief, folder=brief.folder / "probe", name=name, arm=arm, alpha=0.0))
+        if not noted.exists():
+            write_json(noted, asdict(self.choose(brief, probe)))
+        choice = Choice(**json.loads(noted.read_text()))
+        if choice.takes_probe:
+            self.take(probe, brief, choice)
+        else:
+            self.fit(replace(brief, alpha=choice.alpha), choice)
+        noted.unlink()
+        return Finished(self, brief.folder)
+
+    def choose(self, brief: "Brief", probe: "Finished") -> Choice:
+        """The alpha of a step from what its probe and the teacher of step 0 say of the held-out images."""
+        first, guess = (engine.predict_all(m.model, self.val, self.config.train) for m in (self.teacher, probe))
+        rng = generator(self.seed, "bootstrap", brief.step)
+        labels = self.val.labels.cpu().numpy()
+        choice = choose(first.double().softmax(1).numpy(), guess.double().softmax(1).numpy(), labels, rng)
+        if choice.alpha_star is None:
+            said = "teacher and probe agree to rounding, alpha does not matter here: the probe is taken"
+        else:
+            said = (
+                f"alpha* = {choice.alpha_star:.4f} ± {choice.standard_error:.4f} on {len(labels):,} held-out images: "
+            )
+            said += "the probe (alpha 0) is taken" if choice.takes_probe else f"trained with {choice.alpha:.4f}"
+        self.show.note(f"{brief.name}: {said}")
+        return choice
+
+    def take(self, probe: "Finished", brief: "Brief", choice: Choice) -> None:
+        """Make a probe the student of its step: the same weights and figures, with no training of its own."""
+        write(brief.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
+        result = replace(probe.result, arm=brief.arm, epochs=0, seconds=0.0)
+        estimate = asdict(choice) | {"val_brier": result.val_brier}
+        write_json(brief.folder / "result.json", read_about(probe.folder) | asdict(result) | {"auto": estimate})
+        self.show.end_model(result)
+
+    def fit(self, brief: "Brief", choice: Choice | None = None) -> "Finished":
+        """Train a model on ``alpha * truth + (1 - alpha) * teacher``, or go on with it. ``choice`` is kept with it."""
+        folder, teacher = brief.folder, brief.teacher
         if (folder / "result.json").exists():
             (folder / STATE).unlink(missing_ok=True)  # where the end came between the two
             model = Finished(self, folder)
@@ -91,35 +143,30 @@ class Chains:
                     f"{folder} was taught by another model than {teacher.folder}; delete it to train it again"
                 )
             return model
-        training = Training(folder, engine.Fit(self.new_model(step), self.config.train, self.device))
-        name = name_model(self.seed, alpha, step)
-        self.show.start_model(name, len(self.train), training.fit.epochs)
+        training = Training(folder, engine.Fit(self.new_model(brief.step), self.config.train, self.device))
+        self.show.start_model(brief.name, len(self.train), training.fit.epochs)
         for epoch in range(training.fit.epochs, self.config.train.epochs):
-            row = self.train_epoch(training.fit, step, epoch, teacher, alpha)
+            row = self.train_epoch(training.fit, brief, epoch)
             training.record(row, self.selects_best)
-            self.show.end_epoch(name, row)
+            self.show.end_epoch(brief.name, row)
         parent = teacher and {"path": str(teacher.folder.relative_to(self.rundir.path)), "sha256": teacher.sha256}
-        self.finish(folder, training.selected(), alpha, step, teacher, parent, training.rows)
+        self.finish(brief, training.selected(), training.rows, parent, choice)
         return Finished(self, folder)
 
-    def train_epoch(
-        self, fit: engine.Fit, step: int, epoch: int, teacher: "Finished | None", alpha: float | None
-    ) -> dict:
+    def train_epoch(self, fit: engine.Fit, brief: "Brief", epoch: int) -> dict:
         """Train one epoch and look at the held-out images; returns the epoch's row of metrics.csv."""
         started = time.perf_counter()
-        data = self.data
+        data, step, teacher = self.data, brief.step, brief.teacher
         plan = augment.plan(
             self.seed, step, epoch, len(self.train), data.train.images.shape[-1], self.config.data.augment, data.flip
         )
         torch.manual_seed(torch_seed(self.seed, "update", step, epoch))  # for dropout in a network of one's own
         # At alpha = 1 the teacher has no say, so it is not asked; at step 0 there is none.
-        guide, weight = (teacher.model, alpha) if teacher and alpha < 1 else (None, 1.0)
+        guide, weight = (teacher.model, brief.alpha) if teacher and brief.alpha < 1 else (None, 1.0)
         try:
             figures = fit.epoch(self.train, plan, len(data.classes), guide, weight, self.show)
         except engine.NotFinite as error:
-            name = name_model(self.seed, alpha, step)
-            where = f"{name}, epoch {epoch + 1}"
-            raise ConfigError(f"{where}: {error}; try a smaller --lr") from None
+            raise ConfigError(f"{brief.name}, epoch {epoch + 1}: {error}; try a smaller --lr") from None
         val, _ = self.score(fit.model, self.val)
         return {
             "epoch": epoch + 1,
@@ -131,18 +178,25 @@ class Chains:
         }
 
     def finish(
-        self, folder: Path, model: nn.Module, alpha, step: int, teacher, parent: dict | None, rows: list[dict]
+        self,
+        brief: "Brief",
+        model: nn.Module,
+        rows: list[dict],
+        parent: dict | None,
+        choice: Choice | None = None,
     ) -> None:
         """Score a model and leave it on disk: weights, then result.json, then nothing of the training state."""
+        folder, teacher = brief.folder, brief.teacher
         test, logits = self.score(model, self.test)
         val, _ = self.score(model, self.val)
+        given = engine.predict_all(model, self.train, self.config.train)
         last = rows[-1] if rows else {}
         if self.selects_best and rows:
             last = max(rows, key=lambda row: row["val_acc"])  # the first of the best, as in training
         result = Result(
             seed=self.seed,
-            alpha=alpha,
-            step=step,
+            alpha=brief.alpha,
+            step=brief.step,
             train_loss=last.get("train_loss"),
             train_acc=last.get("train_acc"),
             val_loss=val.get("loss"),
@@ -151,6 +205,12 @@ class Chains:
             agreement=None if teacher is None else metrics.agreement(logits, teacher.test_logits),
             epochs=len(rows),
             seconds=round(sum(row["seconds"] for row in rows), 3),
+            arm=brief.arm,
+            val_brier=val.get("brier"),
+            teacher_kl=None if teacher is None else metrics.divergence(logits, teacher.test_logits),
+            **metrics.on_training_images(
+                given, *map(torch.from_numpy, (self.data.train.labels, self.data.train.true_labels))
+            ),
         )
         write_tensors(folder / "model.pt", {name: tensor.cpu() for name, tensor in model.state_dict().items()})
         about = {
@@ -161,13 +221,16 @@ class Chains:
             "channels": self.data.train.images.shape[1],
             "model": asdict(self.config.model),
             "configuration": self.config.identity,
+            "reliability": metrics.reliability(logits, self.test.labels),
         }
+        if choice is not None:
+            about["auto"] = asdict(choice) | {"val_brier": result.val_brier}
         write_json(folder / "result.json", asdict(result) | about)
         (folder / STATE).unlink(missing_ok=True)
         self.show.end_model(result)
 
     def score(self, model: nn.Module, pool: engine.Pool | None) -> tuple[dict[str, float], Tensor | None]:
-        """Loss, accuracy, NLL, Brier and ECE on a split against true labels, and the logits; nothing for no split."""
+        """Loss and ``metrics.evaluate`` on a split against true labels, and the logits; nothing for no split."""
         if pool is None:
             return {}, None
         logits = engine.predict_all(model, pool, self.config.train)
@@ -176,6 +239,18 @@ class Chains:
         labels = pool.labels.cpu()
         loss = LOSSES[self.config.train.loss](logits.double(), one_hot(labels, logits.shape[1])).mean().item()
         return {"loss": loss} | metrics.evaluate(logits, labels), logits
+
+
+@dataclass(frozen=True)
+class Brief:
+    """Which model is to be trained, and how it differs from the others of its seed."""
+
+    folder: Path
+    name: str  # for people
+    arm: str | None  # the chain up to it; None: the teacher of all chains
+    step: int
+    alpha: float | None
+    teacher: "Finished | None"
 
 
 class Training:

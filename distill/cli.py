@@ -46,19 +46,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_option(group, section: str, f) -> None:
-    kind, several = field_type(section, f.name)
+    kind, depth = field_type(section, f.name)
     flag, text, choices = f"--{f.name.replace('_', '-')}", f.metadata["help"], f.metadata["choices"]
     if kind is bool:
         shown = "on" if f.default else "off"
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} [default: {shown}]")
         return
-    if f.default is not None:
-        shown = " ".join(map(str, f.default)) if several else f.default
+    if f.default not in (None, ()):
+        shown = " ".join(map(str, f.default)) if depth else f.default
         text += f" [default: {shown}]"
+    words = f.metadata["words"]
+
+    def read(text: str):
+        return text if text in words else kind(text)
+
+    read.__name__ = kind.__name__  # as argparse names it in its errors
     metavar = None if choices else f.name.split("_")[-1].upper()
-    nargs = "+" if several else None
+    options = {"nargs": "+"} if depth else {}
+    if depth == 2:
+        options["action"] = "append"
     group.add_argument(
-        flag, type=kind, choices=choices or None, nargs=nargs, metavar=metavar, help=text.replace("%", "%%")
+        flag, type=read, choices=choices or None, metavar=metavar, help=text.replace("%", "%%"), **options
     )
 
 

@@ -7,11 +7,11 @@ threads, since these decide the last bits).
 
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import os
 import tomllib
-import types
 import typing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +20,10 @@ TORCHVISION_RESNETS = (18, 34, 50, 101)
 CIFAR_RESNETS = (8, 14, 20, 32, 44, 56, 110)
 CUSTOM_MODEL = 0  # `resnet` of a run whose network came from a Python function
 CUSTOM_DATA = "custom"  # `dataset` of a run whose images came from Python arrays
+AUTO = "auto"  # a weight that is estimated when its step is reached
+PREVIEW = "preview"  # no students: the teacher's kernel twin says what they would do
+
+Arm = tuple[float | str, ...]  # the weight of the ground truth, or AUTO, for each student of a chain in turn
 
 
 class UserError(ValueError):
@@ -35,8 +39,9 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _option(default, help: str, *, choices: tuple = (), where: bool = False):
-    return field(default=default, metadata={"help": help, "choices": choices, "where": where})
+def _option(default, help: str, *, choices: tuple = (), words: tuple = (), where: bool = False):
+    """``words`` are taken where the type is a number."""
+    return field(default=default, metadata={"help": help, "choices": choices, "words": words, "where": where})
 
 
 class _Section:
@@ -193,8 +198,18 @@ class TrainConfig(_Section):
 class ChainConfig(_Section):
     """The chain: teacher, student, student, ...; several alphas or seeds make a grid of chains."""
 
-    alpha: tuple[float, ...] = _option(
-        (0.6,), "weight of the ground truth, that of the teacher being 1 - alpha; in [0, 1], several for a grid"
+    alpha: tuple[float | str, ...] | None = _option(
+        None,
+        "weight of the ground truth, that of the teacher being 1 - alpha; in [0, 1], several for a grid. "
+        "auto: estimated at each step on held-out images (needs val_size). "
+        "preview: train no student; show what a kernel model of the teacher's features predicts [default: 0.6]",
+        words=(AUTO, PREVIEW),
+    )
+    alpha_schedule: tuple[tuple[float | str, ...], ...] = _option(
+        (),
+        "an alpha (or auto) for each student in turn, the last one repeating; may be given several times, "
+        "equal beginnings share their models",
+        words=(AUTO,),
     )
     seed: tuple[int, ...] = _option(
         (1,), "seed of splits, label noise, initial weights and batches; several for a grid"
@@ -211,12 +226,24 @@ class ChainConfig(_Section):
     )
 
     def _check(self) -> None:
+        if self.alpha is None or (self.alpha == () and self.alpha_schedule):
+            object.__setattr__(self, "alpha", () if self.alpha_schedule else (0.6,))
         for name in ("alpha", "seed"):
             values = getattr(self, name)
-            _require(len(values) > 0, f"{name} needs at least one value")
+            _require(len(values) > 0 or (name == "alpha" and self.alpha_schedule), f"{name} needs at least one value")
             _require(len(set(values)) == len(values), f"{name} has a value twice: {' '.join(map(str, values))}")
-        for alpha in self.alpha:
-            _require(0 <= alpha <= 1, f"alpha must be a number in [0, 1], not {alpha}")
+        for schedule in self.alpha_schedule:
+            _require(len(schedule) > 0, "alpha_schedule needs at least one value")
+            _require(
+                len(schedule) <= max(self.distillation_steps, 1),
+                f"alpha_schedule has {len(schedule)} weights for {self.distillation_steps} students",
+            )
+        for alpha in (*self.alpha, *itertools.chain(*self.alpha_schedule)):
+            _require(isinstance(alpha, str) or 0 <= alpha <= 1, f"alpha must be a number in [0, 1], not {alpha}")
+        _require(
+            PREVIEW not in self.alpha or (len(self.alpha) == 1 and not self.alpha_schedule),
+            "alpha preview trains no student and stands alone; give other alphas in a second command",
+        )
         for seed in self.seed:
             _require(seed >= 0, f"seed must be at least 0, not {seed}")
         _require(self.distillation_steps >= 0, f"distillation_steps must be at least 0, not {self.distillation_steps}")
@@ -226,6 +253,25 @@ class ChainConfig(_Section):
             _require(self.distillation_steps >= 1, "a given teacher needs at least one distillation step")
             object.__setattr__(self, "teacher_step", self.teacher_step or 0)
             _require(self.teacher_step >= 0, f"teacher_step must be at least 0, not {self.teacher_step}")
+        for arm in self.arms:
+            _require(self.arms.count(arm) == 1, f"two chains of the grid are the same: alpha {arm_name(arm)}")
+        _require(
+            not (self.first_step and self.uses_auto),
+            "alpha auto needs the teacher of step 0, trained on the ground truth: leave --teacher-step out",
+        )
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Every chain of the grid, as the weight (or "auto") of each of its students; empty where there is none."""
+        if (n := self.distillation_steps) < 1:
+            return ()
+        schedules = [(alpha,) for alpha in self.alpha if alpha != PREVIEW] + list(self.alpha_schedule)
+        return tuple((*schedule, *[schedule[-1]] * n)[:n] for schedule in schedules)
+
+    @property
+    def uses_auto(self) -> bool:
+        """Is any weight estimated?"""
+        return any(AUTO in arm for arm in self.arms)
 
     @property
     def first_step(self) -> int:
@@ -271,6 +317,8 @@ class Config:
             self.chain.teacher_select == "last" or self.data.val_size > 0,
             "teacher_select best needs held-out images: give --val-size",
         )
+        for word, wanted in ((AUTO, self.chain.uses_auto), (PREVIEW, PREVIEW in self.chain.alpha)):
+            _require(not wanted or self.data.val_size > 0, f"alpha {word} needs held-out images: give --val-size")
 
     @property
     def identity(self) -> dict:
@@ -297,6 +345,10 @@ class Config:
         """The options that decide the results and differ, as ``--lr 0.1 instead of 0.01``; "" where there are none."""
 
         def show(value) -> str:
+            if value == ():
+                return "(none)"
+            if isinstance(value, tuple) and isinstance(value[0], tuple):
+                return " and ".join(map(show, value))
             return " ".join(str(v).removesuffix(".0") for v in (value if isinstance(value, tuple) else (value,)))
 
         pairs = zip(self.identity.items(), other.identity.values(), strict=True)
@@ -312,14 +364,16 @@ SECTION_OF = {f.name: section for section, cls in SECTIONS.items() for f in fiel
 _HINTS = {section: typing.get_type_hints(cls) for section, cls in SECTIONS.items()}
 
 
-def field_type(section: str, name: str) -> tuple[type, bool]:
-    """The scalar type of a field and whether it takes several values: ``("chain", "alpha") -> (float, True)``."""
-    hint = _HINTS[section][name]
-    if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0], True
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return typing.get_args(hint)[0], False
-    return hint, False
+def field_type(section: str, name: str) -> tuple[type, int]:
+    """The scalar type of a field and how it is nested: 0 a value, 1 several, 2 several of several.
+
+    ``("chain", "seed") -> (int, 1)``. Of a union, as ``int | None``, the first.
+    """
+    hint, depth = _HINTS[section][name], 0
+    while (origin := typing.get_origin(hint)) is not None:
+        depth += origin is tuple
+        hint = typing.get_args(hint)[0]
+    return hint, depth
 
 
 def nearest(name: str, known) -> str:
@@ -347,11 +401,17 @@ def from_dict(values: dict[str, dict]) -> Config:
 
 
 def _checked(section: str, name: str, value):
-    kind, several = field_type(section, name)
-    if several:
-        values = value if isinstance(value, list | tuple) else [value]
-        return tuple(_scalar(section, name, v, kind) for v in values)
-    return _scalar(section, name, value, kind)
+    kind, depth = field_type(section, name)
+    if depth == 2 and isinstance(value, list | tuple) and not any(isinstance(v, list | tuple) for v in value):
+        value = [value] if value else []  # a single schedule
+    return _nested(section, name, value, kind, depth)
+
+
+def _nested(section: str, name: str, value, kind: type, depth: int):
+    if depth == 0:
+        return _scalar(section, name, value, kind)
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(_nested(section, name, v, kind, depth - 1) for v in values)
 
 
 def _scalar(section: str, name: str, value, kind: type):
@@ -359,14 +419,27 @@ def _scalar(section: str, name: str, value, kind: type):
         value = float(value)
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
+    metadata = SECTIONS[section].__dataclass_fields__[name].metadata
+    choices, words = metadata["choices"], metadata["words"]
     legal = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    _require(legal, f"{section}.{name} must be of type {kind.__name__}, not {value!r}")
-    choices = SECTIONS[section].__dataclass_fields__[name].metadata["choices"]
+    or_words = "".join(f" or {word}" for word in words)
+    _require(legal or value in words, f"{section}.{name} must be of type {kind.__name__}{or_words}, not {value!r}")
     custom = (name, value) in (("dataset", CUSTOM_DATA), ("resnet", CUSTOM_MODEL))
     _require(
         not choices or value in choices or custom, f"{name} must be one of {', '.join(map(str, choices))}, not {value}"
     )
     return value
+
+
+def arm_name(arm: Arm) -> str:
+    """What a chain is called: ``0.6``; ``0.2-0.4`` for 0.2 and then 0.4 throughout; ``auto``.
+
+    That of a model is its chain's up to it, so that chains with equal beginnings name the same models.
+    """
+    arm = list(arm)
+    while len(arm) > 1 and arm[-1] == arm[-2]:
+        arm.pop()
+    return "-".join(weight if isinstance(weight, str) else repr(float(weight)).removesuffix(".0") for weight in arm)
 
 
 def read_toml(path: Path) -> dict[str, dict]:
@@ -384,8 +457,12 @@ def to_toml(config: Config) -> str:
     import tomli_w
 
     sections = {
-        section: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
+        section: {name: _lists(v) for name, v in values.items() if v is not None}
         for section, values in asdict(config).items()
     }
     sections["run"].pop("output", None)  # so that the file, run again elsewhere, does not write over this run
     return tomli_w.dumps(sections)
+
+
+def _lists(value):
+    return [_lists(v) for v in value] if isinstance(value, tuple) else value

@@ -16,7 +16,7 @@ from torch import nn
 from . import engine
 from .chain import Chains
 from .checkpoints import default_network, load_weights
-from .config import CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError
+from .config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError, arm_name
 from .data import Dataset, Source, Split, load_source, make_dataset
 from .models import Classifier
 from .rundir import RunDir, read_about, write
@@ -153,7 +153,9 @@ def describe(lab: Lab) -> str:
     chain, epochs = config.chain, config.train.epochs
     updates = engine.updates_per_epoch(len(data.train), config.train.batch_size)
     seeds = " ".join(map(str, chain.seed))
-    alphas = " ".join(f"{a:g}" for a in chain.alpha)
+    alphas = ", alpha " + " ".join(map(arm_name, chain.arms)) if chain.arms else ""
+    students = f" + {_count(chain.distillation_steps, 'student')} each" if chain.arms else " alone"
+    models = f"{'at most ' if chain.uses_auto else ''}{_count(count_models(config), 'model')}"
     teacher = "teacher" if chain.teacher_ckpt is None else f"given teacher (step {chain.first_step})"
     return "\n".join(
         [
@@ -161,8 +163,8 @@ def describe(lab: Lab) -> str:
             f"data    {data.name}: {sizes} images of {c}x{h}x{w}, {len(data.classes)} classes"
             + (f", {noise:,} training labels corrupted" if noise else ""),
             f"model   {name}, {parameters:,} parameters",
-            f"chains  seed {seeds}, alpha {alphas}: {teacher} + {_count(chain.distillation_steps, 'student')} each, "
-            f"{_count(count_models(config), 'model')} of {_count(epochs, 'epoch')} of {_count(updates, 'update')}",
+            f"chains  seed {seeds}{alphas}: {teacher}{students}, "
+            f"{models} of {_count(epochs, 'epoch')} of {_count(updates, 'update')}",
             f"output  {config.output}",
         ]
     )
@@ -173,9 +175,14 @@ def _count(n: int, thing: str) -> str:
 
 
 def count_models(config: Config) -> int:
-    """Models that a run trains: a teacher a seed, unless it is given, and the students of every arm."""
+    """Models that a run trains: a teacher a seed, unless it is given, and every student once.
+
+    Where alpha is estimated a probe is trained first, and sometimes taken: then it is the only one.
+    """
     chain = config.chain
-    return len(chain.seed) * ((chain.teacher_ckpt is None) + len(chain.alpha) * chain.distillation_steps)
+    students = {arm[:k] for arm in chain.arms for k in range(1, len(arm) + 1)}
+    trainings = sum(2 if student[-1] == AUTO else 1 for student in students)
+    return len(chain.seed) * ((chain.teacher_ckpt is None) + trainings)
 
 
 def versions(device: torch.device) -> dict[str, str | int]:

@@ -57,7 +57,7 @@ class Progress(Silent):
 
     def end_model(self, result: Result) -> None:
         agrees = "" if result.agreement is None else f", agrees with its teacher on {result.agreement:.4f}"
-        name = name_model(result.seed, result.alpha, result.step)
+        name = name_model(result.seed, result.arm, result.step)
         self.say(f"{name}: test accuracy {result.test_acc:.4f}{agrees}, {result.seconds:.1f} s")
 
     def say(self, line: str) -> None:

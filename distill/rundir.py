@@ -8,17 +8,19 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from .config import Config, ConfigError, from_dict, read_toml, to_toml
+from .config import AUTO, PREVIEW, Config, ConfigError, from_dict, read_toml, to_toml
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,12 @@ class Result:
 
     train_* are means over the epoch that was taken (the last, or the best), as trained (augmented images, given labels,
     the whole objective); val_* and
-    test_* are of the finished model, against true labels, without the regulariser. None where it does not apply.
+    test_* are of the finished model, against true labels, without the regulariser. The last four are of the finished
+    model on its training images, not augmented. None where it does not apply.
     """
 
     seed: int
-    alpha: float | None  # None: the teacher that all arms of a seed share
+    alpha: float | None  # weight of the truth in its targets; None: the teacher that all arms of a seed share
     step: int
     train_loss: float | None
     train_acc: float | None
@@ -43,8 +46,16 @@ class Result:
     test_brier: float
     test_ece: float
     agreement: float | None  # share of test images on which the model and its teacher name the same class
-    epochs: int
+    epochs: int  # of its own training: 0 where it was given, or taken from a probe
     seconds: float
+    arm: str | None  # the chain up to this model, see config.arm_name; None: the teacher
+    val_brier: float | None
+    test_entropy: float  # of the predicted probabilities, natural logarithm
+    teacher_kl: float | None  # KL(teacher || model) on the test images, natural logarithm
+    train_distance: float  # root mean square of |p - one_hot(given label)|_2, in [0, sqrt 2]
+    clean_acc: float | None  # accuracy on the images with right labels
+    memorised: float | None  # share of the images with wrong labels on which the model says that label
+    recovered: float | None  # share of the images with wrong labels on which the model says the true one
 
 
 RESULT_COLUMNS = [f.name for f in fields(Result)]
@@ -113,20 +124,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def arm_name(alpha: float) -> str:
-    """The folder of an arm: ``alpha_0.6``, ``alpha_0``."""
-    return f"alpha_{repr(float(alpha)).removesuffix('.0')}"
-
-
-def name_model(seed: int, alpha: float | None, step: int) -> str:
+def name_model(seed: int, arm: str | None, step: int) -> str:
     """``seed 1, alpha 0.6, step 2``, or ``seed 1, step 0`` for the teacher."""
-    return f"seed {seed}, {'' if alpha is None else f'alpha {alpha:g}, '}step {step}"
+    return f"seed {seed}, {'' if arm is None else f'alpha {arm}, '}step {step}"
+
+
+def _order(result: Result) -> tuple:
+    """By seed, the teacher first, then by weights, estimated ones last, then by step."""
+    words = [] if result.arm is None else re.split(r"(?<!e)-", result.arm)  # but not 1e-05
+    weights = [math.inf if word.startswith(AUTO) else float(word) for word in words]
+    return result.seed, weights, result.step, result.arm or ""
+
+
+def as_result(about: dict) -> Result:
+    """The figures among what ``read_about`` gives."""
+    return Result(**{name: about[name] for name in RESULT_COLUMNS})
 
 
 def read_result(folder: Path) -> Result:
     """The figures of a finished model. Raises ConfigError where the file is missing or damaged."""
-    content = read_about(folder)
-    return Result(**{name: content[name] for name in RESULT_COLUMNS})
+    return as_result(read_about(folder))
 
 
 class RunDir:
@@ -135,10 +152,10 @@ class RunDir:
     def __init__(self, path: Path):
         self.path = path
 
-    def model(self, seed: int, alpha: float | None, step: int) -> Path:
-        """The folder of one model; the teacher, which all arms share, has no alpha."""
-        arm = self.path / f"seed_{seed}"
-        return (arm if alpha is None else arm / arm_name(alpha)) / f"step_{step}"
+    def model(self, seed: int, arm: str | None, step: int) -> Path:
+        """The folder of one model, ``arm`` being its chain up to it; the teacher, which all arms share, has none."""
+        folder = self.path / f"seed_{seed}"
+        return (folder if arm is None else folder / f"alpha_{arm}") / f"step_{step}"
 
     def open(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or go on in it. Raises ConfigError where it holds another run, or other data."""
@@ -146,6 +163,9 @@ class RunDir:
         if file.exists():
             held = from_dict(read_toml(file))
             begun = any(self.path.glob("seed_*/**/*.pt"))
+            if held.chain.alpha == (PREVIEW,):  # what was looked ahead at may be run
+                chain = {"alpha": config.chain.alpha, "alpha_schedule": config.chain.alpha_schedule}
+                held = replace(held, chain=replace(held.chain, **chain))
             if begun and (differing := config.differences(held)):
                 raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
             if begun and data.exists() and data.read_text().strip() != fingerprint:
@@ -176,9 +196,13 @@ class RunDir:
             yield
 
     def results(self) -> list[Result]:
-        """The result of every finished model, by seed, alpha (the teacher first) and step."""
-        found = [read_result(file.parent) for file in self.path.glob("seed_*/**/result.json")]
-        return sorted(found, key=lambda r: (r.seed, -1 if r.alpha is None else r.alpha, r.step))
+        """The result of every finished model, by seed, arm (the teacher first) and step."""
+        return [as_result(about) for about in self.abouts()]
+
+    def abouts(self) -> list[dict]:
+        """The whole result.json of every finished model, in the order of ``results``."""
+        found = (read_about(file.parent) for file in self.path.glob("seed_*/**/result.json"))
+        return sorted(found, key=lambda about: _order(as_result(about)))
 
     def write_results(self) -> list[Result]:
         """Write results.csv anew from the finished models, and return their results."""

@@ -52,8 +52,8 @@ def run_lab(lab: Lab, show) -> list[Result]:
         else:
             for seed in config.chain.seed:
                 chains = lab.chains(seed, rundir, show)
-                for alpha in config.chain.alpha:
-                    chains.run(alpha)
+                for arm in config.chain.arms or ((),):
+                    chains.run(arm)
                 del chains
                 gc.collect()  # a teacher and its chains refer to each other: their images would stay on the device
         rundir.write_finished()

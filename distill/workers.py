@@ -10,14 +10,17 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, suppress
 
-from .config import Config, UserError
+from .config import Arm, Config, UserError
 from .engine import Silent
 from .lab import Lab, prepare
 from .rundir import Result, RunDir
 
 
 def side_by_side(lab: Lab, show) -> None:
-    """Teachers, then arms, as tasks for ``jobs`` processes. An arm is ready once its seed's teacher is."""
+    """Teachers, then arms, as tasks for ``jobs`` processes. An arm is ready once its seed's teacher is.
+
+    Arms whose first students are the same are one task: they may share more.
+    """
     chain = lab.config.chain
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or torch's threads
     messages, over, others = context.Queue(), threading.Event(), set(multiprocessing.active_children())
@@ -34,13 +37,13 @@ def side_by_side(lab: Lab, show) -> None:
     workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab.config, messages))
     try:
         with _out_of_ctrl_c():
-            tasks = {workers.submit(_work, seed, None): seed for seed in chain.seed}
+            tasks = {workers.submit(_work, seed, ()): seed for seed in chain.seed}
         while tasks:
             for task in wait(tasks, return_when=FIRST_COMPLETED).done:
-                seed, alpha = tasks.pop(task), task.result()
-                if alpha is None:
+                seed, arms = tasks.pop(task), task.result()
+                if not arms:
                     with _out_of_ctrl_c():
-                        tasks |= {workers.submit(_work, seed, alpha): seed for alpha in chain.alpha}
+                        tasks |= {workers.submit(_work, seed, arms): seed for arms in _apart(chain.arms)}
     except BrokenProcessPool:
         raise UserError(
             "a worker process ended at once: killed, perhaps for lack of memory (the same command goes on, maybe with "
@@ -75,6 +78,9 @@ class _Messenger(Silent):
     def __init__(self, messages):
         self.put = messages.put
 
+    def note(self, text: str) -> None:
+        self.put(("note", text))
+
     def end_epoch(self, name: str, row: dict) -> None:
         self.put(("end_epoch", name, row))
 
@@ -98,12 +104,18 @@ def _end_with_parent() -> None:
     os._exit(1)  # a parent that was killed must not leave a second writer in the run directory
 
 
-def _work(seed: int, alpha: float | None) -> float | None:
-    """Train one seed's teacher (alpha None) or one arm's students; returns alpha."""
+def _apart(arms: tuple[Arm, ...]) -> list[tuple[Arm, ...]]:
+    """The arms in groups that share no student: those whose first weights are equal stay together."""
+    groups: dict[float | str | None, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(arm[0] if arm else None, []).append(arm)
+    return [tuple(group) for group in groups.values()]
+
+
+def _work(seed: int, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+    """Train one seed's teacher, and then the students of these arms (none: the teacher alone); returns ``arms``."""
     lab, show = _worker
     chains = lab.chains(seed, RunDir(lab.config.output), show)
-    if alpha is None:
-        chains.teacher  # noqa: B018 - trains it
-    else:
-        chains.run(alpha)
-    return alpha
+    for arm in arms or ((),):
+        chains.run(arm)
+    return arms

@@ -508,3 +508,167 @@ def test_weights_that_the_last_update_made_infinite_are_noticed(tmp_path, monkey
     with pytest.raises(UserError, match=r"step 0, epoch 1: the loss is not finite at update 5"):
         distill.run(config(tmp_path), source=source())
     assert not list(tmp_path.rglob("*.pt"))
+
+
+# -------------------------------------------------------------------------------------------- schedules and estimates
+
+
+def test_chains_that_begin_alike_share_their_models(tmp_path):
+    c = config(tmp_path, alpha=[0.3], alpha_schedule=[[0.3, 0.9], [0.3, 0.3, 0.5]], distillation_steps=3)
+    trained = []
+
+    class Show(engine.Silent):
+        def start_model(self, name, images, done):
+            trained.append(name)
+
+    results = distill.run(c, source=source(), show=Show())
+    assert trained == [
+        "seed 1, step 0",
+        *(f"seed 1, alpha 0.3, step {step}" for step in (1, 2, 3)),
+        *(f"seed 1, alpha 0.3-0.9, step {step}" for step in (2, 3)),
+        "seed 1, alpha 0.3-0.3-0.5, step 3",
+    ]
+    assert len(trained) == len(results) == distill.lab.count_models(c)
+    assert [r.alpha for r in results if r.arm == "0.3-0.9"] == [0.9, 0.9]
+    about = json.loads((tmp_path / "seed_1/alpha_0.3-0.9/step_2/result.json").read_text())
+    assert about["parent"]["path"] == "seed_1/alpha_0.3/step_1"
+
+
+def test_a_schedule_of_one_weight_is_that_alpha(tmp_path, finished):
+    distill.run(config(tmp_path, alpha_schedule=[0.3], alpha=[], distillation_steps=3), source=source())
+    model = "seed_1/alpha_0.3/step_3/model.pt"
+    assert (tmp_path / model).read_bytes() == (finished / model).read_bytes()
+
+
+def choices(monkeypatch, *outcomes):
+    """Estimates that come out as (alpha_star, takes_probe), one after the other."""
+    given = iter(outcomes)
+
+    def choose(first, probe, labels, rng):
+        star, takes = next(given)
+        return chain.Choice(star, 0.1, 0.0 if takes else star, takes, 0.5, 0.4)
+
+    monkeypatch.setattr(chain, "choose", choose)
+
+
+AUTO = {"alpha": "auto", "val_size": 6}
+
+
+def test_an_estimated_step_is_trained_with_the_weight_that_was_found(tmp_path, monkeypatch):
+    choices(monkeypatch, (0.3, False), (0.8, False))
+    results = distill.run(config(tmp_path / "auto", **AUTO), source=source())
+    assert [(r.arm, r.alpha) for r in results] == [
+        (None, None),
+        *[("auto", 0.3), ("auto probe", 0.0)],
+        *[("auto", 0.8), ("auto probe", 0.0)],
+    ]
+    distill.run(config(tmp_path / "fixed", alpha=0, alpha_schedule=[0.3, 0.8], val_size=6), source=source())
+    for mine, other in (
+        ("auto/step_1", "0.3/step_1"),
+        ("auto/step_2", "0.3-0.8/step_2"),
+        ("auto/step_1/probe", "0/step_1"),
+    ):
+        a, b = (tmp_path / run / f"seed_1/alpha_{m}/model.pt" for run, m in (("auto", mine), ("fixed", other)))
+        assert a.read_bytes() == b.read_bytes()
+    auto = json.loads((tmp_path / "auto/seed_1/alpha_auto/step_1/result.json").read_text())
+    assert auto["auto"] == {
+        **{"alpha_star": 0.3, "standard_error": 0.1, "alpha": 0.3, "takes_probe": False},
+        **{"probe_val_brier": 0.5, "predicted_val_brier": 0.4, "val_brier": results[1].val_brier},
+    }
+    assert not list(tmp_path.rglob("choice.json"))
+
+
+def test_the_estimate_is_from_held_out_predictions_of_teacher_and_probe(tmp_path):
+    distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source())
+    data = make_dataset(source(), config(tmp_path, **AUTO).data, 1)
+    f, g = (
+        distill.load_model(tmp_path / "seed_1" / m)(torch.from_numpy(data.val.images)).softmax(1).detach().numpy()
+        for m in ("step_0", "alpha_auto/step_1/probe")
+    )
+    auto = json.loads((tmp_path / "seed_1/alpha_auto/step_1/result.json").read_text())["auto"]
+    t, e = np.eye(3)[data.val.labels], f - g
+    assert auto["alpha_star"] == pytest.approx(((t - g) * e).sum() / (e * e).sum(), rel=1e-3)
+
+
+def test_a_probe_that_is_good_enough_is_the_student(tmp_path, monkeypatch):
+    choices(monkeypatch, (0.05, True), (0.7, False))
+    trained = []
+
+    class Show(engine.Silent):
+        def start_model(self, name, images, done):
+            trained.append(name)
+
+    c = config(tmp_path, **AUTO)
+    results = distill.run(c, source=source(), show=Show())
+    assert trained == [
+        "seed 1, step 0",
+        "seed 1, alpha auto probe, step 1",
+        "seed 1, alpha auto probe, step 2",
+        "seed 1, alpha auto, step 2",
+    ]
+    assert distill.lab.count_models(c) == 5  # at most
+    student, probe = results[1:3]
+    assert (student.alpha, student.epochs, student.seconds) == (0.0, 0, 0.0)
+    assert student.test_nll == probe.test_nll
+    folder = tmp_path / "seed_1/alpha_auto/step_1"
+    assert (folder / "model.pt").read_bytes() == (folder / "probe/model.pt").read_bytes()
+    assert json.loads((folder / "result.json").read_text())["auto"]["takes_probe"]
+    parent = json.loads((tmp_path / "seed_1/alpha_auto/step_2/result.json").read_text())["parent"]
+    assert parent["path"] == "seed_1/alpha_auto/step_1"
+
+
+def test_agreement_to_rounding_is_told(tmp_path, monkeypatch):
+    said = []
+    show = engine.Silent()
+    show.note = said.append
+    monkeypatch.setattr(chain, "choose", lambda *a: chain.Choice(None, None, 0.0, True, 0.5, 0.5))
+    distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source(), show=show)
+    assert said == [
+        "seed 1, alpha auto, step 1: "
+        "teacher and probe agree to rounding, alpha does not matter here: the probe is taken"
+    ]
+
+
+@pytest.mark.parametrize("outcomes", [((0.3, False), (0.0, True)), ((0.0, True), (0.8, False))])
+@pytest.mark.parametrize(
+    ("file", "occurrence"),
+    [
+        (chain.STATE, 3),
+        ("choice.json", 1),
+        (chain.STATE, 5),
+        ("model.pt", 3),
+        ("result.json", 3),
+        ("choice.json", 2),
+        ("result.json", 5),
+    ],
+)
+def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch, outcomes, file, occurrence):
+    def by_step(first, probe, labels, rng):  # the outcome of a step whenever it is asked for
+        star, takes = outcomes[rng.bit_generator.seed_seq.spawn_key[1] - 1]
+        return chain.Choice(star, 0.1, star, takes, 0.5, 0.4)
+
+    monkeypatch.setattr(chain, "choose", by_step)
+    distill.run(config(tmp_path / "whole", **AUTO), source=source())
+    with killed_at(file, occurrence):
+        distill.run(config(tmp_path / "parts", **AUTO), source=source())
+    if file == "choice.json":  # it was written down: nothing is estimated again for this step
+
+        def only_later_steps(first, probe, labels, rng):
+            assert rng.bit_generator.seed_seq.spawn_key[1] != occurrence
+            return by_step(first, probe, labels, rng)
+
+        monkeypatch.setattr(chain, "choose", only_later_steps)
+    distill.run(config(tmp_path / "parts", **AUTO), source=source())
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_what_was_looked_ahead_at_may_be_run_in_the_same_directory(tmp_path):
+    look = config(tmp_path / "a", alpha="preview", val_size=6)
+    assert [r.step for r in distill.run(look, source=source())] == [0]
+    go = {"alpha": 0.3, "val_size": 6, "distillation_steps": 1}
+    with pytest.raises(UserError, match="--distillation-steps 1 instead of 2"):
+        distill.run(config(tmp_path / "a", **go), source=source())
+    results = distill.run(config(tmp_path / "a", **go | {"distillation_steps": 2}), source=source())
+    assert [(r.arm, r.step) for r in results] == [(None, 0), ("0.3", 1), ("0.3", 2)]
+    with pytest.raises(UserError, match=r"--alpha 0\.5 instead of 0\.3"):
+        distill.run(config(tmp_path / "a", **go | {"alpha": 0.5, "distillation_steps": 2}), source=source())

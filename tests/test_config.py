@@ -16,6 +16,7 @@ from distill.config import (
     TORCHVISION_RESNETS,
     Config,
     ConfigError,
+    arm_name,
     from_dict,
     nearest,
     read_toml,
@@ -43,7 +44,21 @@ ILLEGAL = [
     ({"alpha": [0.5, 2.0]}, "alpha must be"),
     ({"alpha": []}, "alpha needs at least one value"),
     ({"alpha": [0.5, 1, 0.5]}, "alpha has a value twice: 0.5 1.0 0.5"),
-    ({"alpha": "half"}, "chain.alpha must be of type float, not 'half'"),
+    ({"alpha": "half"}, "chain.alpha must be of type float or auto or preview, not 'half'"),
+    ({"alpha_schedule": ["preview"], "val_size": 9}, "chain.alpha_schedule must be of type float or auto, not"),
+    ({"alpha_schedule": [[0.2], []]}, "alpha_schedule needs at least one value"),
+    ({"alpha_schedule": [0.2, 1.2]}, "alpha must be a number in [0, 1], not 1.2"),
+    ({"alpha_schedule": [0.2] * 4, "distillation_steps": 3}, "alpha_schedule has 4 weights for 3 students"),
+    ({"alpha_schedule": [[0.2, 0.4], [0.2, 0.4, 0.4]]}, "two chains of the grid are the same: alpha 0.2-0.4"),
+    ({"alpha": [0.1, 0.2], "alpha_schedule": [0.2, 0.2]}, "two chains of the grid are the same: alpha 0.2"),
+    ({"alpha": "auto"}, "alpha auto needs held-out images: give --val-size"),
+    ({"alpha_schedule": [0.2, "auto"]}, "alpha auto needs held-out images: give --val-size"),
+    ({"alpha": "preview"}, "alpha preview needs held-out images: give --val-size"),
+    ({"alpha": ["preview", 0.3], "val_size": 9}, "alpha preview trains no student and stands alone"),
+    (
+        {"alpha": "auto", "val_size": 9, "teacher_ckpt": "m.pt", "teacher_step": 1},
+        "alpha auto needs the teacher of step 0",
+    ),
     ({"alpha": True}, "chain.alpha must be of type float"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"seed": 1.5}, "chain.seed must be of type int"),
@@ -242,6 +257,7 @@ OTHER_VALUES = {
     "deterministic": (True, {}),
     "fast_dev_run": (True, {}),
     "alpha": ((0.6, 1.0), {}),
+    "alpha_schedule": ((0.6, 1.0), {"alpha": 0.5}),
     "seed": ((2,), {}),
     "distillation_steps": (4, {}),
     "teacher_select": ("best", {"val_size": 10}),
@@ -359,14 +375,15 @@ train_options = joined(
 )
 chain_options = joined(
     options(
-        alpha=st.lists(unit, **several),
+        alpha=st.lists(unit, **several) | st.just("auto") | st.just(["auto", 0.5]),
         seed=st.lists(st.integers(0, 2**40), **several),
         distillation_steps=st.integers(1, 9),
         teacher_select=st.sampled_from(["last", "best"]),
     ),
     st.one_of(
         st.just({}),
-        st.fixed_dictionaries({"teacher_ckpt": names}, optional={"teacher_step": st.integers(0, 9)}),
+        st.fixed_dictionaries({"teacher_ckpt": names}, optional={"teacher_step": st.just(0)}),
+        st.fixed_dictionaries({"alpha_schedule": st.sampled_from([[0.123], [["auto", 0.123], [0.123, 0.4]]])}),
     ),
 )
 run_options = options(
@@ -432,3 +449,48 @@ def test_a_file_that_is_no_toml_is_one_line(tmp_path, content):
 def test_a_file_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
         read_toml(tmp_path / "none.toml")
+
+
+# ----------------------------------------------------------------------------------------------------------- schedules
+
+
+def test_an_arm_has_a_weight_for_each_student_and_the_last_repeats():
+    chain = config(alpha=[0.1, "auto"], alpha_schedule=[[0.2, 0.4], [1]], distillation_steps=3, val_size=5).chain
+    assert chain.arms == ((0.1,) * 3, ("auto",) * 3, (0.2, 0.4, 0.4), (1.0,) * 3)
+    assert chain.uses_auto
+
+
+def test_a_schedule_stands_alone_without_an_alpha():
+    chain = config(alpha_schedule=[0.2, 0.4], distillation_steps=2).chain
+    assert (chain.alpha, chain.alpha_schedule, chain.arms) == ((), ((0.2, 0.4),), ((0.2, 0.4),))
+
+
+@pytest.mark.parametrize("options", [{"distillation_steps": 0}, {"alpha": "preview", "val_size": 5}])
+def test_without_students_there_is_no_arm(options):
+    assert config(**options).chain.arms == ()
+
+
+@pytest.mark.parametrize(
+    ("arm", "name"),
+    [
+        ((0.6,), "0.6"),
+        ((0.0, 0.0), "0"),
+        ((1.0,), "1"),
+        ((1e-5,), "1e-05"),
+        ((0.2, 0.4, 0.4), "0.2-0.4"),
+        ((0.2, 0.2, 0.4), "0.2-0.2-0.4"),
+        (("auto",) * 3, "auto"),
+        ((0.2, "auto", "auto"), "0.2-auto"),
+    ],
+)
+def test_arms_are_named_for_their_weights(arm, name):
+    assert arm_name(arm) == name
+
+
+weights = st.sampled_from([0.0, 0.25, 0.5, 1.0, "auto"])
+
+
+@given(*[st.lists(weights, min_size=4, max_size=4)] * 2)
+def test_chains_share_a_model_where_they_begin_alike_and_only_there(a, b):
+    for k in range(1, 5):
+        assert (arm_name(tuple(a[:k])) == arm_name(tuple(b[:k]))) == (a[:k] == b[:k])

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -58,18 +59,20 @@ def test_gaps_of_opposite_sign_cancel_within_a_bin_but_not_between_bins():
 def test_perfect_predictions():
     labels = torch.arange(20) % 5
     figures = metrics.evaluate(1000 * torch.eye(5)[labels], labels)
-    assert figures == {"acc": 1.0, "nll": 0.0, "brier": 0.0, "ece": 0.0}
+    assert figures == {"acc": 1.0, "nll": 0.0, "brier": 0.0, "ece": 0.0, "entropy": 0.0}
 
 
 def test_certain_and_wrong_predictions():
     labels = torch.arange(20) % 5
     figures = metrics.evaluate(1000 * torch.eye(5)[(labels + 1) % 5], labels)
-    assert figures == {"acc": 0.0, "nll": 1000.0, "brier": 2.0, "ece": 1.0}
+    assert figures == {"acc": 0.0, "nll": 1000.0, "brier": 2.0, "ece": 1.0, "entropy": 0.0}
 
 
 def test_uniform_predictions():
     figures = metrics.evaluate(torch.zeros(20, 5), torch.arange(20) % 5)
-    assert figures == pytest.approx({"acc": 0.2, "nll": math.log(5), "brier": 0.8, "ece": 0.0}, abs=1e-12)
+    assert figures == pytest.approx(
+        {"acc": 0.2, "nll": math.log(5), "brier": 0.8, "ece": 0.0, "entropy": math.log(5)}, abs=1e-12
+    )
 
 
 def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower_one():
@@ -98,3 +101,52 @@ def test_agreement_is_the_share_of_equal_classes(predictions):
     other = torch.randn(300, 7, generator=torch.Generator().manual_seed(1))
     assert metrics.agreement(logits, other) == pytest.approx(accuracy_score(p.argmax(1), other.argmax(1)), abs=1e-15)
     assert metrics.agreement(logits, 2 * logits - 1) == 1.0
+
+
+def test_entropy_is_scipys(predictions):
+    logits, labels, p = predictions
+    assert metrics.evaluate(logits, labels)["entropy"] == pytest.approx(
+        scipy.stats.entropy(p, axis=1).mean(), rel=1e-12
+    )
+
+
+def test_divergence_is_scipys_relative_entropy_of_the_teacher(predictions):
+    logits, _, p = predictions
+    teacher = torch.randn(300, 7, generator=torch.Generator().manual_seed(2))
+    q = teacher.double().softmax(1).numpy()
+    by_scipy = scipy.stats.entropy(q, p, axis=1).mean()
+    assert metrics.divergence(logits, teacher) == pytest.approx(by_scipy, rel=1e-12)
+    assert metrics.divergence(logits, logits + 3) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_reliability_diagram_adds_up_to_accuracy_confidence_and_ece(predictions):
+    logits, labels, p = predictions
+    count, confidence, correct = (
+        np.array(metrics.reliability(logits, labels)[n]) for n in ("count", "confidence", "correct")
+    )
+    figures = metrics.evaluate(logits, labels)
+    assert count.sum() == 300
+    assert correct.sum() / 300 == pytest.approx(figures["acc"], rel=1e-12)
+    assert confidence.sum() == pytest.approx(p.max(1).sum(), rel=1e-12)
+    assert np.abs(correct - confidence).sum() / 300 == pytest.approx(figures["ece"], rel=1e-12)
+    inside = count > 0
+    bins = np.flatnonzero(inside)
+    assert np.all(confidence[inside] / count[inside] > bins / 15 - 1e-12)
+    assert np.all(confidence[inside] / count[inside] <= (bins + 1) / 15 + 1e-12)
+
+
+def test_training_images_are_told_apart_by_their_labels():
+    true = torch.tensor([0, 0, 1, 1, 2, 2])
+    given = torch.tensor([0, 0, 1, 2, 0, 1])
+    said = torch.tensor([0, 1, 1, 2, 2, 0])  # right, wrong, right; memorised, recovered, neither
+    figures = metrics.on_training_images(100.0 * torch.eye(3)[said], given, true)
+    assert figures["clean_acc"] == pytest.approx(2 / 3)
+    assert (figures["memorised"], figures["recovered"]) == pytest.approx((1 / 3, 1 / 3))
+    assert figures["train_distance"] == pytest.approx(math.sqrt(3 * 2 / 6))  # three of six are a corner away
+
+
+def test_without_wrong_labels_there_is_nothing_to_memorise():
+    labels = torch.tensor([0, 1, 2])
+    figures = metrics.on_training_images(torch.eye(3), labels, labels)
+    assert (figures["clean_acc"], figures["memorised"], figures["recovered"]) == (1.0, None, None)
+    assert metrics.on_training_images(torch.eye(3), labels, labels.roll(1))["clean_acc"] is None

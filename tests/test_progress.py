@@ -41,13 +41,13 @@ def result(**figures) -> Result:
 
 def show_a_run(show, models=2, epochs=2):
     for step in range(models):
-        name = name_model(1, 0.5 if step else None, step)
+        name = name_model(1, "0.5" if step else None, step)
         show.start_model(name, 100, 0)
         for epoch in range(epochs):
             show.advance(100)
             show.figures(FixedSums())
             show.end_epoch(name, ROW | {"epoch": epoch + 1})
-        show.end_model(result(step=step, alpha=0.5 if step else None, test_acc=0.875))
+        show.end_model(result(step=step, arm="0.5" if step else None, test_acc=0.875))
     show.close()
 
 
@@ -139,9 +139,9 @@ def test_side_by_side_there_is_one_bar_and_every_epoch_moves_it(on_terminal):
     show.close()
 
 
-@pytest.mark.parametrize(("alpha", "name"), [(None, "seed 2, step 3"), (0.35, "seed 2, alpha 0.35, step 3")])
-def test_models_are_named_as_their_folders_are(alpha, name):
-    assert name_model(2, alpha, 3) == name
+@pytest.mark.parametrize(("arm", "name"), [(None, "seed 2, step 3"), ("0.35", "seed 2, alpha 0.35, step 3")])
+def test_models_are_named_as_their_folders_are(arm, name):
+    assert name_model(2, arm, 3) == name
 
 
 def test_a_silent_run_is_told_the_same_and_says_nothing(capsys):

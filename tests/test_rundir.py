@@ -13,7 +13,6 @@ from distill.rundir import (
     RESULT_COLUMNS,
     Result,
     RunDir,
-    arm_name,
     read_result,
     sha256,
     write,
@@ -22,13 +21,14 @@ from distill.rundir import (
 )
 
 ROOT = Path(__file__).parents[1]
-FIGURES = dict.fromkeys(RESULT_COLUMNS, 0.5) | {"seed": 1, "alpha": None, "step": 0, "epochs": 2}
+FIGURES = dict.fromkeys(RESULT_COLUMNS, 0.5) | {"seed": 1, "alpha": None, "arm": None, "step": 0, "epochs": 2}
+DIAGRAM = {"count": [20.0] * 15, "confidence": [10.0] * 15, "correct": [5.0] * 15}
 
 
 def leave_result(rundir: RunDir, **figures) -> Result:
     result = Result(**FIGURES | figures)
-    rest = {"model_sha256": "", "parent": None, "classes": [], "channels": 1, "model": {}}
-    write_json(rundir.model(result.seed, result.alpha, result.step) / "result.json", FIGURES | figures | rest)
+    rest = {"model_sha256": "", "parent": None, "classes": [], "channels": 1, "model": {}, "reliability": DIAGRAM}
+    write_json(rundir.model(result.seed, result.arm, result.step) / "result.json", FIGURES | figures | rest)
     return result
 
 
@@ -135,34 +135,28 @@ def test_sha256_of_a_known_text(tmp_path):
 # ------------------------------------------------------------------------------------------------------ the directory
 
 
-@pytest.mark.parametrize(
-    ("alpha", "name"),
-    [(0.6, "alpha_0.6"), (0, "alpha_0"), (1.0, "alpha_1"), (0.35, "alpha_0.35"), (1e-5, "alpha_1e-05")],
-)
-def test_arms_are_named_for_their_alpha(alpha, name):
-    assert arm_name(alpha) == name
-
-
 def test_models_lie_under_their_seed_and_arm():
     assert RunDir(Path("run")).model(1, None, 0) == Path("run/seed_1/step_0")
-    assert RunDir(Path("run")).model(2, 0.6, 3) == Path("run/seed_2/alpha_0.6/step_3")
+    assert RunDir(Path("run")).model(2, "0.6", 3) == Path("run/seed_2/alpha_0.6/step_3")
 
 
 def test_results_csv_has_a_row_per_finished_model_in_order(tmp_path):
     rundir = RunDir(tmp_path)
-    for seed, alpha, step in [(2, None, 0), (1, 0.6, 10), (1, 0.6, 9), (1, 0.0, 1), (1, None, 0)]:
-        leave_result(rundir, seed=seed, alpha=alpha, step=step)
-    (rundir.model(2, 0.6, 1)).mkdir(parents=True)  # begun, not finished
-    results = rundir.write_results()
-    assert [(r.seed, r.alpha, r.step) for r in results] == [
-        *[(1, None, 0), (1, 0.0, 1), (1, 0.6, 9), (1, 0.6, 10), (2, None, 0)]
+    expected = [
+        *[(1, None, 0), (1, "0", 1), (1, "1e-05", 1), (1, "0.6", 9), (1, "0.6", 10), (1, "0.6-0.2", 2)],
+        *[(1, "0.6-auto", 2), (1, "auto", 1), (1, "auto probe", 1), (1, "auto", 2), (2, None, 0)],
     ]
+    for i in (3, 10, 7, 0, 8, 5, 2, 9, 1, 6, 4):
+        leave_result(rundir, **dict(zip(("seed", "arm", "step"), expected[i], strict=True)))
+    (rundir.model(2, "0.6", 1)).mkdir(parents=True)  # begun, not finished
+    results = rundir.write_results()
+    assert [(r.seed, r.arm, r.step) for r in results] == expected
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert lines[0] == (
         "seed,alpha,step,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc,test_nll,test_brier,test_ece,"
-        "agreement,epochs,seconds"
+        "agreement,epochs,seconds,arm,val_brier,test_entropy,teacher_kl,train_distance,clean_acc,memorised,recovered"
     )
-    assert [line.split(",")[:3] for line in lines[1:3]] == [["1", "", "0"], ["1", "0.0", "1"]]
+    assert lines[1].startswith("1,,0,0.5")
 
 
 def begin(run: Path) -> None:
