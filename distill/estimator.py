@@ -227,7 +227,8 @@ PARAMETERS = """
     random_state : int, RandomState or None, default=None
         Draws the held-out points.
     solver : "auto", "eigh" or "cholesky", default="auto"
-        An eigendecomposition, a Cholesky factorisation, or whichever costs less for the chain asked for.
+        An eigendecomposition, a Cholesky factorisation, or whichever costs less for the chain asked for ("auto"
+        may also take a tridiagonal form for `path`).
 
     Attributes
     ----------
@@ -238,8 +239,8 @@ PARAMETERS = """
     alphas_ : ndarray
         The schedule in use: weights of fits 2, 3, ..., the last of which repeats.
     condition_ : float
-        Condition number of K + lam I. Past 1e9 a fit warns (scipy's LinAlgWarning): fewer than some six
-        digits can be trusted.
+        Condition number of K + lam I; with solver "cholesky" an upper bound of it, or past 1e9 an estimate. Past
+        1e9 a fit warns (scipy's LinAlgWarning): fewer than some six digits can be trusted.
     solver_ : str
         "eigh" or "cholesky", the solver that was taken.
 

@@ -20,12 +20,14 @@ All is float64.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.linalg
 
 from distill.linalg import (
     EPS,
+    Dense,
     NotFiniteError,
     SingularKernelError,
     Spectrum,
@@ -36,6 +38,7 @@ from distill.linalg import (
     decompose,
     product,
     refuse_negative_eigenvalues,
+    tridiagonalise,
 )
 from distill.weights import AUTO_FITS as AUTO_FITS
 from distill.weights import alphas_to_weights
@@ -48,6 +51,12 @@ from distill.weights import weights_to_alphas as weights_to_alphas
 # In units of one Cholesky factorisation, measured at n = 2,000 on 2 cores (benchmarks/kernel.py, part d).
 EIGH_COST = 14
 SOLVE_COST = 40  # of one solve with a factor, times n
+# Of one tridiagonal form, over n: 1.8 factorisations at n = 1,000, 5.1 at 2,000, 11 at 4,000, where K outgrows the
+# processor's cache. (Half of its work are products with a vector, which wait for memory.)
+TRIDIAGONAL_COST = 1 / 400
+# A column of a map takes some 15 microseconds more by tridiagonal solves than by eigenvectors. Times n², the number
+# of columns past which the second half of the eigendecomposition is the cheaper.
+TRIDIAGONAL_COLUMNS = 1 / 200
 
 UNTRUSTED = 1e9  # condition number of K + lam I past which fewer than some six digits of a fit can be trusted
 
@@ -225,13 +234,13 @@ def dual_coefficients(spectrum: Spectrum, y, lam: float, alpha, steps) -> np.nda
 def _rotate(V, filters, z) -> np.ndarray:
     """V diag(filter) z for each of `filters` (steps, n) in one matrix product: (steps, n[, m])."""
     columns = filters.reshape(*filters.shape, *[1] * (z.ndim - 1)) * z  # (steps, n[, m])
-    return _apply(V, columns)
+    return _at_once(partial(product, V), columns)
 
 
-def _apply(M, columns) -> np.ndarray:
-    """M (q, n) times each of `columns` (steps, n[, m]) in one matrix product: (steps, q[, m])."""
-    flat = product(M, np.moveaxis(columns, 0, -1).reshape(M.shape[1], -1))
-    return np.moveaxis(flat.reshape(len(M), *columns.shape[2:], len(columns)), -1, 0)
+def _at_once(multiply, columns) -> np.ndarray:
+    """A linear map of the columns of an (n, k), for all `columns` (steps, n[, m]) in one call: (steps, q[, m])."""
+    flat = multiply(np.moveaxis(columns, 0, -1).reshape(columns.shape[1], -1))
+    return np.moveaxis(flat.reshape(len(flat), *columns.shape[2:], len(columns)), -1, 0)
 
 
 def predict(K_new, coefficients) -> np.ndarray:
@@ -239,7 +248,7 @@ def predict(K_new, coefficients) -> np.ndarray:
 
     `K_new` (q, n) holds k(x, X), `coefficients` (steps, n[, m]) come from `dual_coefficients` or `chain`.
     """
-    return _apply(np.asarray(K_new, dtype=np.float64), np.asarray(coefficients))
+    return _at_once(partial(product, np.asarray(K_new, dtype=np.float64)), np.asarray(coefficients))
 
 
 # ---- what a chain does to the spectrum
@@ -307,7 +316,11 @@ def gcv_residuals(spectrum: Spectrum, y, lam: float, k: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Chain:
-    """Dual coefficients (steps, n[, m]), the condition number of K + lam I, and the solver that was taken."""
+    """Dual coefficients (steps, n[, m]), the condition number of K + lam I, and the solver that was taken.
+
+    The condition number with "eigh" is that of the 2-norm. With "cholesky" it is an upper bound of it, or where that
+    is past UNTRUSTED an estimate for the 1-norm (`distill.linalg.cholesky_condition`).
+    """
 
     coefficients: np.ndarray
     condition: float
@@ -317,13 +330,28 @@ class Chain:
 def choose_solver(n: int, factorisations: int, solves: float, *, cholesky_possible: bool = True) -> str:
     """The cheaper of "eigh" and "cholesky" for a job with that many Cholesky factorisations and solves."""
     # One more factorisation tests the sign of K's eigenvalues, which the eigendecomposition tells anyway.
-    cheaper = 1 + factorisations + solves * SOLVE_COST / n < EIGH_COST
+    cheaper = _cholesky_cost(n, factorisations, solves) < EIGH_COST
     return "cholesky" if cholesky_possible and cheaper else "eigh"
 
 
-def _check_solver(solver: str) -> None:
-    if solver not in ("auto", "eigh", "cholesky"):
-        raise ValueError(f"solver must be 'auto', 'eigh' or 'cholesky', not {solver!r}")
+def choose_map_solver(n: int, factorisations: int, solves: float, columns: int) -> str:
+    """The cheapest of "eigh", "cholesky" and "tridiagonal" for a map of `columns` predictions, all possible."""
+    by_cholesky = _cholesky_cost(n, factorisations, solves)
+    by_tridiagonal = TRIDIAGONAL_COST * n if columns <= TRIDIAGONAL_COLUMNS * n**2 else math.inf
+    if by_cholesky < min(by_tridiagonal, EIGH_COST):
+        return "cholesky"
+    # The eigendecomposition starts with the tridiagonal form, so that it costs more at every n.
+    return "tridiagonal" if by_tridiagonal < math.inf else "eigh"
+
+
+def _cholesky_cost(n, factorisations, solves) -> float:
+    return 1 + factorisations + solves * SOLVE_COST / n
+
+
+def _check_solver(solver: str, *others: str) -> None:
+    solvers = ("auto", "eigh", "cholesky", *others)
+    if solver not in solvers:
+        raise ValueError(f"solver must be one of {', '.join(solvers)}, not {solver!r}")
 
 
 def chain(K, y, lam: float, alpha, steps, *, solver: str = "auto", overwrite: bool = False) -> Chain:
@@ -367,11 +395,11 @@ def _chain_by_cholesky(K, y, lam, alpha, steps) -> Chain:
     _refuse_missing_limit(K, lam, alpha, steps)
     refuse_negative_eigenvalues(K)
     L = cholesky(K, lam)
-    condition = cholesky_condition(L, np.linalg.norm(K, 1) + lam)
+    condition = cholesky_condition(K, L, lam, enough=UNTRUSTED)
     if lam == 0 and condition * len(K) * EPS >= 1:
         raise SingularKernelError("lam = 0 needs a nonsingular K; take lam > 0, or drop repeated points")
     alphas, coefficients = _schedule(alpha), {}
-    target = y
+    dense, target = Dense(K), y
     for step in range(1, int(max((step for step in steps if step < math.inf), default=0)) + 1):
         # c^(tau) = (K + lam I)^-1 (alpha_tau y + (1 - alpha_tau) y^(tau-1))
         c = cholesky_solve(L, target)
@@ -381,20 +409,20 @@ def _chain_by_cholesky(K, y, lam, alpha, steps) -> Chain:
             coefficients[step] = c
         weight = alphas[min(step, len(alphas)) - 1]
         with np.errstate(over="ignore", invalid="ignore"):  # a chain that overflows is named at the next step
-            target = weight * y + (1 - weight) * _fitted(K, lam, target, c)
+            target = weight * y + (1 - weight) * _fitted(dense, lam, target, c)
     if math.inf in steps:
-        coefficients[math.inf] = cholesky_solve(L, y) if lam == 0 else _limit_by_cholesky(K, y, lam, alphas[-1])
+        coefficients[math.inf] = cholesky_solve(L, y) if lam == 0 else _limit_by_solving(dense, y, lam, alphas[-1])
     return Chain(np.array([coefficients[step] for step in steps]), condition, "cholesky")
 
 
-def _fitted(K, lam, target, c):
+def _fitted(matrix, lam, target, c):
     """y^(tau) = K c = target - lam c: the first rounds off for small lam, the second cancels for large."""
-    return target - lam * c if lam * len(K) <= K.trace() else product(K, c)
+    return target - lam * c if lam <= matrix.mean_eigenvalue else matrix.times(c)
 
 
-def _limit_by_cholesky(K, y, lam, alpha) -> np.ndarray:
+def _limit_by_solving(matrix, y, lam, alpha) -> np.ndarray:
     """c^(inf) = (alpha K + lam I)^-1 alpha y, at lam > 0: defined at alpha = 0 too, where it is 0."""
-    return cholesky_solve(cholesky(K, lam, scale=alpha), alpha * y) if alpha else np.zeros_like(y)
+    return matrix.solver(lam, alpha)(alpha * y) if alpha else np.zeros_like(y)
 
 
 def _refuse_missing_limit(K, lam, alpha, steps) -> None:
@@ -412,13 +440,14 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
     K (n, n) kernel matrix, or its `Spectrum`; y (n,) or (n, m); K_new (q, n) holds k(x, X) at the q points
     where `target` (q,) or (q, m) is known; alphas any numbers, lams >= 0, steps from 1, `math.inf` for the
     limit. inf where a chain has no limit or has left float64's range. `solver`, `overwrite` and errors as in
-    `chain`; with "cholesky" the lams must be > 0, finite steps few, and limits only at alpha in [0, 1].
+    `chain`; there is also "tridiagonal", which reduces K to tridiagonal form once and does without eigenvectors.
+    With it and "cholesky" the lams must be > 0, finite steps few, and limits only at alpha in [0, 1].
 
     For one lam the fits of every alpha lie in the span of A y, A² y, ... So these are predicted once, P_j,
     and a triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ takes their place: an alpha costs nothing that
     grows with n. Limits, and steps too late for powers, are columns of their own.
     """
-    _check_solver(solver)
+    _check_solver(solver, "tridiagonal")
     alphas, lams, steps = _schedule(alphas), np.atleast_1d(np.asarray(lams, dtype=np.float64)), _steps(steps)
     K_new, target = np.asarray(K_new, dtype=np.float64), np.asarray(target, dtype=np.float64)
     n = K_new.shape[1]
@@ -436,19 +465,22 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
         K = check_kernel(K)
         # Columns of their own serve as limits here, where alpha in [0, 1] says that there is one.
         possible = (lams > 0).all() and _limit_sure(steps, alphas) and (depth > 0 or not finite)
-        if solver == "cholesky" and not possible:
+        if solver not in ("auto", "eigh") and not possible:
             raise ValueError(
-                "solver='cholesky' makes no map for lam = 0, late steps, or limits outside 0 <= alpha <= 1"
+                f"solver={solver!r} makes no map for lam = 0, late steps, or limits outside 0 <= alpha <= 1"
             )
+        chosen = solver
+        per_lam = depth + len(own)
+        chosen = solver
         if solver == "auto":
-            per_lam = bool(depth) + len(own)
-            solver = choose_solver(n, len(lams) * per_lam, len(lams) * depth, cholesky_possible=possible)
-        if solver == "cholesky":
-            refuse_negative_eigenvalues(K)
-            columns = _cholesky_columns(K, y, K_new)
-        else:
-            spectrum = decompose(K, overwrite=overwrite)
-            columns = _spectral_columns(spectrum, y, K_new, len(lams) * (depth + len(own)))
+            factorisations, solves = len(lams) * (bool(depth) + len(own)), len(lams) * depth
+            chosen = choose_map_solver(n, factorisations, solves, len(lams) * per_lam) if possible else "eigh"
+        try:
+            columns = _matrix_columns(K, y, K_new, lams, per_lam, chosen, overwrite)
+        except SingularKernelError:  # lam is below K's rounding; the spectrum, cut off at 0, still serves
+            if solver != "auto":
+                raise
+            columns = _matrix_columns(K, y, K_new, lams, per_lam, "eigh", overwrite)
 
     early = [j for j, step in enumerate(steps) if step <= depth]
     # Rows of (1, -c), c = (alpha, alpha (1 - alpha), ..., (1 - alpha)^(k-1)) by stick breaking with one
@@ -514,17 +546,34 @@ def _spectral_columns(spectrum, y, K_new, total):
     return columns
 
 
-def _cholesky_columns(K, y, K_new):
-    """As `_spectral_columns`, with a factorisation for each lam and each limit."""
+def _matrix_columns(K, y, K_new, lams, per_lam, solver, overwrite):
+    """As `_spectral_columns`, from K, for maps with `per_lam` columns for each of `lams`."""
+    total = len(lams) * per_lam
+    if solver == "eigh":
+        return _spectral_columns(decompose(K, overwrite=overwrite), y, K_new, total)
+    if solver == "cholesky":
+        refuse_negative_eigenvalues(K)
+        return _columns_by_solving(Dense(K), y, partial(predict, K_new))
+    if len(K) == 1:
+        raise ValueError("solver='tridiagonal' needs at least two points")
+    T = tridiagonalise(K)
+    T.solver(lams.min())  # raises SingularKernelError now, where there is still another way, if it is too small
+    if total >= len(K_new):  # the fewer columns are rotated
+        return _columns_by_solving(T, T.rotate(y), partial(predict, T.rotate(K_new.T).T))
+    return _columns_by_solving(T, T.rotate(y), lambda c: predict(K_new, _at_once(T.rotate_back, c)))
+
+
+def _columns_by_solving(matrix, y, predict_duals):
+    """As `_spectral_columns`, by solves with `matrix`, a Dense or a Tridiagonal, for each lam and each limit."""
 
     def columns(lam, depth, own):
         powers, target = [], y
-        L = cholesky(K, lam) if depth else None
+        solve = matrix.solver(lam) if depth else None
         for _ in range(depth):
-            powers.append(cholesky_solve(L, target))
-            target = _fitted(K, lam, target, powers[-1])  # A^j y
-        limits = [_limit_by_cholesky(K, y, lam, alpha) for alpha, _ in own]
-        predictions = predict(K_new, np.array(powers + limits))
+            powers.append(solve(target))
+            target = _fitted(matrix, lam, target, powers[-1])  # A^j y
+        limits = [_limit_by_solving(matrix, y, lam, alpha) for alpha, _ in own]
+        predictions = predict_duals(np.array(powers + limits))
         return predictions[:depth], list(predictions[depth:])
 
     return columns

@@ -161,6 +161,11 @@ def test_many_targets_at_once(K, K_new, data):
         risk = krr.risk_map(K, Y, K_new, T, [0.3], [0.1, 1], [2, math.inf], solver=solver)
         each = [krr.risk_map(K, Y[:, j], K_new, T[:, j], [0.3], [0.1, 1], [2, math.inf]) for j in range(3)]
         np.testing.assert_allclose(risk, np.mean(each, axis=0), rtol=1e-12)
+        for few in (K_new, K_new[:2]):  # more and fewer points than columns
+            t = T[: len(few)]
+            by_tridiagonal = krr.risk_map(K, Y, few, t, [0.3], [0.1, 1], [2, math.inf], solver="tridiagonal")
+            by_eigh = krr.risk_map(K, Y, few, t, [0.3], [0.1, 1], [2, math.inf], solver="eigh")
+            np.testing.assert_allclose(by_tridiagonal, by_eigh, rtol=1e-12)
 
 
 # ---- limits
@@ -450,7 +455,7 @@ def test_best_weights_beat_every_grid_value(seed, k):
 
 @settings(max_examples=30)
 @given(st.integers(0, 10**6), ridges, st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=3))
-def test_maps_by_both_solvers_are_those_of_single_chains(seed, lam, alphas):
+def test_maps_by_every_solver_are_those_of_single_chains(seed, lam, alphas):
     rng = np.random.default_rng(seed)
     K, y = random_kernel(seed, 9), rng.standard_normal(9)
     K_new, target = rng.standard_normal((5, 9)), rng.standard_normal(5)
@@ -459,7 +464,7 @@ def test_maps_by_both_solvers_are_those_of_single_chains(seed, lam, alphas):
     for i, alpha in enumerate(alphas):
         c = krr.chain(K, y, lam, alpha, steps, solver="eigh").coefficients
         expected[i] = ((krr.predict(K_new, c) - target) ** 2).mean(axis=1)
-    for solver in ("eigh", "cholesky"):
+    for solver in ("eigh", "cholesky", "tridiagonal"):
         computed = krr.risk_map(K, y, K_new, target, alphas, lam, steps, solver=solver)[:, 0]
         np.testing.assert_allclose(computed, expected, rtol=1e-7)
 
@@ -477,8 +482,9 @@ def test_map_with_late_steps_limits_and_divergence(K, K_new, data, spectrum):
                 c = krr.dual_coefficients(spectrum, data.y, lam, alpha, step)
                 expected = np.mean((krr.predict(K_new, c)[0] - data.truth) ** 2)
                 assert risk[i, j, s] == pytest.approx(expected, rel=1e-10)
-    limits = krr.risk_map(K, data.y, K_new, data.truth, [0, 0.35], [0.2], [2, math.inf], solver="cholesky")
-    np.testing.assert_allclose(limits[:, 0, 1], [GOLDEN[0.0][-1], GOLDEN[0.35][-1]], atol=5e-6)
+    for solver in ("cholesky", "tridiagonal"):
+        limits = krr.risk_map(K, data.y, K_new, data.truth, [0, 0.35], [0.2], [2, math.inf], solver=solver)
+        np.testing.assert_allclose(limits[:, 0, 1], [GOLDEN[0.0][-1], GOLDEN[0.35][-1]], atol=5e-6)
 
 
 # ---- solvers and refusals
@@ -497,6 +503,73 @@ def test_auto_takes_the_cheaper_solver():
     assert krr.chain(low, y, 1e-18, 0.3, [2]).solver == "eigh"  # lam is lost in K's rounding
     with pytest.raises(linalg.SingularKernelError, match="eigh"):
         krr.chain(low, y, 1e-18, 0.3, [2], solver="cholesky")
+
+
+def test_auto_takes_the_cheapest_solver_for_a_map(monkeypatch):
+    assert krr.choose_map_solver(2000, 10, 100, 100) == "tridiagonal"
+    assert krr.choose_map_solver(2000, 2, 10, 10) == "cholesky"
+    assert krr.choose_map_solver(10_000, 10, 100, 100) == "cholesky"
+    assert krr.choose_map_solver(11, 10, 100, 100) == "eigh"  # eigenvectors of 11 points cost nothing
+    rng = np.random.default_rng(0)
+    K, y, K_new, target = random_kernel(0, 300), rng.standard_normal(300), rng.standard_normal((5, 300)), np.ones(5)
+    expected = krr.risk_map(K, y, K_new, target, [0.3], [0.1, 1, 2], [1, 2], solver="eigh")
+    with monkeypatch.context() as patch:
+        patch.setattr(krr, "decompose", lambda *_, **__: pytest.fail("eigh was taken"))
+        np.testing.assert_allclose(krr.risk_map(K, y, K_new, target, [0.3], [0.1, 1, 2], [1, 2]), expected, rtol=1e-9)
+    low, lams = random_kernel(0, 300, rank=5), [1e-18, 1e-3, 0.1]  # the first is lost in K's rounding
+    expected = krr.risk_map(low, y, K_new, target, [0.3], lams, [1, 2], solver="eigh")
+    np.testing.assert_array_equal(krr.risk_map(low, y, K_new, target, [0.3], lams, [1, 2]), expected)
+    with pytest.raises(linalg.SingularKernelError, match="eigh"):
+        krr.risk_map(low, y, K_new, target, [0.3], lams, [1, 2], solver="tridiagonal")
+
+
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_tridiagonal_form(n):
+    K, rng = random_kernel(n, n), np.random.default_rng(n)
+    before = K.copy()
+    form = linalg.tridiagonalise(K)
+    np.testing.assert_array_equal(K, before)
+    T = np.diag(form.diagonal) + np.diag(form.beside, 1) + np.diag(form.beside, -1)
+    Q = form.rotate_back(np.eye(n))
+    np.testing.assert_allclose(Q @ T @ Q.T, K, atol=1e-14)
+    np.testing.assert_allclose(Q.T @ Q, np.eye(n), atol=1e-14)
+    assert form.mean_eigenvalue == pytest.approx(linalg.Dense(K).mean_eigenvalue)
+    for b in (rng.standard_normal(n), rng.standard_normal((n, 3))):
+        np.testing.assert_allclose(form.rotate(b), Q.T @ b, atol=1e-14)
+        np.testing.assert_allclose(form.times(b), T @ b, atol=1e-14)
+        np.testing.assert_allclose(form.solver(0.1, 0.5)(b), np.linalg.solve(0.5 * T + 0.1 * np.eye(n), b), rtol=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["eigh", "cholesky", "tridiagonal"])
+def test_the_sign_test_is_as_sharp_with_every_solver_and_any_ridge(solver):
+    V = np.linalg.qr(np.random.default_rng(7).standard_normal((30, 30)))[0]
+
+    def risk(least, lam):
+        d = np.r_[np.geomspace(1, 1e-3, 29), least]
+        K = V * (d / np.linalg.norm(d)) @ V.T
+        return krr.risk_map((K + K.T) / 2, np.ones(30), np.ones((2, 30)), np.ones(2), 0.5, lam, [1], solver=solver)
+
+    for lam in (1e-3, 1.0, 1e6):
+        risk(-0.5e-8, lam)
+        with pytest.raises(linalg.NotPositiveSemidefiniteError, match="positive semidefinite"):
+            risk(-5e-8, lam)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1.0, 1e149])
+def test_frobenius_norm(scale):
+    K = random_kernel(8, 20)
+    assert linalg.frobenius_norm(K * scale) == pytest.approx(np.linalg.norm(K) * scale, rel=1e-13)
+
+
+def test_condition_by_cholesky_is_a_bound_or_an_estimate():
+    K, y = random_kernel(9, 30, rank=20), np.ones(30)
+    exact = krr.chain(K, y, 1e-3, 0.5, [1], solver="eigh").condition
+    bound = krr.chain(K, y, 1e-3, 0.5, [1], solver="cholesky").condition
+    assert exact <= bound <= 5 * exact
+    full = random_kernel(9, 30)  # its smallest eigenvalue is 1e-3, and a bound by lam = 1e-12 would be 1e12
+    estimate = krr.chain(full, y, 1e-12, 0.5, [1], solver="cholesky").condition
+    one_norm = np.linalg.cond(full, 1)
+    assert one_norm / 3 < estimate < 3 * one_norm
 
 
 @pytest.mark.parametrize("solver", ["eigh", "cholesky"])
@@ -555,8 +628,13 @@ def test_bad_arguments_are_refused(K, spectrum, data):
         krr.chain(K, y, 0.2, 0.5, [1], solver="qr")
     with pytest.raises(ValueError, match="belongs"):
         krr.risk_map(K, y, np.ones((3, 11)), np.ones(4), [0.5], [0.2], [1])
-    with pytest.raises(ValueError, match="makes no map"):
-        krr.risk_map(K, y, np.ones((3, 11)), np.ones(3), [0.5], [0.0], [1], solver="cholesky")
+    for solver in ("cholesky", "tridiagonal"):
+        with pytest.raises(ValueError, match="makes no map"):
+            krr.risk_map(K, y, np.ones((3, 11)), np.ones(3), [0.5], [0.0], [1], solver=solver)
+    with pytest.raises(ValueError, match="two points"):
+        krr.risk_map(np.eye(1), [1.0], np.ones((1, 1)), [1.0], [0.5], [0.1], [1], solver="tridiagonal")
+    with pytest.raises(ValueError, match="solver"):
+        krr.chain(K, y, 0.2, 0.5, [1], solver="tridiagonal")
 
 
 def test_too_large_a_matrix_is_refused_with_the_figure(K, monkeypatch):
