@@ -40,7 +40,7 @@ def page(
 ) -> str:
     """Preview one seed (the first by default) of a run: leave seed_S/preview.png and .svg, return the tables.
 
-    ``size`` training images at most, ``lam`` as in ``preview``; ``source`` and ``network`` as they were given to
+    ``size`` training images at most, ``lam`` the ridge as in ``make_twin``; ``source`` and ``network`` as given to
     ``distill.run``. Raises UserError.
     """
     run = Path(run)
@@ -66,17 +66,16 @@ class Seen:
 
     features: np.ndarray
     given: np.ndarray  # one-hot labels as given, corrupted ones among them
-    fitted: np.ndarray  # the teacher's probabilities at the training images
     held_out: np.ndarray  # features
     truth: np.ndarray  # one-hot true labels of the held-out images
     predicted: np.ndarray  # the teacher's probabilities at the held-out images
 
 
 def preview(seen: Seen, students: int, lam: float | None = None) -> list[Forecast]:
-    """The forecast of each kernel for chains of so many students, from arrays; ``lam`` > 0, or matched (make_twin)."""
+    """The forecast of each kernel for chains of so many students, from arrays; ``lam`` as in ``make_twin``."""
     return [
         forecast(
-            make_twin(kernel, seen.features, seen.given, seen.held_out, seen.truth, teacher=seen.fitted, lam=lam),
+            make_twin(kernel, seen.features, seen.given, seen.held_out, seen.truth, lam),
             students,
         )
         for kernel in KERNELS
@@ -125,7 +124,7 @@ class _Teacher:
         self.model = load_model(self.folder, lab.network).to(lab.device)
 
     def seen(self, size: int) -> Seen:
-        """Features and probabilities at ``size`` training images and at all held-out ones."""
+        """Features at ``size`` training images and at all held-out ones, with what is known of their classes."""
         train = self.data.train
         rows = balanced_subset(train.labels, size, generator(self.seed, "preview"))
         part = replace(
@@ -135,10 +134,10 @@ class _Teacher:
             true_labels=train.true_labels[rows],
             index=train.index[rows],
         )
-        here, fitted = features(self.model, engine.make_pool(part, self.lab.device), self.lab.config.train)
+        here, _ = features(self.model, engine.make_pool(part, self.lab.device), self.lab.config.train)
         there, predicted = features(self.model, self.val, self.lab.config.train)
         given = np.eye(len(self.data.classes))[part.labels]
-        return Seen(here, given, _probabilities(fitted), there, self.truth, _probabilities(predicted))
+        return Seen(here, given, there, self.truth, _probabilities(predicted))
 
     def score(self, folder: Path) -> tuple[float, float]:
         """Squared error (summed over classes) and accuracy of a finished model on the held-out images."""
@@ -253,8 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--lam",
         type=_positive(float),
         metavar="L",
-        help="ridge of both kernels [default: each such that the first fit comes closest to the teacher's own outputs "
-        "at the training images]",
+        help="ridge of both kernels [default: for each the best by generalised cross-validation on the given labels]",
     )
     return parser
 

@@ -1,9 +1,9 @@
 """The kernel twin of a network: kernel ridge self-distillation on features. Arrays only, nothing of networks.
 
-Fit 1 of the chain of `distill.krr` stands for the teacher (step 0), fit k + 1 for the student of step k. Kernels are
-centred and targets have their mean taken off, which is kernel ridge regression with an intercept that is not shrunk:
-predictions sum to 1 over the classes, as a softmax's do, and a chain without ground truth ends at the class
-frequencies instead of 0. Squared errors are sums over the classes, means over points (Brier's score).
+Fit 1 of the chain of `distill.krr` stands for the teacher (step 0), fit k + 1 for the student of step k. The ridge
+regressions have an intercept that is not shrunk: predictions sum to 1 over the classes, as a softmax's do, and a
+chain without ground truth ends at the class frequencies instead of 0. Squared errors are sums over the classes and
+means over points (Brier's score).
 """
 
 import math
@@ -30,23 +30,29 @@ def standardise(features, others) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kernel_matrices(kernel: str, X, Z) -> tuple[np.ndarray, np.ndarray]:
-    """K (n, n) among the points X (n, p) and k(z, x) (q, n) from new ones Z (q, p), both centred on X.
+    """K (n, n) among the points X (n, p) and k(z, x) (q, n) from new ones Z (q, p).
 
     "linear": x·z / p. "rbf": exp(-‖x - z‖² / (2 m)), m the median squared distance between two points of X.
     """
     K, K_new = product(X, X.T), product(Z, X.T)
     if kernel == "linear":
-        K, K_new = K / X.shape[1], K_new / X.shape[1]
-    else:
-        square = K.diagonal().copy()
-        K = np.maximum(square[:, None] + square - 2 * K, 0)
-        K_new = np.maximum((Z**2).sum(1)[:, None] + square - 2 * K_new, 0)
-        median = np.median(K[np.triu_indices(len(K), 1)]) if len(K) > 1 else 0.0
-        K, K_new = (np.exp(squares / (-2 * (median or 1.0))) for squares in (K, K_new))
-    column, mean = K.mean(0), K.mean()
-    K_new = K_new - K_new.mean(1, keepdims=True) - column + mean
-    K = K - column[:, None] - column + mean
-    return (K + K.T) / 2, K_new
+        return K / X.shape[1], K_new / X.shape[1]
+    square = K.diagonal().copy()
+    K = np.maximum(square[:, None] + square - 2 * K, 0)
+    K_new = np.maximum((Z**2).sum(1)[:, None] + square - 2 * K_new, 0)
+    median = np.median(K[np.triu_indices(len(K), 1)]) or 1.0
+    return np.exp(K / (-2 * median)), np.exp(K_new / (-2 * median))
+
+
+def contrasts(M) -> np.ndarray:
+    """The rows of M (n, ...) in n - 1 orthonormal contrasts: what is left of it when an intercept is fitted.
+
+    Householder's reflection that takes the constant vector to the first axis, less that axis. Kernel ridge regression
+    with an intercept that is not shrunk is kernel ridge regression without one on the contrasts of targets and kernel.
+    """
+    w = np.full(len(M), len(M) ** -0.5)
+    w[0] -= 1
+    return (M - np.multiply.outer(w, w @ M * (2 / (w @ w))))[1:]
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,11 @@ class Twin:
 
     kernel: str
     lam: float
-    spectrum: Spectrum
+    spectrum: Spectrum  # of the kernel among the n - 1 contrasts of the n points
     mean: np.ndarray  # (classes,) the mean target: the intercept
-    y: np.ndarray  # (n, classes) targets less their mean
-    z: np.ndarray  # (n, classes) V^T y
-    Q: np.ndarray  # (q, n) k(x, X) V at the held-out points
+    y: np.ndarray  # (n - 1, classes) contrasts of the targets
+    z: np.ndarray  # (n - 1, classes) V^T y
+    Q: np.ndarray  # (q, n - 1) the kernel from the held-out points to the contrasts, times V
     truth: np.ndarray  # (q, classes) one-hot, at the held-out points
 
     def predict(self, alpha, steps) -> np.ndarray:
@@ -92,29 +98,26 @@ def scores(predictions, truth) -> tuple[np.ndarray, np.ndarray]:
     return squares, (predictions.argmax(-1) == truth.argmax(-1)).mean(-1)
 
 
-def make_twin(kernel: str, features, targets, held_out, truth, *, teacher=None, lam: float | None = None) -> Twin:
-    """The twin on features (n, p) with targets (n, classes), seen at held-out features (q, p), truth (q, classes).
+def make_twin(kernel: str, features, targets, held_out, truth, lam: float | None = None) -> Twin:
+    """The twin on features (n, p), n >= 2, with targets (n, classes), seen at held-out ones (q, p), truth (q, classes).
 
-    The ridge is `lam`, > 0, or, where it is None, the one of `LAMS` with which fit 1 is closest in squares to the
-    teacher's own outputs at the training points, `teacher` (n, classes): those are what the students learn from.
+    The ridge is ``lam`` > 0 or, where it is None, the one of `LAMS` that generalised cross-validation finds best for
+    fit 1 on the targets as given. The teacher was fitted to those, and never to clean ones: a ridge that is best for
+    clean labels leaves a student nothing to repair, where the teacher does leave something.
     """
-    K, K_new = kernel_matrices(kernel, *standardise(features, held_out))
-    spectrum = decompose(K, overwrite=True)
-    mean = np.mean(targets, axis=0)
-    y = np.asarray(targets, dtype=np.float64) - mean
-    z = product(spectrum.V.T, y)
+    X, Z = standardise(features, held_out)
+    K, K_new = kernel_matrices(kernel, X, Z)
+    K_new = contrasts((K_new - K.mean(0)).T).T
+    K = contrasts(contrasts(K).T)
+    spectrum = decompose((K + K.T) / 2, overwrite=True)
+    targets = np.asarray(targets, dtype=np.float64)
+    y = contrasts(targets)
     if lam is None:
-        lam = matching_lam(spectrum.d, z, product(spectrum.V.T, np.asarray(teacher, dtype=np.float64) - mean))
-    return Twin(kernel, float(lam), spectrum, mean, y, z, product(K_new, spectrum.V), np.asarray(truth, np.float64))
-
-
-def matching_lam(d, z, teacher) -> float:
-    """The ridge with ‖A z - teacher‖² least, targets z and the teacher's outputs (n, classes) in the eigenbasis."""
-    lams = LAMS * (d[0] or 1.0)
-    # sum over classes of (A z - t)², in a form that is O(n) for each lam
-    zz, zt = (z * z).sum(1), (z * teacher).sum(1)
-    A = d / (d + lams[:, None])
-    return float(lams[np.argmin(A**2 @ zz - 2 * A @ zt)])
+        lams = LAMS * (spectrum.d[0] or 1.0)
+        A = spectrum.d / (spectrum.d + lams[:, None])
+        lam = lams[np.argmin(krr.generalised_cross_validation(spectrum, y, A))]
+    z, Q = product(spectrum.V.T, y), product(K_new, spectrum.V)
+    return Twin(kernel, float(lam), spectrum, targets.mean(0), y, z, Q, np.asarray(truth, dtype=np.float64))
 
 
 # ---- best weights, within the [0, 1] that a network's alpha has
