@@ -1,9 +1,14 @@
 """The kernel twin of a trained network: what its chain should do, before it does it, and beside what it did.
 
-``python -m distill.preview RUN`` takes the features that the trained teacher of a run hands to its last layer, fits
-the kernel ridge chain to them (distill.twin) and prints its held-out error and accuracy against alpha and step, its
-best weights and its degrees of freedom, in seconds and without training. The features stay the teacher's, which is
-where a twin and a network differ: every student of a network learns features of its own.
+``python -m distill.preview RUN`` fits kernel ridge chains (distill.twin) in the place of a trained teacher's students
+and prints their held-out error and accuracy against alpha and step, their best weights and their degrees of freedom,
+in seconds and without training. There are three twins:
+
+  linear, rbf  on the features that the teacher hands to its last layer. These have learned from the labels already,
+               wrong ones included, and stay as they are, where every student of a network learns its own: what a chain
+               changes is understated. The ridge is the best by generalised cross-validation on the labels as given.
+  images       the rbf kernel on the images themselves, which know of no label: all of the fitting is the twin's, and
+               its ridge is the one that comes closest to the teacher's own outputs at the training images.
 """
 
 import argparse
@@ -15,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from . import engine
 from .checkpoints import load_model
@@ -24,9 +30,10 @@ from .draws import generator
 from .lab import Lab, prepare
 from .preview_report import Outcome, draw, tables
 from .rundir import RunDir, read_about
-from .twin import KERNELS, Forecast, forecast, make_twin, scores
+from .twin import Forecast, Twin, forecast, make_twin, scores
 
-SIZE = 2000
+SIZE = 2000  # training images
+SIDE = 32  # pixels, of images as the features of a kernel
 
 
 def page(
@@ -40,7 +47,7 @@ def page(
 ) -> str:
     """Preview one seed (the first by default) of a run: leave seed_S/preview.png and .svg, return the tables.
 
-    ``size`` training images at most, ``lam`` the ridge as in ``make_twin``; ``source`` and ``network`` as given to
+    ``size`` training images at most, ``lam`` as in ``preview``; ``source`` and ``network`` as they were given to
     ``distill.run``. Raises UserError.
     """
     run = Path(run)
@@ -62,24 +69,27 @@ def page(
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a twin is made of. Features (n, p) and (q, p) float32; the rest float64, of n and q rows, classes wide."""
+    """What the twins are made of, at n training images and q held-out ones: float32 features, float64 classes."""
 
-    features: np.ndarray
-    given: np.ndarray  # one-hot labels as given, corrupted ones among them
-    held_out: np.ndarray  # features
-    truth: np.ndarray  # one-hot true labels of the held-out images
-    predicted: np.ndarray  # the teacher's probabilities at the held-out images
+    features: np.ndarray  # (n, p)
+    images: np.ndarray  # (n, pixels)
+    given: np.ndarray  # (n, classes) one-hot labels as given, corrupted ones among them
+    fitted: np.ndarray  # (n, classes) the teacher's probabilities
+    held_out_features: np.ndarray  # (q, p)
+    held_out_images: np.ndarray  # (q, pixels)
+    truth: np.ndarray  # (q, classes) one-hot true labels
+    predicted: np.ndarray  # (q, classes) the teacher's probabilities
 
 
 def preview(seen: Seen, students: int, lam: float | None = None) -> list[Forecast]:
-    """The forecast of each kernel for chains of so many students, from arrays; ``lam`` as in ``make_twin``."""
-    return [
-        forecast(
-            make_twin(kernel, seen.features, seen.given, seen.held_out, seen.truth, lam),
-            students,
-        )
-        for kernel in KERNELS
-    ]
+    """The forecast of each twin for chains of so many students, from arrays; ``lam`` > 0 is the ridge of all."""
+
+    def twin(kernel: str, X, Z, **options) -> Twin:
+        return make_twin(kernel, X, seen.given, Z, seen.truth, lam=lam, **options)
+
+    features, images = (seen.features, seen.held_out_features), (seen.images, seen.held_out_images)
+    twins = twin("linear", *features), twin("rbf", *features), twin("rbf", *images, teacher=seen.fitted, name="images")
+    return [forecast(each, students) for each in twins]
 
 
 # ---- the teacher and what it sees
@@ -134,10 +144,18 @@ class _Teacher:
             true_labels=train.true_labels[rows],
             index=train.index[rows],
         )
-        here, _ = features(self.model, engine.make_pool(part, self.lab.device), self.lab.config.train)
+        here, fitted = features(self.model, engine.make_pool(part, self.lab.device), self.lab.config.train)
         there, predicted = features(self.model, self.val, self.lab.config.train)
-        given = np.eye(len(self.data.classes))[part.labels]
-        return Seen(here, given, there, self.truth, _probabilities(predicted))
+        return Seen(
+            features=here,
+            images=small(part.images),
+            given=np.eye(len(self.data.classes))[part.labels],
+            fitted=_probabilities(fitted),
+            held_out_features=there,
+            held_out_images=small(self.data.val.images),
+            truth=self.truth,
+            predicted=_probabilities(predicted),
+        )
 
     def score(self, folder: Path) -> tuple[float, float]:
         """Squared error (summed over classes) and accuracy of a finished model on the held-out images."""
@@ -177,6 +195,12 @@ def features(model: nn.Module, pool: engine.Pool, train: TrainConfig) -> tuple[n
     if seen.shape[:-1] != (len(pool),):
         raise ConfigError("the network's last linear layer does not see each image once: it has no features to take")
     return seen.numpy(), logits
+
+
+def small(images: np.ndarray) -> np.ndarray:
+    """Images (n, c, h, w) uint8 as rows (n, pixels) float32, averaged down to SIDE x SIDE where they are larger."""
+    side = tuple(min(length, SIDE) for length in images.shape[2:])
+    return functional.adaptive_avg_pool2d(torch.from_numpy(images).float(), side).flatten(1).numpy()
 
 
 def _probabilities(logits: Tensor) -> np.ndarray:
@@ -252,7 +276,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--lam",
         type=_positive(float),
         metavar="L",
-        help="ridge of both kernels [default: for each the best by generalised cross-validation on the given labels]",
+        help="ridge of all twins [default: as above]",
     )
     return parser
 

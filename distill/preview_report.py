@@ -24,7 +24,7 @@ STYLE = {
 class Outcome:
     """An arm's weights, and its changes against the teacher in held-out squared error and accuracy, each (students,).
 
-    ``expected``: the same two changes as each twin expects them of these weights, (kernels, 2, students).
+    ``expected``: the same two changes as each twin expects them of these weights, (twins, 2, students).
     """
 
     label: str
@@ -68,7 +68,7 @@ def tables(title: str, seen, forecasts: list[Forecast], outcomes: list[Outcome])
         parts.append(_schedules(each))
     parts.append(_freedom(forecasts))
     if outcomes:
-        parts.append(_side_by_side(outcomes, [each.twin.kernel for each in forecasts]))
+        parts.append(_side_by_side(outcomes, [each.twin.name for each in forecasts]))
     return "\n\n".join(parts)
 
 
@@ -80,7 +80,7 @@ def _first_fits(seen, forecasts: list[Forecast]) -> str:
     for each in forecasts:
         share = (each.twin.predict(1, [0])[0].argmax(1) == named).mean()
         figures = [f"{each.error[0, 0]:.4f}", f"{each.accuracy[0, 0]:.4f}", f"{share:.4f}"]
-        rows.append([each.twin.kernel, f"{each.twin.lam:.3g}", f"{each.freedom[0, 0]:.1f}", *figures])
+        rows.append([each.twin.name, f"{each.twin.lam:.3g}", f"{each.freedom[0, 0]:.1f}", *figures])
     return aligned(rows)
 
 
@@ -94,7 +94,7 @@ def _map(each: Forecast, what: str, values: np.ndarray, best) -> str:
     for i in SHOWN:
         cells = (f"{v:.4f}{'*' if v == star else ' '}" for v, star in zip(values[i], stars, strict=True))
         rows.append([f"{ALPHAS[i]:g}", *cells])
-    return f"{each.twin.kernel}: held-out {what} of a constant alpha (* best of its column)\n{aligned(rows)}"
+    return f"{each.twin.name}: held-out {what} of a constant alpha (* best of its column)\n{aligned(rows)}"
 
 
 def _schedules(each: Forecast) -> str:
@@ -104,7 +104,7 @@ def _schedules(each: Forecast) -> str:
         for schedule in each.schedules.values():
             row += [_weight(schedule, step - 1), f"{schedule.error[step]:.4f}", f"{schedule.accuracy[step]:.4f}"]
         rows.append(row)
-    return f"{each.twin.kernel}: best weights in [0, 1] (before clipping)\n{aligned(rows)}"
+    return f"{each.twin.name}: best weights in [0, 1] (before clipping); joint is for the last step\n{aligned(rows)}"
 
 
 def _weight(schedule: Schedule, i: int) -> str:
@@ -113,32 +113,32 @@ def _weight(schedule: Schedule, i: int) -> str:
 
 
 def _freedom(forecasts: list[Forecast]) -> str:
-    rows = [["kernel", "alpha", *_heading(forecasts[0].steps)]]
+    rows = [["twin", "alpha", *_heading(forecasts[0].steps)]]
     for each in forecasts:
         for i in (0, len(ALPHAS) // 2, len(ALPHAS) - 1):
-            rows.append([each.twin.kernel, f"{ALPHAS[i]:g}", *(f"{value:.1f}" for value in each.freedom[i])])
+            rows.append([each.twin.name, f"{ALPHAS[i]:g}", *(f"{value:.1f}" for value in each.freedom[i])])
     return f"effective degrees of freedom\n{aligned(rows)}"
 
 
-def _side_by_side(outcomes: list[Outcome], kernels: list[str]) -> str:
-    rows = [["arm", "step", "alpha", "error", *kernels, "accuracy", *kernels]]
+def _side_by_side(outcomes: list[Outcome], names: list[str]) -> str:
+    rows = [["arm", "step", "alpha", "error", *names, "accuracy", *names]]
     for arm in outcomes:
         for k, alpha in enumerate(arm.alphas):
             error, accuracy = [arm.error[k], *arm.expected[:, 0, k]], [arm.accuracy[k], *arm.expected[:, 1, k]]
             rows.append([arm.label, str(k + 1), f"{alpha:.3g}", *(f"{change:+.4f}" for change in error + accuracy)])
-    lines = ["change against the teacher: as observed, and as each kernel's twin expects it", aligned(rows)]
-    for i, kernel in enumerate(kernels):
+    lines = ["change against the teacher: as observed, and as each twin expects it", aligned(rows)]
+    for i, name in enumerate(names):
         parts = []
         for j, what in enumerate(("error", "accuracy")):
             correlation, share = agreement(*_pairs(outcomes, i, j))
             parts.append(f"{what} correlation {correlation:+.2f}, same sign {share:.0%}")
-        lines.append(f"{kernel}: {'; '.join(parts)}")
+        lines.append(f"{name}: {'; '.join(parts)}")
     return "\n".join(lines)
 
 
-def _pairs(outcomes: list[Outcome], kernel: int, what: int) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(outcomes: list[Outcome], twin: int, what: int) -> tuple[np.ndarray, np.ndarray]:
     """Expected and observed changes in error (0) or accuracy (1) of all students."""
-    expected = np.concatenate([arm.expected[kernel, what] for arm in outcomes])
+    expected = np.concatenate([arm.expected[twin, what] for arm in outcomes])
     return expected, np.concatenate([(arm.error, arm.accuracy)[what] for arm in outcomes])
 
 
@@ -158,11 +158,11 @@ def draw(stem: Path, title: str, forecasts: list[Forecast], outcomes: list[Outco
 
 
 def figure(title: str, forecasts: list[Forecast], outcomes: list[Outcome]):
-    """A row per kernel (error, accuracy, best weights), then degrees of freedom and outcomes: a Matplotlib Figure."""
+    """A row per twin (error, accuracy, best weights), then degrees of freedom and outcomes: a Matplotlib Figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(9.6, 2.75 * (len(forecasts) + 1)), layout="constrained")
+    drawn = Figure(figsize=(9.6, 2.55 * (len(forecasts) + 1)), layout="constrained")
     FigureCanvasAgg(drawn)
     drawn.suptitle(f"Kernel twin of {title}")
     axes = drawn.subplots(len(forecasts) + 1, 3)
@@ -172,7 +172,7 @@ def figure(title: str, forecasts: list[Forecast], outcomes: list[Outcome]):
         _draw_weights(row[2], each)
     _draw_freedom(axes[-1, 0], forecasts)
     for j, what in enumerate(("squared error", "accuracy")):
-        _draw_outcome(axes[-1, 1 + j], j, what, [each.twin.kernel for each in forecasts], outcomes)
+        _draw_outcome(axes[-1, 1 + j], j, what, [each.twin.name for each in forecasts], outcomes)
     return drawn
 
 
@@ -205,7 +205,7 @@ def _draw_map(axes, each: Forecast, values, what: str, *, lower_is_better: bool)
     axes.plot(at[column + 1], ALPHAS[row], "*", color="white", markeredgecolor="black", markersize=9, clip_on=False)
     where = "the limit" if each.steps[column + 1] == np.inf else f"step {each.steps[column + 1]:.0f}"
     axes.set_title(
-        f"{each.twin.kernel}: {what}\nteacher {values[0, 0]:.3f}, best {values[row, column + 1]:.3f} at {where}, "
+        f"{each.twin.name}: {what}\nteacher {values[0, 0]:.3f}, best {values[row, column + 1]:.3f} at {where}, "
         f"alpha {ALPHAS[row]:g}"
     )
     axes.set(ylabel="alpha", ylim=(edges[0], edges[-1]))
@@ -219,7 +219,7 @@ def _draw_weights(axes, each: Forecast) -> None:
     for i, (name, schedule) in enumerate(each.schedules.items()):
         look = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": (8, 5.5, 3)[i]}  # still seen where they agree
         axes.plot(steps, schedule.alphas, LINES[i], label=name, clip_on=False, **look)
-    axes.set(title=f"{each.twin.kernel}: best weights in [0, 1]", ylabel="alpha", ylim=(-0.05, 1.05))
+    axes.set(title=f"{each.twin.name}: best weights in [0, 1]", ylabel="alpha", ylim=(-0.05, 1.05))
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     _step_ticks(axes, steps, steps)
@@ -230,14 +230,14 @@ def _draw_freedom(axes, forecasts: list[Forecast]) -> None:
     for i, each in enumerate(forecasts):
         for line, k in zip(LINES, (len(ALPHAS) - 1, len(ALPHAS) // 2, 0), strict=True):
             look = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
-            axes.plot(each.freedom[k], line, label=f"{each.twin.kernel}, alpha {ALPHAS[k]:g}", **look)
+            axes.plot(each.freedom[k], line, label=f"{each.twin.name}, alpha {ALPHAS[k]:g}", **look)
     axes.set(title="effective degrees of freedom", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     _step_ticks(axes, steps, range(len(steps)))
 
 
-def _draw_outcome(axes, j: int, what: str, kernels: list[str], outcomes: list[Outcome]) -> None:
+def _draw_outcome(axes, j: int, what: str, names: list[str], outcomes: list[Outcome]) -> None:
     axes.set_title(f"change in held-out {what}\nagainst the teacher")
     if not outcomes:
         axes.text(0.5, 0.5, "no students yet", ha="center", transform=axes.transAxes)
@@ -245,9 +245,9 @@ def _draw_outcome(axes, j: int, what: str, kernels: list[str], outcomes: list[Ou
         return
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.axvline(0, color="0.5", linewidth=0.8)
-    for i, kernel in enumerate(kernels):
+    for i, name in enumerate(names):
         look = {"color": COLOURS[i], "markersize": 5, "markerfacecolor": "none" if i else COLOURS[i]}
-        axes.plot(*_pairs(outcomes, i, j), MARKERS[i], label=kernel, **look)
+        axes.plot(*_pairs(outcomes, i, j), MARKERS[i], label=name, **look)
     axes.set(xlabel="expected by the twin", ylabel="observed")
     axes.grid(alpha=0.3)
     axes.legend()

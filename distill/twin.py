@@ -59,7 +59,7 @@ def contrasts(M) -> np.ndarray:
 class Twin:
     """What every chain on one kernel needs, from one eigendecomposition of it."""
 
-    kernel: str
+    name: str
     lam: float
     spectrum: Spectrum  # of the kernel among the n - 1 contrasts of the n points
     mean: np.ndarray  # (classes,) the mean target: the intercept
@@ -98,12 +98,15 @@ def scores(predictions, truth) -> tuple[np.ndarray, np.ndarray]:
     return squares, (predictions.argmax(-1) == truth.argmax(-1)).mean(-1)
 
 
-def make_twin(kernel: str, features, targets, held_out, truth, lam: float | None = None) -> Twin:
+def make_twin(
+    kernel: str, features, targets, held_out, truth, *, lam: float | None = None, teacher=None, name: str = ""
+) -> Twin:
     """The twin on features (n, p), n >= 2, with targets (n, classes), seen at held-out ones (q, p), truth (q, classes).
 
-    The ridge is ``lam`` > 0 or, where it is None, the one of `LAMS` that generalised cross-validation finds best for
-    fit 1 on the targets as given. The teacher was fitted to those, and never to clean ones: a ridge that is best for
-    clean labels leaves a student nothing to repair, where the teacher does leave something.
+    The ridge is ``lam`` > 0 or, where it is None, one of `LAMS`: with ``teacher`` (n, classes), a network's outputs at
+    the training points, the one whose fit 1 is closest to them in squares, so that the twin's students learn from
+    targets as much over- or underfitted as the network's do. Without, the one that generalised cross-validation finds
+    best for fit 1 on the targets as given; the best alpha by cross-validation is then near 1 by construction.
     """
     X, Z = standardise(features, held_out)
     K, K_new = kernel_matrices(kernel, X, Z)
@@ -112,12 +115,17 @@ def make_twin(kernel: str, features, targets, held_out, truth, lam: float | None
     spectrum = decompose((K + K.T) / 2, overwrite=True)
     targets = np.asarray(targets, dtype=np.float64)
     y = contrasts(targets)
+    z, Q = product(spectrum.V.T, y), product(K_new, spectrum.V)
     if lam is None:
         lams = LAMS * (spectrum.d[0] or 1.0)
         A = spectrum.d / (spectrum.d + lams[:, None])
-        lam = lams[np.argmin(krr.generalised_cross_validation(spectrum, y, A))]
-    z, Q = product(spectrum.V.T, y), product(K_new, spectrum.V)
-    return Twin(kernel, float(lam), spectrum, targets.mean(0), y, z, Q, np.asarray(truth, dtype=np.float64))
+        if teacher is None:
+            misfit = krr.generalised_cross_validation(spectrum, y, A)
+        else:
+            t = product(spectrum.V.T, contrasts(np.asarray(teacher, dtype=np.float64)))
+            misfit = A**2 @ (z * z).sum(1) - 2 * A @ (z * t).sum(1)  # ‖A z - t‖² less ‖t‖²
+        lam = lams[np.argmin(misfit)]
+    return Twin(name or kernel, float(lam), spectrum, targets.mean(0), y, z, Q, np.asarray(truth, dtype=np.float64))
 
 
 # ---- best weights, within the [0, 1] that a network's alpha has

@@ -16,13 +16,14 @@ from torch import nn
 
 from distill import checkpoints, data, engine, preview, sweep
 from distill.config import ConfigError, TrainConfig, to_toml
-from distill.preview import arms_of, balanced_subset, features, main, page
+from distill.preview import arms_of, balanced_subset, features, main, page, small
 from distill.preview_report import Outcome, agreement, figure
 from distill.rundir import RESULT_COLUMNS, read_about, write_json
-from distill.twin import ALPHAS, KERNELS
+from distill.twin import ALPHAS, make_twin
 
 ROOT = Path(__file__).parents[1]
 STUDENTS = 2
+TWINS = ("linear", "rbf", "images")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,14 @@ def test_a_subset_is_balanced_and_grows_by_what_is_added():
     assert set(other) != set(draw[1])
 
 
+def test_images_become_rows_of_no_more_than_32_pixels_square():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 20), np.uint8)
+    rows = small(images)
+    assert rows.shape == (2, 3 * 32 * 20)
+    assert_allclose(rows.reshape(2, 3, 32, 20), images.reshape(2, 3, 32, 2, 20).mean(3))
+    assert_array_equal(small(images[:, :, :8, :8]), images[:, :, :8, :8].reshape(2, -1))
+
+
 # ---- what a chain did
 
 
@@ -171,18 +180,18 @@ def test_a_page_from_end_to_end(run):
     before = tiny.contents(run)
     text = page(run, source=tiny.source())
     assert "seed 1: 8 features of 32 training images, 9 held-out images" in text
-    for kernel in KERNELS:
-        table = numbers(text, f"{kernel}: held-out error")
+    for name in TWINS:
+        table = numbers(text, f"{name}: held-out error")
         assert [row[0] for row in table] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
         assert all(len(row) == 1 + STUDENTS + 2 for row in table)
-        assert [row[0] for row in numbers(text, f"{kernel}: best weights")] == ["1", "2"]
+        assert [row[0] for row in numbers(text, f"{name}: best weights")] == ["1", "2"]
     outcome = numbers(text, "change against the teacher")[:4]
     assert [row[:3] for row in outcome] == [["0.3", "1", "0.3"], ["0.3", "2", "0.3"], ["1", "1", "1"], ["1", "2", "1"]]
-    for label, step, _, error, *expected, accuracy, _, _ in outcome:
+    for label, step, _, error, *expected, accuracy, _, _, _ in outcome:
         about = [read_about(run / "seed_1" / name) for name in (f"alpha_{label}/step_{step}", "step_0")]
         assert float(error) == pytest.approx(3 * (about[0]["val_loss"] - about[1]["val_loss"]), abs=0.6e-4)
         assert float(accuracy) == pytest.approx(about[0]["val_acc"] - about[1]["val_acc"], abs=0.6e-4)
-        assert label != "1" or [float(change) for change in expected] == [0, 0]
+        assert label != "1" or [float(change) for change in expected] == [0, 0, 0]
     assert (run / "seed_1/preview.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert ET.parse(run / "seed_1/preview.svg").getroot().tag.endswith("svg")
     after = tiny.contents(run)
@@ -207,9 +216,19 @@ def test_the_twin_is_the_one_of_the_teachers_features(run):
     assert (train.labels != train.true_labels).any()
     coefficients = np.linalg.solve(X.T @ X / 8 + 0.7 * np.eye(8), X.T @ (Y - Y.mean(0)) / 8)
     predicted = Y.mean(0) + Z @ coefficients
-    (linear, _) = preview.preview(teacher.seen(2000), STUDENTS, lam=0.7)
+    linear, *_ = preview.preview(teacher.seen(2000), STUDENTS, lam=0.7)
     assert_allclose(linear.error[0, 0], ((predicted - T) ** 2).sum(1).mean(), rtol=1e-4)  # features are float32
     assert_allclose(linear.accuracy[0, 0], (predicted.argmax(1) == T.argmax(1)).mean())
+
+
+def test_the_twin_on_images_fits_the_labels_as_the_teacher_does(run):
+    seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
+    *_, images = preview.preview(seen, STUDENTS)
+    expected = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher=seen.fitted)
+    assert images.twin.lam == expected.lam
+    assert_array_equal(images.error[:, 0], np.full(len(ALPHAS), expected.score(1, [0])[0][0]))
+    sure = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher=seen.given)
+    assert sure.lam < images.twin.lam
 
 
 def test_before_any_student_there_is_no_outcome(run):
@@ -223,7 +242,7 @@ def test_options_reach_the_twin(run):
     text = page(run, 2, size=12, lam=0.25, source=tiny.source())
     assert "of 12 training images" in text
     first = numbers(text, "step 0   lam")
-    assert [row[:2] for row in first] == [[kernel, "0.25"] for kernel in KERNELS]
+    assert [row[:2] for row in first] == [[name, "0.25"] for name in TWINS]
 
 
 def test_the_test_images_have_no_say(own_run):
@@ -243,18 +262,18 @@ def test_the_test_images_have_no_say(own_run):
 def test_the_figure_shows_the_forecast_and_the_outcome(run):
     seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
     forecasts = preview.preview(seen, STUDENTS)
-    changes = np.arange(8.0).reshape(2, 2, 2)
+    changes = np.arange(12.0).reshape(3, 2, 2)
     drawn = figure("a title", forecasts, [Outcome("0.3", np.full(2, 0.3), np.array([5.0, 6.0]), np.ones(2), changes)])
-    axes = drawn.axes[:9]
+    axes = drawn.axes[:12]
     for i, each in enumerate(forecasts):
         columns = np.hstack([mesh.get_array() for mesh in axes[3 * i].collections])
         assert_allclose(columns.reshape(len(ALPHAS), -1), each.error)
         lines = {line.get_label(): line.get_ydata() for line in axes[3 * i + 2].lines}
         assert_array_equal(lines["greedy"], each.schedules["greedy"].alphas)
-        points = {line.get_label(): line for line in axes[7].lines}[each.twin.kernel]
+        points = {line.get_label(): line for line in axes[10].lines}[each.twin.name]
         assert_array_equal(points.get_xdata(), changes[i, 0])
         assert_array_equal(points.get_ydata(), [5, 6])
-    assert "no students yet" in [text.get_text() for text in figure("", forecasts, []).axes[7].texts]
+    assert "no students yet" in [text.get_text() for text in figure("", forecasts, []).axes[10].texts]
 
 
 # ---- errors, each one line and exit status 2

@@ -254,6 +254,19 @@ def test_cross_validation_does_not_mistake_an_interpolant_for_a_good_fit():
     assert found.lam == pytest.approx(10 * found.spectrum.d[0])
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_ridge_is_found_that_made_the_teacher(kernel):
+    X, Y, Z, T = problem()
+    K = raw_kernel(kernel, X, X)
+    lam = LAMS[60] * make_twin(kernel, X, Y, Z, T, lam=1).spectrum.d[0]
+    c, b = ridge_with_intercept(K, Y, lam)
+    found = make_twin(kernel, X, Y, Z, T, teacher=K @ c + b)
+    assert found.lam == pytest.approx(lam, rel=1e-9)
+    assert make_twin(kernel, X, Y, Z, T, teacher=Y).lam == pytest.approx(LAMS[0] * found.spectrum.d[0])  # memorised
+    flat = np.tile(Y.mean(0), (N, 1))  # a teacher that has learned nothing
+    assert make_twin(kernel, X, Y, Z, T, teacher=flat).lam == pytest.approx(LAMS[-1] * found.spectrum.d[0])
+
+
 def test_a_forecast_is_what_the_twin_says():
     each = twin()
     whole = forecast(each, 3)
