@@ -15,6 +15,7 @@ LINES = ("-", "--", ":")
 FONT = 8  # points, everywhere
 STYLE = {
     **{name: FONT for name in ("font.size", "axes.titlesize", "axes.labelsize", "figure.titlesize", "legend.fontsize")},
+    "legend.title_fontsize": FONT,
     **{"xtick.labelsize": FONT, "ytick.labelsize": FONT, "legend.frameon": False, "svg.hashsalt": "preview"},
     **{"axes.spines.top": False, "axes.spines.right": False},
 }
@@ -161,6 +162,7 @@ def figure(title: str, forecasts: list[Forecast], outcomes: list[Outcome]):
     """A row per twin (error, accuracy, best weights), then degrees of freedom and outcomes: a Matplotlib Figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     drawn = Figure(figsize=(9.6, 2.55 * (len(forecasts) + 1)), layout="constrained")
     FigureCanvasAgg(drawn)
@@ -173,6 +175,13 @@ def figure(title: str, forecasts: list[Forecast], outcomes: list[Outcome]):
     _draw_freedom(axes[-1, 0], forecasts)
     for j, what in enumerate(("squared error", "accuracy")):
         _draw_outcome(axes[-1, 1 + j], j, what, [each.twin.name for each in forecasts], outcomes)
+    keys = [
+        Line2D(
+            [], [], color=COLOURS[i], marker=MARKERS[i], markersize=5, markerfacecolor=_fill(i), label=each.twin.name
+        )
+        for i, each in enumerate(forecasts)
+    ]
+    drawn.legend(handles=keys, loc="outside lower center", ncols=len(keys), title="twins, in the last row")
     return drawn
 
 
@@ -189,7 +198,7 @@ def _draw_map(axes, each: Forecast, values, what: str, *, lower_is_better: bool)
     ends = (values.min(), np.quantile(values, 0.9)) if lower_is_better else (np.quantile(values, 0.1), values.max())
     half = (ALPHAS[1] - ALPHAS[0]) / 2
     edges = np.append(ALPHAS - half, ALPHAS[-1] + half)
-    at = np.arange(len(each.steps)) + np.where(each.steps == np.inf, 0.3, 0.0)
+    at = _positions(each.steps)
     for x, column in zip(at, values.T, strict=True):
         mesh = axes.pcolormesh(
             [x - 0.5, x + 0.5],
@@ -205,7 +214,7 @@ def _draw_map(axes, each: Forecast, values, what: str, *, lower_is_better: bool)
     axes.plot(at[column + 1], ALPHAS[row], "*", color="white", markeredgecolor="black", markersize=9, clip_on=False)
     where = "the limit" if each.steps[column + 1] == np.inf else f"step {each.steps[column + 1]:.0f}"
     axes.set_title(
-        f"{each.twin.name}: {what}\nteacher {values[0, 0]:.3f}, best {values[row, column + 1]:.3f} at {where}, "
+        f"{each.twin.name}: {what}\nstep 0: {values[0, 0]:.3f}, best: {values[row, column + 1]:.3f} at {where}, "
         f"alpha {ALPHAS[row]:g}"
     )
     axes.set(ylabel="alpha", ylim=(edges[0], edges[-1]))
@@ -226,28 +235,43 @@ def _draw_weights(axes, each: Forecast) -> None:
 
 
 def _draw_freedom(axes, forecasts: list[Forecast]) -> None:
-    steps = forecasts[0].steps
+    from matplotlib.lines import Line2D
+
+    at = _positions(forecasts[0].steps)
     for i, each in enumerate(forecasts):
         for line, k in zip(LINES, (len(ALPHAS) - 1, len(ALPHAS) // 2, 0), strict=True):
-            look = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
-            axes.plot(each.freedom[k], line, label=f"{each.twin.name}, alpha {ALPHAS[k]:g}", **look)
+            look = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "markerfacecolor": _fill(i)}
+            axes.plot(at[:-1], each.freedom[k, :-1], line, label=f"{ALPHAS[k]:g}", **look)
+            axes.plot(at[-1:], each.freedom[k, -1:], **look)
     axes.set(title="effective degrees of freedom", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
-    _step_ticks(axes, steps, range(len(steps)))
+    keys = [Line2D([], [], color="0.2", linestyle=line) for line in LINES]
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top * (top / bottom) ** 0.2)  # room for the legend
+    axes.legend(keys, ["alpha 1", "0.5", "0"], loc="upper center", ncols=3)
+    _step_ticks(axes, forecasts[0].steps, at)
+
+
+def _positions(steps: np.ndarray) -> np.ndarray:
+    """Where steps are drawn: the limit, which is last, stands apart."""
+    return np.arange(len(steps)) + np.where(steps == np.inf, 0.3, 0.0)
+
+
+def _fill(i: int) -> str:
+    return COLOURS[i] if i == 0 else "none"  # so that points on points are still seen
 
 
 def _draw_outcome(axes, j: int, what: str, names: list[str], outcomes: list[Outcome]) -> None:
-    axes.set_title(f"change in held-out {what}\nagainst the teacher")
+    axes.set_title(f"change in held-out {what} against\nthe teacher (dashed: as expected)")
     if not outcomes:
         axes.text(0.5, 0.5, "no students yet", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.axvline(0, color="0.5", linewidth=0.8)
+    axes.axline((0, 0), slope=1, color="0.5", linewidth=0.8, linestyle="--")
     for i, name in enumerate(names):
-        look = {"color": COLOURS[i], "markersize": 5, "markerfacecolor": "none" if i else COLOURS[i]}
+        look = {"color": COLOURS[i], "markersize": 5, "markerfacecolor": _fill(i)}
         axes.plot(*_pairs(outcomes, i, j), MARKERS[i], label=name, **look)
     axes.set(xlabel="expected by the twin", ylabel="observed")
     axes.grid(alpha=0.3)
-    axes.legend()
