@@ -43,9 +43,9 @@ def agreement(expected, observed) -> tuple[float, float]:
     moved = np.abs(expected) > 1e-12
     if not moved.any():
         return np.nan, np.nan
-    with np.errstate(invalid="ignore", divide="ignore"):  # a constant has no correlation
-        correlation = np.corrcoef(expected, observed)[0, 1]
-    return float(correlation), float((np.sign(expected) == np.sign(observed))[moved].mean())
+    share = (np.sign(expected) == np.sign(observed))[moved].mean()
+    varies = np.ptp(expected) > 0 and np.ptp(observed) > 0
+    return float(np.corrcoef(expected, observed)[0, 1]) if varies else np.nan, float(share)
 
 
 # ---- tables
@@ -129,12 +129,16 @@ def _side_by_side(outcomes: list[Outcome], names: list[str]) -> str:
             rows.append([arm.label, str(k + 1), f"{alpha:.3g}", *(f"{change:+.4f}" for change in error + accuracy)])
     lines = ["change against the teacher: as observed, and as each twin expects it", aligned(rows)]
     for i, name in enumerate(names):
-        parts = []
-        for j, what in enumerate(("error", "accuracy")):
-            correlation, share = agreement(*_pairs(outcomes, i, j))
-            parts.append(f"{what} correlation {correlation:+.2f}, same sign {share:.0%}")
-        lines.append(f"{name}: {'; '.join(parts)}")
+        said = (_said(what, *agreement(*_pairs(outcomes, i, j))) for j, what in enumerate(("error", "accuracy")))
+        lines.append(f"{name}: {'; '.join(said)}")
     return "\n".join(lines)
+
+
+def _said(what: str, correlation: float, share: float) -> str:
+    if np.isnan(share):
+        return f"{what}: no change expected"
+    shown = "-" if np.isnan(correlation) else f"{correlation:+.2f}"
+    return f"{what}: correlation {shown}, as expected up or down in {share:.0%}"
 
 
 def _pairs(outcomes: list[Outcome], twin: int, what: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from torch import nn
 from distill import checkpoints, data, engine, preview, sweep
 from distill.config import ConfigError, TrainConfig, to_toml
 from distill.preview import arms_of, balanced_subset, features, main, page, small
-from distill.preview_report import Outcome, agreement, figure
+from distill.preview_report import Outcome, agreement, figure, tables
 from distill.rundir import RESULT_COLUMNS, read_about, write_json
 from distill.twin import ALPHAS, make_twin
 
@@ -171,6 +171,9 @@ def test_agreement_by_hand():
     assert correlation == pytest.approx(np.corrcoef(expected, observed)[0, 1])
     assert share == pytest.approx(2 / 3)  # where nothing is expected there is no sign
     assert np.isnan(agreement(np.zeros(3), np.ones(3))).all()
+    for lone in (np.array([0.1]), np.full(3, 0.1)):  # of which there is no correlation
+        assert np.isnan(agreement(lone, 2 * lone)[0])
+        assert agreement(lone, 2 * lone)[1] == 1
 
 
 # ---- the page
@@ -238,6 +241,24 @@ def test_before_any_student_there_is_no_outcome(run):
     assert (run / "seed_2/preview.png").exists()
 
 
+def test_a_network_and_images_from_python(tmp_path):
+    config = tiny.config(tmp_path / "run", val_size=9, alpha=0.3, distillation_steps=1, loss="ce")
+    sweep.run(config, tiny.source(), network)
+    text = page(tmp_path / "run", source=tiny.source(), network=network)
+    assert "7 features of 32 training images" in text
+    assert len(numbers(text, "change against the teacher")) == 1 + len(TWINS)
+    with pytest.raises(ConfigError, match="network came from Python"):
+        page(tmp_path / "run", source=tiny.source())
+
+
+def test_where_no_change_is_expected_the_page_says_so(run):
+    seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
+    forecasts = preview.preview(seen, STUDENTS)
+    none = Outcome("1", np.ones(2), np.array([0.1, 0.2]), np.array([0.3, 0.1]), np.zeros((3, 2, 2)))
+    last = tables("a title", seen, forecasts, [none]).splitlines()[-1]
+    assert last == "images: error: no change expected; accuracy: no change expected"
+
+
 def test_options_reach_the_twin(run):
     text = page(run, 2, size=12, lam=0.25, source=tiny.source())
     assert "of 12 training images" in text
@@ -292,12 +313,8 @@ def test_no_run(capsys, tmp_path):
     assert "holds no run" in refusal(capsys, tmp_path / "none")
 
 
-def test_images_or_a_network_from_python(capsys, run, own_run):
+def test_images_from_python(capsys, run):
     assert "page(run, source=..., network=...)" in refusal(capsys, run)
-    text = (own_run / "config.toml").read_text()
-    (own_run / "config.toml").write_text(text.replace("resnet = 8", "resnet = 0").replace("width = 2", ""))
-    with pytest.raises(ConfigError, match="network came from Python"):
-        page(own_run, source=tiny.source())
 
 
 def digits(folder: Path, **options) -> Path:
