@@ -50,6 +50,8 @@ def page(
     ``size`` training images at most, ``lam`` as in ``preview``; ``source`` and ``network`` as they were given to
     ``distill.run``. Raises UserError.
     """
+    if size < 2:
+        raise ConfigError(f"--size must be at least 2 images, not {size}")
     run = Path(run)
     lab = _lab(run, source, network)
     seed = lab.config.chain.seed[0] if seed is None else seed

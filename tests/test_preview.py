@@ -264,6 +264,7 @@ def test_where_no_change_is_expected_the_page_says_so(run):
 
 
 def test_options_reach_the_twin(run, undrawn):
+    assert "of 2 training images" in page(run, 2, size=2, source=tiny.source())
     text = page(run, 2, size=12, lam=0.25, source=tiny.source())
     assert "of 12 training images" in text
     first = numbers(text, "step 0   lam")
@@ -350,7 +351,9 @@ def test_a_changed_teacher(own_run):
         page(own_run, source=tiny.source())
 
 
-@pytest.mark.parametrize("words", [["--lam", "0"], ["--lam", "nan"], ["--size", "0"], ["--size", "x"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "words", [["--lam", "0"], ["--lam", "nan"], ["--size", "0"], ["--size", "1"], ["--size", "x"], ["--nonsense"]]
+)
 def test_bad_options(capsys, run, words):
     assert words[0] in refusal(capsys, run, *words)
 
