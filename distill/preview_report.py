@@ -278,4 +278,5 @@ def _draw_outcome(axes, j: int, what: str, names: list[str], outcomes: list[Outc
         look = {"color": COLOURS[i], "markersize": 5, "markerfacecolor": _fill(i)}
         axes.plot(*_pairs(outcomes, i, j), MARKERS[i], label=name, **look)
     axes.set(xlabel="expected by the twin", ylabel="observed")
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(alpha=0.3)
