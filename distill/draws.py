@@ -7,7 +7,7 @@ share their draws, so that differences between them are paired. Everything is dr
 import numpy as np
 
 # Appending is safe; reordering or removing changes every result.
-PURPOSES = ("split", "val", "subset", "noise", "init", "epoch", "update", "bootstrap")
+PURPOSES = ("split", "val", "subset", "noise", "init", "epoch", "update", "bootstrap", "preview")
 
 
 def _sequence(seed: int, purpose: str, step: int, epoch: int) -> np.random.SeedSequence:

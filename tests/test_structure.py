@@ -13,12 +13,13 @@ FILES = {path.stem: path for path in sorted((ROOT / "distill").glob("*.py")) if 
 # From the top down; cli.py may import anything.
 NETWORK = (
     *("config", "draws", "datafiles", "data", "augment", "models", "objective", "metrics", "engine"),
-    *("alpha", "rundir", "checkpoints", "chain", "lab", "workers", "sweep", "progress", "plots", "report", "cli"),
+    *("alpha", "rundir", "checkpoints", "chain", "lab", "workers", "sweep", "progress"),
+    *("plots", "report", "preview_report", "preview", "cli"),
 )
-KERNEL = ("linalg", "weights", "krr", "estimator")  # and toy.py with its parts, toy_*.py
-# Where the wings meet: what a network file takes of the kernel wing.
-MEETING = {"alpha": {"weights"}}
-WITHOUT_TORCH = ("config", "draws", "datafiles", "data", "rundir", "report", "cli")
+KERNEL = ("linalg", "weights", "krr", "twin", "estimator")  # and toy.py with its parts, toy_*.py
+WITHOUT_TORCH = ("config", "draws", "datafiles", "data", "rundir", "plots", "report", "preview_report", "cli")
+# Where the wings meet: what a network file takes of the kernel wing. A preview is the kernel twin of a network.
+MEETING = {"alpha": {"weights"}, "preview": {"twin"}, "preview_report": {"twin"}}
 
 
 def in_kernel_wing(name: str) -> bool:
