@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import augment
+from . import augment, decay
 from .config import ConfigError, TrainConfig
 from .data import Split
-from .objective import Objective, add_regulariser, one_hot
+from .objective import Objective, one_hot
 
 CHUNK_PIXELS = 2**20  # of the images augmented at once: 1,024 of CIFAR
 PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, small enough for most devices
@@ -289,10 +289,9 @@ class Fit:
         logits = logits.float()
         self.optimizer.zero_grad()
         objective(logits, truth, soft).mean().backward()
-        reg = add_regulariser(self.parameters, self.train.reg, self.train.reg_coef)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        reg = decay.step(self.optimizer, self.parameters, self.train.reg, self.train.reg_coef)
         return logits.detach(), reg
 
 
