@@ -26,8 +26,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.obvious import Obvious
 from benchmarks.variants import (
-    ALPHA, CLASSES, ENGINE, INGREDIENTS, LR, MEAN, OBVIOUS, REG_COEF, STD, Job, Process, Variant, network,
-)  # fmt: skip
+    ALPHA,
+    CLASSES,
+    ENGINE,
+    INGREDIENTS,
+    LR,
+    MEAN,
+    OBVIOUS,
+    REG_COEF,
+    STD,
+    Job,
+    Process,
+    Variant,
+    network,
+)
 from distill import engine, models
 from distill.config import TrainConfig
 from distill.objective import Objective, add_regulariser, one_hot

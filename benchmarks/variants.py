@@ -1,7 +1,7 @@
 """What ``training.py`` times: the obvious program with none, one or all of the engine's ingredients.
 
-Each variant is a process of its own, as a person would start it: what one of them asks of torch, OpenMP or the C library
-reaches no other. It is told over its standard input to train a burst, and answers with the seconds that this took.
+Each variant is a process of its own, as a person would start it: what one of them asks of torch, OpenMP or the C
+library reaches no other. It is told over its standard input to train a burst, and answers with the seconds it took.
 """
 
 import itertools
@@ -53,6 +53,7 @@ class Job:
     student: bool
     updates: int
     device: str
+    threads: int | None = None  # of the engine; None: torch's choice
 
     @property
     def images(self) -> int:
@@ -71,11 +72,19 @@ class Process:
         )  # fmt: skip
         self.seconds()
 
-    def seconds(self) -> float:
-        """Train one burst; only one process may be at it."""
+    def begin(self) -> None:
+        """Have it train a burst."""
         self.process.stdin.write("burst\n")
         self.process.stdin.flush()
+
+    def wait(self) -> float:
+        """The seconds that the burst took, when it is done."""
         return float(self.process.stdout.readline())
+
+    def seconds(self) -> float:
+        """Train one burst, and how long it took."""
+        self.begin()
+        return self.wait()
 
     def end(self) -> None:
         self.process.stdin.close()
@@ -83,12 +92,17 @@ class Process:
 
 
 def network(resnet: int, seed: int):
-    """torchvision's network with a new head, as anybody makes it; the engine's starts from the same weights."""
+    """torchvision's network with a new head, as anybody makes it, or one of the 6n+2 family."""
     import torch
-    from torchvision import models
+    from torchvision.models import get_model
+
+    from distill.config import CIFAR_RESNETS, ModelConfig
+    from distill.models import build
 
     torch.manual_seed(seed)
-    made = models.get_model(f"resnet{resnet}")
+    if resnet in CIFAR_RESNETS:
+        return build(ModelConfig(resnet=resnet), 3, CLASSES)
+    made = get_model(f"resnet{resnet}")
     made.fc = torch.nn.Linear(made.fc.in_features, CLASSES)
     return made
 
@@ -110,7 +124,7 @@ def make_burst(job: Job, variant: Variant):
     train = TrainConfig(batch_size=job.batch, precision=variant.precision, lr=LR, reg_coef=REG_COEF)
     networks = [network(job.resnet, seed) for seed in range(1 + job.student)]
     if variant.engine or variant.keeps_memory:
-        engine.set_up(train, device, None)
+        engine.set_up(train, device, job.threads)
     if variant.engine or variant.one_pixel:
         for made in networks:
             models.leave_padding_out(made)

@@ -8,7 +8,7 @@ is called once a tensor; on a CPU a call costs microseconds, and the gradients n
 import torch
 from torch import Tensor
 
-from .objective import add_regulariser, NORM_FLOOR
+from .objective import NORM_FLOOR, add_regulariser
 
 
 def step(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> Tensor:
