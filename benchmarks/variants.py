@@ -87,8 +87,7 @@ class Process:
         return self.wait()
 
     def end(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 def network(resnet: int, seed: int):
