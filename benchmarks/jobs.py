@@ -15,7 +15,7 @@ import time
 
 from benchmarks.variants import ENGINE, Job, Process
 
-UPDATES, ROUNDS = 16, 5
+UPDATES, ROUNDS = 8, 5
 
 
 def main() -> None:

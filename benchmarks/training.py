@@ -45,7 +45,7 @@ from distill.config import TrainConfig
 from distill.objective import Objective, add_regulariser, one_hot
 
 RESULTS = Path(__file__).parent / "results"
-BURST_SECONDS = 2.0  # about; a burst has at least 4 updates
+BURST_SECONDS = 1.5  # about; a burst has at least 4 updates
 
 
 def check_same_losses(device: torch.device) -> float:
@@ -185,16 +185,16 @@ def main() -> None:
     options = parser.parse_args()
     device = engine.pick_device(options.device)
     machine, results = describe_machine(device), []
+    kind = f"cpu-{os.cpu_count()}cores" if device.type == "cpu" else machine["device"].replace(" ", "-")
     depths, steps = ([18], (True,)) if options.quick else (options.resnet, (False, True))
     for resnet, batch, student in itertools.product(depths, (16, 128), steps):
         job = Job(resnet, batch, student, updates_for(resnet, batch, student, str(device)), str(device))
         alone = INGREDIENTS if student and not options.quick and resnet in options.ingredients else ()
         results += measure(job, (OBVIOUS, *alone, *ENGINE), options.rounds, machine)
         print(table(results).splitlines()[-1], flush=True)
+        if not options.quick:
+            write(RESULTS / f"training-{kind}.json", machine, results)
     print(json.dumps(machine, indent=1), table(results), sep="\n\n")
-    if not options.quick:
-        kind = f"cpu-{os.cpu_count()}cores" if device.type == "cpu" else machine["device"].replace(" ", "-")
-        write(RESULTS / f"training-{kind}.json", machine, results)
 
 
 if __name__ == "__main__":

@@ -602,6 +602,17 @@ def test_bf16_keeps_weights_and_losses_in_float32(monkeypatch):
     assert figures["loss"] != exact["loss"]
 
 
+@pytest.mark.parametrize(("precision", "last"), [("fp32", False), ("bf16", True)])
+def test_a_cpu_predicts_in_bf16_with_channels_last(precision, last):
+    """What a model is shown lies in memory by a rule of the configuration alone, so that the bits do too."""
+    images, seen = pool_of(12).images, []
+    model = classifier()
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    engine.predict(model, images, TrainConfig(precision=precision))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) == last
+    assert torch.equal(seen[0], images)
+
+
 @pytest.fixture
 def switches(monkeypatch):
     """torch's global switches, put back afterwards."""
