@@ -58,7 +58,9 @@ class Obvious:
         if teacher_logits is not None:
             loss = self.alpha * loss
             loss = loss + (1 - self.alpha) * F.mse_loss(logits.softmax(1), teacher_logits.softmax(1))
-        return loss + self.reg_coef * sum(torch.norm(p) for p in self.network.parameters() if p.requires_grad)
+        if self.reg_coef:
+            loss = loss + self.reg_coef * sum(torch.norm(p) for p in self.network.parameters() if p.requires_grad)
+        return loss
 
     def update(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
         """One step on one batch; returns its loss and accuracy."""

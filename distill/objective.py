@@ -62,6 +62,9 @@ class Objective:
         return self.loss(logits, truth), t**2 * self.loss(logits / t, soft)
 
 
+NORM_FLOOR = torch.finfo(torch.float32).tiny ** 0.5  # below it squares underflow, and with them the norm
+
+
 def add_regulariser(parameters: list[Tensor], reg: str, coef: float) -> Tensor:
     """Add the regulariser's gradient to ``p.grad`` of every parameter, and return its value, a float32 scalar.
 
@@ -79,6 +82,5 @@ def add_regulariser(parameters: list[Tensor], reg: str, coef: float) -> Tensor:
     if reg == "l2":
         torch._foreach_add_(grads, values, alpha=2 * coef)
         return coef * torch.stack(norms).square().sum()
-    tiny = torch.finfo(torch.float32).tiny ** 0.5  # below it the squares underflow, and with them the norm
-    torch._foreach_add_(grads, torch._foreach_div(values, torch._foreach_clamp_min(norms, tiny)), alpha=coef)
+    torch._foreach_addcdiv_(grads, values, torch._foreach_clamp_min(norms, NORM_FLOOR), value=coef)
     return coef * torch.stack(norms).sum()

@@ -194,6 +194,40 @@ def test_two_epochs_are_those_of_a_plain_loop(options, alpha, small_chunks):
         torch.testing.assert_close(model.get_buffer(name).double(), buffer.double(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"reg": "l2"}, {"reg": "none"}, {"weight_decay": 0.1}, {"optimizer": "adamw"}], ids=named
+)
+def test_an_update_from_a_state_with_moments_is_that_of_a_plain_loop(options):
+    """The second update, made again in float64 from the weights and moments after the first."""
+    train, split, teacher = TrainConfig(**{**PAPER, **options}), split_of(8), a_teacher()
+    fit, pool = engine.Fit(classifier(), train, CPU), engine.make_pool(split, CPU)
+    fit.epoch(pool, plan_of(8)[:4], CLASSES, teacher, 0.35, SHOW)
+    exact = copy.deepcopy(fit.model).double()
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
+    optimizer = adam(exact.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+    optimizer.load_state_dict(copy.deepcopy(fit.optimizer.state_dict()))
+    optimizer.param_groups[0]["fused"] = False
+    for held in optimizer.state.values():
+        held.update({name: held[name].double() for name in ("exp_avg", "exp_avg_sq")})
+    before = [p.detach().clone() for p in exact.parameters()]
+    second = plan_of(8)[4:]
+    fit.epoch(pool, second, CLASSES, teacher, 0.35, SHOW)
+    images = augment.apply(pool.images[second.order], second).double() / 255
+    truth = F.one_hot(pool.labels[second.order], CLASSES).double()
+    with torch.no_grad():
+        soft = copy.deepcopy(teacher).double()(images).softmax(1)
+    loss = F.mse_loss(exact.train()(images).softmax(1), 0.35 * truth + 0.65 * soft)
+    power = {"norm": 1, "l2": 2, "none": 0}[train.reg]
+    optimizer.zero_grad()
+    (loss + train.reg_coef * sum(torch.norm(p) ** power for p in exact.parameters())).backward()
+    optimizer.step()
+    for p, q, start in zip(fit.parameters, exact.parameters(), before, strict=True):
+        held, reference = fit.optimizer.state[p], optimizer.state[q]
+        assert relative_distance([held["exp_avg"]], [reference["exp_avg"]]) < 1e-4
+        assert relative_distance([held["exp_avg_sq"]], [reference["exp_avg_sq"]]) < 1e-4
+        assert relative_distance([p.detach().double() - start], [q.detach() - start]) < 2e-3
+
+
 def test_the_papers_loss_is_the_number_that_is_logged():
     """Written out on one batch: alpha MSE(truth) + (1 - alpha) MSE(teacher) + 1e-4 times the sum of the norms."""
     split, plan, alpha = split_of(16), plan_of(16), 0.6
@@ -566,6 +600,17 @@ def test_bf16_keeps_weights_and_losses_in_float32(monkeypatch):
     )
     assert figures["loss"] == pytest.approx(exact["loss"], rel=0.05)
     assert figures["loss"] != exact["loss"]
+
+
+@pytest.mark.parametrize(("precision", "last"), [("fp32", False), ("bf16", True)])
+def test_a_cpu_predicts_in_bf16_with_channels_last(precision, last):
+    """What a model is shown lies in memory by a rule of the configuration alone, so that the bits do too."""
+    images, seen = pool_of(12).images, []
+    model = classifier()
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    engine.predict(model, images, TrainConfig(precision=precision))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) == last
+    assert torch.equal(seen[0], images)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ FILES = {path.stem: path for path in sorted((ROOT / "distill").glob("*.py")) if 
 
 # From the top down; cli.py may import anything.
 NETWORK = (
-    *("config", "draws", "datafiles", "data", "augment", "models", "objective", "metrics", "engine"),
+    *("config", "draws", "datafiles", "data", "augment", "models", "objective", "decay", "metrics", "engine"),
     *("alpha", "rundir", "checkpoints", "chain", "lab", "workers", "sweep", "progress"),
     *("plots", "report", "preview_report", "preview", "cli"),
 )

@@ -1,0 +1,56 @@
+"""Chains side by side: images per second of K of them together, each with its share of the cores, as --jobs K has it.
+
+    python -m benchmarks.jobs                  # ResNet-20, batch 128, students
+    python -m benchmarks.jobs --resnet 18 --batch 16
+
+One process with all cores is timed in turn with K processes that begin together; time ends with the last. Leave the
+machine alone meanwhile.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import time
+
+from benchmarks.variants import ENGINE, Job, Process
+
+UPDATES, ROUNDS = 8, 5
+
+
+def main() -> None:
+    """Print images/s for one chain and for K, and their ratio: median and range over the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resnet", type=int, default=20, help="depth [default: 20]")
+    parser.add_argument("--batch", type=int, default=128, help="images per update [default: 128]")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="K [default: the number of cores]")
+    options = parser.parse_args()
+    cores = os.cpu_count()
+    sides = []
+    for k in (1, options.jobs):
+        job = Job(options.resnet, options.batch, True, UPDATES, "cpu", max(1, cores // k))
+        sides.append([Process(job, ENGINE[0]) for _ in range(k)])
+    rates = [[images_per_second(side, options.batch) for side in sides] for _ in range(ROUNDS)]
+    for process in itertools.chain(*sides):
+        process.end()
+    ratios = [together / one for one, together in rates]
+    one, together = (statistics.median(column) for column in zip(*rates, strict=True))
+    print(
+        f"ResNet-{options.resnet}, batch {options.batch}: one chain with {cores} threads {one:.0f} images/s, "
+        f"{options.jobs} side by side {together:.0f}; ratio {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def images_per_second(side: list[Process], batch: int) -> float:
+    """Of processes that train a burst each, together."""
+    started = time.perf_counter()
+    for process in side:
+        process.begin()
+    for process in side:
+        process.wait()
+    return len(side) * UPDATES * batch / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

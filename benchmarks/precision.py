@@ -1,0 +1,55 @@
+"""How far float32 and bfloat16 gradients are from float64's, at initialisation: cosines, of all parameters together.
+
+    python -m benchmarks.precision
+
+A teacher's first gradient on a batch of random images (squared error of the softmax, no regulariser), for five seeds of
+weights and images. These are normal noise of 4x4 pixels, enlarged to 32x32: finer noise looks all alike to a network.
+"""
+
+import itertools
+import statistics
+
+import torch
+import torch.nn.functional as F
+
+from distill import engine, models
+from distill.config import ModelConfig, TrainConfig
+
+SEEDS, BATCHES, CLASSES = 5, (16, 128), 10
+NETWORKS = {
+    "ResNet-18, ImageNet stem": ModelConfig(resnet=18),
+    "ResNet-50, ImageNet stem": ModelConfig(resnet=50),
+    "ResNet-20": ModelConfig(resnet=20),
+}
+
+
+def gradient(config: ModelConfig, batch: int, seed: int, precision: str) -> torch.Tensor:
+    """The gradient (parameters,) float64 of one batch's loss, in float64 arithmetic or in a run's precision."""
+    torch.manual_seed(seed)
+    network = models.build(config, 3, CLASSES)
+    images = F.interpolate(torch.randn(batch, 3, 4, 4), size=32, mode="bilinear")
+    labels = torch.randint(0, CLASSES, (batch,))
+    if precision == "fp64":
+        logits = network.double()(images.double())
+    else:
+        with engine.autocast(TrainConfig(precision=precision), torch.device("cpu")):
+            logits = network(images).float()
+    F.mse_loss(logits.softmax(1), F.one_hot(labels, CLASSES).to(logits.dtype)).backward()
+    return torch.cat([p.grad.double().flatten() for p in network.parameters()])
+
+
+def main() -> None:
+    """Print a table: the median over seeds, and the range."""
+    print("| network | batch | fp32 | bf16 |\n|---|---|---|---|")
+    for (name, config), batch in itertools.product(NETWORKS.items(), BATCHES):
+        cosines = {"fp32": [], "bf16": []}
+        for seed in range(SEEDS):
+            exact = gradient(config, batch, seed, "fp64")
+            for precision, found in cosines.items():
+                found.append(F.cosine_similarity(gradient(config, batch, seed, precision), exact, dim=0).item())
+        cells = (f"{statistics.median(c):.4f} ({min(c):.4f} to {max(c):.4f})" for c in cosines.values())
+        print(f"| {name} | {batch} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
