@@ -16,7 +16,7 @@ from . import augment, engine, metrics, models
 from .checkpoints import Damaged, check_hash, load_weights, read_tensors, write_tensors
 from .config import Config, ConfigError
 from .data import Dataset
-from .draws import torch_seed
+from .draws import ONE_AT_A_TIME, torch_seed
 from .objective import LOSSES, one_hot
 from .rundir import Result, RunDir, name_model, read_about, read_result, sha256, write_csv, write_json
 
@@ -76,7 +76,7 @@ class Chains:
 
     def new_model(self, step: int) -> models.Classifier:
         """A model with initial weights drawn from (seed, step)."""
-        with torch.random.fork_rng(devices=[]):
+        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(self.seed, "init", step))
             return models.Classifier(self.network(), self.data.mean, self.data.std)
 
@@ -111,7 +111,8 @@ class Chains:
         plan = augment.plan(
             self.seed, step, epoch, len(self.train), data.train.images.shape[-1], self.config.data.augment, data.flip
         )
-        torch.manual_seed(torch_seed(self.seed, "update", step, epoch))  # for dropout in a network of one's own
+        with ONE_AT_A_TIME:
+            torch.manual_seed(torch_seed(self.seed, "update", step, epoch))  # for dropout in a network of one's own
         # At alpha = 1 the teacher has no say, so it is not asked; at step 0 there is none.
         guide, weight = (teacher.model, alpha) if teacher and alpha < 1 else (None, 1.0)
         try:
@@ -123,7 +124,7 @@ class Chains:
         val, _ = self.score(fit.model, self.val)
         return {
             "epoch": epoch + 1,
-            "lr": fit.optimizer.param_groups[0]["lr"],
+            "lr": fit.lr,
             **{f"train_{name}": value for name, value in figures.items()},
             "val_loss": val.get("loss"),
             "val_acc": val.get("acc"),

@@ -156,6 +156,11 @@ class TrainConfig(_Section):
         choices=("fp32", "tf32", "bf16"),
     )
     deterministic: bool = _option(False, "bit-for-bit repeatable on a GPU too (slower there; a CPU always is)")
+    graph: bool = _option(
+        True,
+        "on a CUDA device, capture the update as a CUDA graph and replay it (to look for an error: off)",
+        where=True,
+    )
     fast_dev_run: bool = _option(False, "two batches of everything and one epoch per model: does it run at all?")
 
     def _check(self) -> None:
