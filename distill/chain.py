@@ -68,7 +68,7 @@ class Chains:
             model = self.new_model(step)
             load_weights(model, file)
             parent = {"path": str(file), "sha256": sha256(file)}
-            self.finish(folder, model.to(self.device), None, step, None, parent, rows=[])
+            self.finish(folder, engine.place(model, self.config.train, self.device), None, step, None, parent, rows=[])
         teacher, file = Finished(self, folder), Path(self.config.chain.teacher_ckpt)
         if file.exists() and sha256(file) != teacher.parent.get("sha256"):
             raise ConfigError(f"{file} is not the file that this run began with; choose another --output")
@@ -234,7 +234,8 @@ class Finished:
         check_hash(file, self.sha256)
         model = self.chains.new_model(self.result.step)
         load_weights(model, file)
-        return model.to(self.chains.device).requires_grad_(False).eval()
+        model = engine.place(model, self.chains.config.train, self.chains.device)
+        return model.requires_grad_(False).eval()
 
     @cached_property
     def test_logits(self) -> Tensor:

@@ -57,9 +57,19 @@ def _add_option(group, section: str, f) -> None:
         text += f" [default: {shown}]"
     metavar = None if choices else f.name.split("_")[-1].upper()
     nargs = "+" if several else None
+    if f.metadata["word"] is not None:
+        kind = _number_or(f.metadata["word"], kind)
     group.add_argument(
         flag, type=kind, choices=choices or None, nargs=nargs, metavar=metavar, help=text.replace("%", "%%")
     )
+
+
+def _number_or(word: str, kind: type):
+    def value(text: str):
+        return text if text == word else kind(text)
+
+    value.__name__ = f"{kind.__name__} or {word}"  # what argparse names in its complaint
+    return value
 
 
 def parse(argv: list[str]) -> Config:

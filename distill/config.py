@@ -35,8 +35,8 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _option(default, help: str, *, choices: tuple = (), where: bool = False):
-    return field(default=default, metadata={"help": help, "choices": choices, "where": where})
+def _option(default, help: str, *, choices: tuple = (), where: bool = False, word: str | None = None):
+    return field(default=default, metadata={"help": help, "choices": choices, "where": where, "word": word})
 
 
 class _Section:
@@ -156,6 +156,11 @@ class TrainConfig(_Section):
         choices=("fp32", "tf32", "bf16"),
     )
     deterministic: bool = _option(False, "bit-for-bit repeatable on a GPU too (slower there; a CPU always is)")
+    compile: bool = _option(
+        False,
+        "torch.compile for the network's forward and backward pass: costs minutes of compiling in every process, and "
+        "was slower in every case measured on a CPU",
+    )
     graph: bool = _option(
         True,
         "on a CUDA device, capture the update as a CUDA graph and replay it (to look for an error: off)",
@@ -249,7 +254,13 @@ class RunConfig(_Section):
     threads: int | None = _option(
         None, "CPU threads per process [default: the cores, shared among the jobs]", where=True
     )
-    jobs: int = _option(1, "chains trained side by side, each in a process of its own", where=True)
+    jobs: int | str = _option(
+        1,
+        "chains trained side by side, each in a process of its own, on a CUDA device in a thread with a stream of its "
+        "own; auto: as many as pay here",
+        where=True,
+        word="auto",
+    )
 
     def _check(self) -> None:
         kind, _, index = self.device.partition(":")
@@ -258,7 +269,7 @@ class RunConfig(_Section):
         )
         _require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
         _require(self.threads is None or 1 <= self.threads <= 1024, f"threads must be 1 to 1024, not {self.threads}")
-        _require(self.jobs >= 1, f"jobs must be at least 1, not {self.jobs}")
+        _require(self.jobs == "auto" or self.jobs >= 1, f"jobs must be at least 1, or auto, not {self.jobs}")
 
 
 @dataclass(frozen=True)
@@ -318,7 +329,10 @@ _HINTS = {section: typing.get_type_hints(cls) for section, cls in SECTIONS.items
 
 
 def field_type(section: str, name: str) -> tuple[type, bool]:
-    """The scalar type of a field and whether it takes several values: ``("chain", "alpha") -> (float, True)``."""
+    """The scalar type of a field and whether it takes several values: ``("chain", "alpha") -> (float, True)``.
+
+    A field that takes a word as well (``jobs``) is of its other type.
+    """
     hint = _HINTS[section][name]
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True
@@ -364,9 +378,12 @@ def _scalar(section: str, name: str, value, kind: type):
         value = float(value)
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
+    metadata = SECTIONS[section].__dataclass_fields__[name].metadata
+    if metadata["word"] is not None and value == metadata["word"]:
+        return value
     legal = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     _require(legal, f"{section}.{name} must be of type {kind.__name__}, not {value!r}")
-    choices = SECTIONS[section].__dataclass_fields__[name].metadata["choices"]
+    choices = metadata["choices"]
     custom = (name, value) in (("dataset", CUSTOM_DATA), ("resnet", CUSTOM_MODEL))
     _require(
         not choices or value in choices or custom, f"{name} must be one of {', '.join(map(str, choices))}, not {value}"

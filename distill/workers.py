@@ -1,24 +1,52 @@
-"""Chains side by side: every chain of a grid is a task for one of a few processes."""
+"""Chains side by side: every chain of a grid is a task for one of a few processes or, on a CUDA device, threads.
 
+Threads share one copy of each seed's images and one CUDA context; each has a stream of its own, on which its models'
+graphs are captured and replayed. This has not run on a device yet: it is tested with threads on a CPU.
+"""
+
+import gc
 import io
 import multiprocessing
 import os
 import queue
 import signal
 import threading
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, suppress
 
+import torch
+
+from .chain import Chains
 from .config import Config, UserError
-from .engine import Silent
+from .engine import Silent, Sums
 from .lab import Lab, prepare
 from .rundir import Result, RunDir
 
 
 def side_by_side(lab: Lab, show) -> None:
-    """Teachers, then arms, as tasks for ``jobs`` processes. An arm is ready once its seed's teacher is."""
+    """Teachers, then arms, as tasks for ``jobs`` processes or threads. An arm is ready once its seed's teacher is."""
+    (_in_threads if uses_threads(lab.device) else _in_processes)(lab, show)
+
+
+def uses_threads(device: torch.device) -> bool:
+    """Threads where the device does the work; processes on a CPU, where Python's own work would hold threads up."""
+    return device.type == "cuda"
+
+
+def _work_off(lab: Lab, submit: Callable[[int, float | None], Future]) -> None:
+    """Submit a task for each seed's teacher (alpha None), and one for each of its arms when it is done."""
     chain = lab.config.chain
+    tasks = {submit(seed, None): seed for seed in chain.seed}
+    while tasks:
+        for task in wait(tasks, return_when=FIRST_COMPLETED).done:
+            seed, alpha = tasks.pop(task), task.result()
+            if alpha is None:
+                tasks |= {submit(seed, alpha): seed for alpha in chain.alpha}
+
+
+def _in_processes(lab: Lab, show) -> None:
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or torch's threads
     messages, over, others = context.Queue(), threading.Event(), set(multiprocessing.active_children())
 
@@ -29,18 +57,15 @@ def side_by_side(lab: Lab, show) -> None:
                 with suppress(OSError, UserError):  # results.csv is written again at the end, where an error is told of
                     getattr(show, method)(*arguments)
 
+    def submit(seed: int, alpha: float | None) -> Future:
+        with _out_of_ctrl_c():
+            return workers.submit(_work, seed, alpha)
+
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab.config, messages))
     try:
-        with _out_of_ctrl_c():
-            tasks = {workers.submit(_work, seed, None): seed for seed in chain.seed}
-        while tasks:
-            for task in wait(tasks, return_when=FIRST_COMPLETED).done:
-                seed, alpha = tasks.pop(task), task.result()
-                if alpha is None:
-                    with _out_of_ctrl_c():
-                        tasks |= {workers.submit(_work, seed, alpha): seed for alpha in chain.alpha}
+        _work_off(lab, submit)
     except BrokenProcessPool:
         raise UserError(
             "a worker process ended at once: killed, perhaps for lack of memory (the same command goes on, maybe with "
@@ -54,6 +79,75 @@ def side_by_side(lab: Lab, show) -> None:
         workers.shutdown(wait=True, cancel_futures=True)
         over.set()
         listener.join()
+
+
+def _in_threads(lab: Lab, show) -> None:
+    rundir, show, seeds = RunDir(lab.config.output), _Locked(show), {}
+    arms_left = dict.fromkeys(lab.config.chain.seed, len(lab.config.chain.alpha))
+
+    def work(seed: int, alpha: float | None) -> float | None:
+        if alpha is None:
+            seeds[seed] = lab.chains(seed, rundir, show)
+            _share_teacher(seeds[seed])
+        else:
+            seeds[seed].run(alpha)
+            with show.lock:
+                arms_left[seed] -= 1
+                if not arms_left[seed]:
+                    del seeds[seed]
+                    gc.collect()  # a teacher and its chains refer to each other: their images would stay
+        return alpha
+
+    workers = ThreadPoolExecutor(lab.config.run.jobs, initializer=own_stream, initargs=(lab.device,))
+    try:
+        _work_off(lab, lambda seed, alpha: workers.submit(work, seed, alpha))
+    except BaseException:
+        show.over.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
+        raise
+    finally:
+        workers.shutdown(wait=True, cancel_futures=True)
+
+
+def own_stream(device: torch.device) -> None:
+    """Give this thread a CUDA stream of its own; torch keeps the current device and stream by thread."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+
+def _share_teacher(chains: Chains) -> None:
+    """Train a seed's teacher and have it on the device before several streams ask for it at once."""
+    teacher, chain = chains.teacher, chains.config.chain
+    last = chain.first_step + chain.distillation_steps
+    finished = [(chains.rundir.model(chains.seed, alpha, last) / "result.json").exists() for alpha in chain.alpha]
+    if chain.distillation_steps and not all(finished):
+        teacher.test_logits  # noqa: B018 - reads the model; ends with a copy to the host
+
+
+class _Over(Exception):
+    """The run is being stopped."""
+
+
+class _Locked(Silent):
+    """Progress in threads, told one at a time; ends a thread at its chunk's end once ``over`` is set."""
+
+    def __init__(self, show):
+        self.show, self.lock, self.over = show, threading.Lock(), threading.Event()
+
+    def note(self, text: str) -> None:
+        with self.lock:
+            self.show.note(text)
+
+    def figures(self, sums: Sums) -> None:
+        if self.over.is_set():
+            raise _Over
+
+    def end_epoch(self, name: str, row: dict) -> None:
+        with self.lock:
+            self.show.end_epoch(name, row)
+
+    def end_model(self, result: Result) -> None:
+        with self.lock:
+            self.show.end_model(result)
 
 
 @contextmanager

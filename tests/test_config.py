@@ -240,6 +240,7 @@ OTHER_VALUES = {
     "warmup_epochs": (1, {}),
     "precision": ("bf16", {}),
     "deterministic": (True, {}),
+    "compile": (True, {}),
     "fast_dev_run": (True, {}),
     "alpha": ((0.6, 1.0), {}),
     "seed": ((2,), {}),
