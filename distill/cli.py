@@ -37,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", default=None, help="TOML file of options; those given here win over it"
     )
+    parser.add_argument(
+        "--estimate", action="store_true", help="say what the run would cost on this machine, and write nothing"
+    )
     parser.add_argument("--resume", metavar="DIR", default=None, help="go on with the run in this directory")
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
@@ -83,6 +86,7 @@ def parse(argv: list[str]) -> Config:
         raise ConfigError(f"unknown option {unknown[0]}{nearest(unknown[0], flags)}")
     options = vars(given)
     file, resume = options.pop("config"), options.pop("resume")
+    options.pop("estimate", None)  # main's
     if resume is not None:
         return _resumed(Path(resume), file, options)
     return from_dict(_merged(read_toml(Path(file)) if file else {}, options))
@@ -125,7 +129,9 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        _run(parse(sys.argv[1:] if argv is None else argv))
+        words = sys.argv[1:] if argv is None else argv
+        config = parse(words)
+        (_estimate if "--estimate" in words else _run)(config)
         return 0
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
@@ -141,20 +147,31 @@ def _refuse(message: str) -> int:
     return 2
 
 
+def _estimate(config: Config) -> None:
+    from .estimate import measure, prepare_with_jobs, tell
+    from .lab import describe, memory_errors
+
+    with memory_errors(config):
+        lab = prepare_with_jobs(config, progress=True)
+        print(describe(lab), flush=True)
+        print(tell(measure(lab)))
+
+
 def _run(config: Config) -> None:
     # OpenMP's waiting threads spin for milliseconds before they sleep: with any other process on the cores that made
     # a ResNet-20 at batch 128 three times slower on 2 cores, and alone it gains nothing. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # torch is imported only for a configuration that has passed every check
-    from .lab import count_models, describe, memory_errors, prepare
+    from .estimate import prepare_with_jobs
+    from .lab import count_models, describe, memory_errors
     from .progress import Progress
     from .report import report
     from .sweep import run_lab
 
     with memory_errors(config):
-        lab = prepare(config, progress=True)
+        lab = prepare_with_jobs(config, progress=True)
         print(describe(lab), flush=True)
-        show = Progress(count_models(config), config.train.epochs, config.run.jobs)
+        show = Progress(count_models(config), config.train.epochs, lab.config.run.jobs)
         try:
             run_lab(lab, show)
         finally:

@@ -300,7 +300,7 @@ class Fit:
             soft = soft_targets(teacher, images, self.train)
             logits, regs = torch.empty_like(truth), []
             here = rates[sums.updates :]
-            done = self._replay(images, truth, soft, objective, here, show, logits, regs)
+            done = self._replay(images, truth, soft, objective, here, show, logits, regs, size // batch)
             for i in range(done, len(images), batch):
                 rows = slice(i, i + batch)
                 logits[rows], reg = self.update(
@@ -317,11 +317,21 @@ class Fit:
         return figures
 
     def _replay(
-        self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, rates, show, logits, regs
+        self,
+        images: Tensor,
+        truth: Tensor,
+        soft: Tensor | None,
+        objective: Objective,
+        rates,
+        show,
+        logits,
+        regs,
+        batches,
     ) -> int:
         """Train on a chunk's whole batches by the graph, where there is one for them; returns the images done.
 
-        The graph is captured with the first chunk. Where that fails, a note says why, and updates go on eagerly.
+        The graph is captured with the first chunk, for up to ``batches`` a chunk; logits and regs are filled and added
+        to. Where capture fails, a note says why, and updates go on eagerly.
         """
         batch, constants = self.train.batch_size, (objective.loss, objective.temperature, objective.alpha)
         if not self.captures or len(images) < batch:
@@ -332,7 +342,7 @@ class Fit:
                 return self.update(images, truth, soft, objective, rate)
 
             try:
-                updates = graph.Updates(update, self.model, self.optimizer, images, truth, soft, batch)
+                updates = graph.Updates(update, self.model, self.optimizer, images, truth, soft, batch, batches)
             except Exception as error:  # anything that a network of one's own may do, and every kind that CUDA has
                 self.captures = False
                 show.note(f"no CUDA graph, updates go on one by one: {' '.join(str(error).split()) or repr(error)}")

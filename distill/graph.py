@@ -73,8 +73,9 @@ class Updates:
 
     ``update(images, truth, soft, rate)`` makes one update on a batch, ``rate`` a float32 scalar on the device, and
     returns its logits (b, classes) and its regulariser (). It is captured with the shapes of the given chunk: images
-    (m, c, h, w), truth and soft (m, classes), soft None without a teacher, m >= batch. Raises whatever capture
-    raises, and NoGraph; either way the model, its optimiser and torch's generators are left as they were.
+    (m, c, h, w), truth and soft (m, classes), soft None without a teacher, m >= batch; ``batches`` is the most that a
+    chunk may hold. Raises whatever capture raises, and NoGraph; either way the model, its optimiser and torch's
+    generators are left as they were.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class Updates:
         truth: Tensor,
         soft: Tensor | None,
         batch: int,
+        batches: int,
     ):
-        n, self.batch = len(images) // batch, batch
+        n, self.batch = batches, batch
         self.chunk = tuple(
             t if t is None else torch.zeros((n, batch, *t.shape[1:]), dtype=t.dtype, device=t.device)
             for t in (images, truth, soft)

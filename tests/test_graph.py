@@ -146,6 +146,14 @@ def test_a_chunk_may_be_a_single_batch(stand_in, monkeypatch):
     assert stand_in.made[0].replays == 4
 
 
+def test_a_first_chunk_that_is_short_is_captured_for_long_ones(stand_in):
+    fit, eager = fit_of(), fit_of(graph=False)
+    for n in (4, 22):
+        assert train_on(fit, n, [0]) == train_on(eager, n, [0])
+    assert_same_bits(everything(fit), everything(eager))
+    assert [made.replays for made in stand_in.made] == [1 + 5]
+
+
 def test_progress_is_told_of_every_image_that_is_replayed(stand_in):
     class Counter(engine.Silent):
         images = 0
@@ -178,7 +186,7 @@ def captured(fit: engine.Fit) -> graph.Updates:
         return fit.update(images, truth, soft, engine.Objective("mse", 1.0, 1.0), rate + 0.1)
 
     fit.model.train()
-    return graph.Updates(update, fit.model, fit.optimizer, pool.images, truth, None, BATCH)
+    return graph.Updates(update, fit.model, fit.optimizer, pool.images, truth, None, BATCH, 2)
 
 
 def check_no_trace(fit: engine.Fit) -> None:

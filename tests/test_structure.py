@@ -13,7 +13,7 @@ FILES = {path.stem: path for path in sorted((ROOT / "distill").glob("*.py")) if 
 # From the top down; cli.py may import anything.
 NETWORK = (
     *("config", "draws", "datafiles", "data", "augment", "models", "objective", "metrics", "graph", "engine"),
-    *("rundir", "checkpoints", "chain", "lab", "workers", "sweep", "progress", "report", "cli"),
+    *("rundir", "checkpoints", "chain", "lab", "workers", "estimate", "sweep", "progress", "report", "cli"),
 )
 KERNEL = ("linalg", "weights", "krr", "estimator")  # and toy.py with its parts, toy_*.py
 WITHOUT_TORCH = ("config", "draws", "datafiles", "data", "rundir", "report", "cli")
