@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from . import augment, engine, models
-from .config import Config, ConfigError
-from .data import Source, Split
+from .config import Config, ConfigError, TrainConfig
+from .data import Dataset, Source, Split
 from .draws import ONE_AT_A_TIME
 from .lab import Lab, count_models, prepare
 from .workers import own_stream
@@ -27,17 +27,22 @@ MEMORY_SHARE = 0.8  # of the free device memory that jobs may be expected to tak
 
 
 class Trial:
-    """The first seed's images on the device, and bursts of training on them."""
+    """A data set on the device, and bursts of training on it; ``network()`` makes a new network."""
 
-    def __init__(self, lab: Lab):
-        self.train, self.device = lab.config.train, lab.device
-        self.data = lab.dataset(lab.config.chain.seed[0])
-        self.network = lab.make_network(self.data)
-        self.pool = engine.make_pool(self.data.train, self.device)
-        self.teacher = engine.place(self._model(), self.train, self.device).requires_grad_(False).eval()
-        n, width = len(self.pool), self.data.train.images.shape[-1]
-        self.plan = augment.plan(0, 0, 0, n, width, lab.config.data.augment, self.data.flip)
-        self.updates = engine.updates_per_epoch(n, self.train.batch_size)
+    def __init__(
+        self,
+        data: Dataset,
+        network: Callable[[], nn.Module],
+        train: TrainConfig,
+        device: torch.device,
+        augmented: bool = True,
+    ):
+        self.data, self.network, self.train, self.device = data, network, train, device
+        self.pool = engine.make_pool(data.train, device)
+        self.teacher = engine.place(self._model(), train, device).requires_grad_(False).eval()
+        n, width = len(self.pool), data.train.images.shape[-1]
+        self.plan = augment.plan(0, 0, 0, n, width, augmented, data.flip)
+        self.updates = engine.updates_per_epoch(n, train.batch_size)
 
     def _model(self) -> nn.Module:
         with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
@@ -85,6 +90,12 @@ class Trial:
         return time.perf_counter() - started
 
 
+def trial_of(lab: Lab) -> Trial:
+    """A trial of a run's own training, on its first seed's images."""
+    data, config = lab.dataset(lab.config.chain.seed[0]), lab.config
+    return Trial(data, lab.make_network(data), config.train, lab.device, config.data.augment)
+
+
 @dataclass(frozen=True)
 class Cost:
     """What was measured, in seconds, and what follows for a configuration."""
@@ -128,7 +139,7 @@ class Cost:
 
 def measure(lab: Lab) -> Cost:
     """Time the bursts of a run's own training, with its jobs' number of threads, one job alone."""
-    trial = Trial(lab)
+    trial = trial_of(lab)
     return Cost(
         lab.config,
         trial.updates,
@@ -204,7 +215,7 @@ def best_jobs(lab: Lab) -> int:
         return min(cores, chains)
     if lab.device.type != "cuda" or chains == 1:
         return 1
-    return probe(Trial(lab), chains)
+    return probe(trial_of(lab), chains)
 
 
 def probe(trial: Trial, most: int) -> int:

@@ -186,12 +186,12 @@ def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
 
 
 def test_jobs_are_timed_together(tmp_path):
-    trial = estimate.Trial(lab.prepare(config(tmp_path), source()))
+    trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
     assert estimate.images_per_second(trial, 2) > 0
 
 
 def test_a_job_that_fails_in_the_probe_does_not_leave_the_others_waiting(tmp_path, monkeypatch):
-    trial, fits = estimate.Trial(lab.prepare(config(tmp_path), source())), []
+    trial, fits = estimate.trial_of(lab.prepare(config(tmp_path), source())), []
     started, fit = threading.active_count(), estimate.Trial.fit
 
     def failing(self):
