@@ -244,6 +244,8 @@ def probe(trial: Trial, most: int) -> int:
 def images_per_second(trial: Trial, jobs: int) -> float:
     """Of so many students trained at once, in threads with a stream each, all together."""
     ready = threading.Barrier(jobs)
+    if trial.device.type == "cuda":
+        torch.cuda.synchronize(trial.device)  # the teacher was put there on another stream
 
     def work(_) -> tuple[float, float, int]:
         try:

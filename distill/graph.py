@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .draws import ONE_AT_A_TIME
 
 WARM_UP = 3  # updates before a capture: libraries choose their algorithms and take their workspaces in them
-_capturing = threading.Lock()  # torch allows one capture in a process at a time
+_capturing = threading.RLock()  # torch allows one capture in a process at a time
 
 
 def possible(device: torch.device) -> bool:
@@ -46,21 +46,29 @@ class Recording:
         """Do the work a few times, on the stream that is to be captured."""
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            for _ in range(WARM_UP):
-                work()
-        current.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARM_UP):
+                    work()
+        finally:  # what is put back after a failure must not overtake what was begun
+            current.wait_stream(self.stream)
 
     def capture(self, work: Callable[[], None]) -> None:
         """Record the work; its Python runs once more, its kernels do not. Waits for the device."""
-        # thread_local: other threads may allocate memory meanwhile
-        mode = "thread_local"
-        with _capturing, torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode=mode):
-            work()
+        current, mode = torch.cuda.current_stream(self.stream.device), "thread_local"  # others may allocate memory
+        try:
+            with _capturing, torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode=mode):
+                work()
+        finally:  # a capture that fails as it ends leaves its own stream the current one
+            torch.cuda.set_stream(current)
 
     def replay(self) -> None:
         """Do the work again, on the current stream. Does not wait for it."""
         self.graph.replay()
+
+    def __del__(self):
+        with _capturing:  # graphs are registered with torch's generator, and it has no lock of its own
+            self.__dict__.pop("graph", None)
 
 
 @cache
@@ -111,6 +119,7 @@ class Updates:
             self.recording.warm_up(first_batch)
             if drew():
                 raise NoGraph("the network draws random numbers")
+            optimizer.zero_grad()  # so that the captured backward pass makes gradients in the graph's own memory
             self.recording.capture(lambda: self._work(update))
 
     def fits(self, images: Tensor, truth: Tensor, soft: Tensor | None) -> bool:

@@ -5,7 +5,10 @@ the same with the real one.
 """
 
 import copy
+import inspect
 import io
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +175,83 @@ def test_a_cpu_captures_nothing_and_its_rates_are_numbers(monkeypatch):
     fit = fit_of()
     train_on(fit, 22, range(1))
     assert type(fit.optimizer.param_groups[0]["lr"]) is float
+
+
+# ------------------------------------------------------------------------------ a Recording, by what it asks of torch
+
+
+class FakeCuda:
+    """The streams and graphs of torch.cuda, which keep what they are asked for; ``fails`` at the end of a capture."""
+
+    def __init__(self, monkeypatch, in_a_thread: bool, fails: bool = False):
+        self.log, self.fails = [], fails
+        self.default = self.stream("default")
+        self.now = self.stream("own") if in_a_thread else self.default
+        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: self.log.append("replay"))
+        self.Stream = lambda device: self.stream("side")
+        graph._side_stream.cache_clear()
+        for name in ("current_stream", "default_stream", "set_stream", "stream", "graph", "CUDAGraph", "Stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name if name != "stream" else "on"))
+
+    def stream(self, name):
+        def wait_stream(other):
+            self.log.append(f"{name} waits for {other.name}")
+
+        return SimpleNamespace(name=name, device=CUDA, wait_stream=wait_stream)
+
+    def current_stream(self, device):
+        return self.now
+
+    def default_stream(self, device):
+        return self.default
+
+    def set_stream(self, stream):
+        self.now = stream
+
+    @contextmanager
+    def on(self, stream):
+        before, self.now = self.now, stream
+        try:
+            yield
+        finally:
+            self.now = before
+
+    @contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        assert inspect.signature(REAL_GRAPH).bind(graph, stream=stream, capture_error_mode=capture_error_mode)
+        self.log.append(f"capture on {stream.name}, {capture_error_mode}")
+        before, self.now = self.now, stream
+        yield
+        if self.fails:
+            raise RuntimeError("invalidated")
+        self.now = before
+
+
+REAL_GRAPH = torch.cuda.graph
+
+
+@pytest.mark.parametrize(("in_a_thread", "name", "home"), [(False, "side", "default"), (True, "own", "own")])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_recording_has_a_stream_and_leaves_the_current_one(monkeypatch, in_a_thread, name, home, fails):
+    fake = FakeCuda(monkeypatch, in_a_thread, fails)
+    recording = graph.Recording(CUDA)
+    recording.warm_up(lambda: fake.log.append(f"work on {fake.now.name}"))
+    assert fake.log == [f"{name} waits for {home}", *[f"work on {name}"] * graph.WARM_UP, f"{home} waits for {name}"]
+    fake.log.clear()
+    with pytest.raises(RuntimeError, match="invalidated") if fails else nullcontext():
+        recording.capture(lambda: fake.log.append(f"work on {fake.now.name}"))
+    assert fake.log == [f"capture on {name}, thread_local", f"work on {name}"]
+    assert fake.now.name == home
+    recording.replay()
+    assert fake.log[-1] == "replay"
+
+
+def test_what_is_put_back_after_a_failed_warm_up_waits_for_it(monkeypatch):
+    fake = FakeCuda(monkeypatch, in_a_thread=False)
+    with pytest.raises(ZeroDivisionError):
+        graph.Recording(CUDA).warm_up(lambda: 1 / 0)
+    assert fake.log == ["side waits for default", "default waits for side"]
+    assert fake.now is fake.default
 
 
 # ------------------------------------------------------------------------------------------------------------ no trace
@@ -386,13 +466,12 @@ def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # a compiler has much to say
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("compile", [False, True])
 def test_on_a_gpu_a_single_replayed_update_is_the_eager_one(deterministic, precision, compile):
     """From the same state: the moves of the weights, not only the weights."""
-    if compile and "compile" not in TrainConfig.__dataclass_fields__:
-        pytest.skip("no such option")
-    options = {"precision": precision, "optimizer": "sgd", "lr": 0.1} | ({"compile": True} if compile else {})
+    options = {"precision": precision, "optimizer": "sgd", "lr": 0.1, "compile": compile}
     engine.set_up(TrainConfig(deterministic=True, precision=precision), CUDA, None)
     start, fits, show = everything(fit_of(CUDA)), [], Notes()
     for captures in (True, False):
