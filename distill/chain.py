@@ -18,7 +18,7 @@ from .alpha import Choice, choose
 from .checkpoints import Damaged, check_hash, load_weights, read_tensors, write_tensors
 from .config import AUTO, Arm, Config, ConfigError, arm_name
 from .data import Dataset
-from .draws import generator, torch_seed
+from .draws import ONE_AT_A_TIME, generator, torch_seed
 from .objective import LOSSES, one_hot
 from .rundir import Result, RunDir, name_model, read_about, read_result, sha256, write, write_csv, write_json
 
@@ -69,7 +69,7 @@ class Chains:
             model = self.new_model(brief.step)
             load_weights(model, file)
             parent = {"path": str(file), "sha256": sha256(file)}
-            self.finish(brief, model.to(self.device), rows=[], parent=parent)
+            self.finish(brief, engine.place(model, self.config.train, self.device), rows=[], parent=parent)
         teacher = Finished(self, brief.folder)
         if file.exists() and sha256(file) != teacher.parent.get("sha256"):
             raise ConfigError(f"{file} is not the file that this run began with; choose another --output")
@@ -82,7 +82,7 @@ class Chains:
 
     def new_model(self, step: int) -> models.Classifier:
         """A model with initial weights drawn from (seed, step)."""
-        with torch.random.fork_rng(devices=[]):
+        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(self.seed, "init", step))
             return models.Classifier(self.network(), self.data.mean, self.data.std)
 
@@ -160,7 +160,8 @@ class Chains:
         plan = augment.plan(
             self.seed, step, epoch, len(self.train), data.train.images.shape[-1], self.config.data.augment, data.flip
         )
-        torch.manual_seed(torch_seed(self.seed, "update", step, epoch))  # for dropout in a network of one's own
+        with ONE_AT_A_TIME:
+            torch.manual_seed(torch_seed(self.seed, "update", step, epoch))  # for dropout in a network of one's own
         # At alpha = 1 the teacher has no say, so it is not asked; at step 0 there is none.
         guide, weight = (teacher.model, brief.alpha) if teacher and brief.alpha < 1 else (None, 1.0)
         try:
@@ -170,7 +171,7 @@ class Chains:
         val, _ = self.score(fit.model, self.val)
         return {
             "epoch": epoch + 1,
-            "lr": fit.optimizer.param_groups[0]["lr"],
+            "lr": fit.lr,
             **{f"train_{name}": value for name, value in figures.items()},
             "val_loss": val.get("loss"),
             "val_acc": val.get("acc"),
@@ -308,7 +309,8 @@ class Finished:
         check_hash(file, self.sha256)
         model = self.chains.new_model(self.result.step)
         load_weights(model, file)
-        return model.to(self.chains.device).requires_grad_(False).eval()
+        model = engine.place(model, self.chains.config.train, self.chains.device)
+        return model.requires_grad_(False).eval()
 
     @cached_property
     def test_logits(self) -> Tensor:

@@ -7,7 +7,18 @@ import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from .config import SECTION_OF, SECTIONS, Config, ConfigError, UserError, field_type, from_dict, nearest, read_toml
+from .config import (
+    PREVIEW,
+    SECTION_OF,
+    SECTIONS,
+    Config,
+    ConfigError,
+    UserError,
+    field_type,
+    from_dict,
+    nearest,
+    read_toml,
+)
 
 PROGRAM = "self_distiller.py"
 DESCRIPTION = """\
@@ -37,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", default=None, help="TOML file of options; those given here win over it"
     )
+    parser.add_argument(
+        "--estimate", action="store_true", help="say what the run would cost on this machine, and write nothing"
+    )
     parser.add_argument("--resume", metavar="DIR", default=None, help="go on with the run in this directory")
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
@@ -60,7 +74,7 @@ def _add_option(group, section: str, f) -> None:
     def read(text: str):
         return text if text in words else kind(text)
 
-    read.__name__ = kind.__name__  # as argparse names it in its errors
+    read.__name__ = " or ".join((kind.__name__, *words))  # as argparse names it in its errors
     metavar = None if choices else f.name.split("_")[-1].upper()
     options = {"nargs": "+"} if depth else {}
     if depth == 2:
@@ -81,6 +95,7 @@ def parse(argv: list[str]) -> Config:
         raise ConfigError(f"unknown option {unknown[0]}{nearest(unknown[0], flags)}")
     options = vars(given)
     file, resume = options.pop("config"), options.pop("resume")
+    options.pop("estimate", None)  # main's
     if resume is not None:
         return _resumed(Path(resume), file, options)
     return from_dict(_merged(read_toml(Path(file)) if file else {}, options))
@@ -123,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        _run(parse(sys.argv[1:] if argv is None else argv))
+        words = sys.argv[1:] if argv is None else argv
+        config = parse(words)
+        (_estimate if "--estimate" in words else _run)(config)
         return 0
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
@@ -139,23 +156,39 @@ def _refuse(message: str) -> int:
     return 2
 
 
+def _estimate(config: Config) -> None:
+    from .estimate import measure, prepare_with_jobs, tell
+    from .lab import describe, memory_errors
+
+    with memory_errors(config):
+        lab = prepare_with_jobs(config, progress=True)
+        print(describe(lab), flush=True)
+        print(tell(measure(lab)))
+
+
 def _run(config: Config) -> None:
     # OpenMP's waiting threads spin for milliseconds before they sleep: with any other process on the cores that made
     # a ResNet-20 at batch 128 three times slower on 2 cores, and alone it gains nothing. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # torch is imported only for a configuration that has passed every check
-    from .lab import count_models, describe, memory_errors, prepare
+    from .estimate import prepare_with_jobs
+    from .lab import count_models, describe, memory_errors
     from .progress import Progress
     from .report import report
     from .sweep import run_lab
 
     with memory_errors(config):
-        lab = prepare(config, progress=True)
+        lab = prepare_with_jobs(config, progress=True)
         print(describe(lab), flush=True)
-        show = Progress(count_models(config), config.train.epochs, config.run.jobs)
+        show = Progress(count_models(config), config.train.epochs, lab.config.run.jobs)
         try:
             run_lab(lab, show)
         finally:
             show.close()
     print(f"\n{report(config.output)}\n")
-    print(f"everything is in {config.output}{os.sep}: results.csv, accuracy.png, a folder for each model")
+    if PREVIEW in config.chain.alpha:
+        from .preview import page
+
+        for seed in config.chain.seed:
+            print(page(config.output, seed), end="\n\n")
+    print(f"everything is in {config.output}{os.sep}: results.csv, figures, a folder for each model")

@@ -161,6 +161,16 @@ class TrainConfig(_Section):
         choices=("fp32", "tf32", "bf16"),
     )
     deterministic: bool = _option(False, "bit-for-bit repeatable on a GPU too (slower there; a CPU always is)")
+    compile: bool = _option(
+        False,
+        "torch.compile for the network's forward and backward pass: costs minutes of compiling in every process, and "
+        "was slower in every case measured on a CPU",
+    )
+    graph: bool = _option(
+        True,
+        "on a CUDA device, capture the update as a CUDA graph and replay it (to look for an error: off)",
+        where=True,
+    )
     fast_dev_run: bool = _option(False, "two batches of everything and one epoch per model: does it run at all?")
 
     def _check(self) -> None:
@@ -290,7 +300,13 @@ class RunConfig(_Section):
     threads: int | None = _option(
         None, "CPU threads per process [default: the cores, shared among the jobs]", where=True
     )
-    jobs: int = _option(1, "chains trained side by side, each in a process of its own", where=True)
+    jobs: int | str = _option(
+        1,
+        "chains trained side by side, each in a process of its own, on a CUDA device in a thread with a stream of its "
+        "own; auto: as many as pay here",
+        where=True,
+        words=("auto",),
+    )
 
     def _check(self) -> None:
         kind, _, index = self.device.partition(":")
@@ -299,7 +315,7 @@ class RunConfig(_Section):
         )
         _require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
         _require(self.threads is None or 1 <= self.threads <= 1024, f"threads must be 1 to 1024, not {self.threads}")
-        _require(self.jobs >= 1, f"jobs must be at least 1, not {self.jobs}")
+        _require(self.jobs == "auto" or self.jobs >= 1, f"jobs must be at least 1, or auto, not {self.jobs}")
 
 
 @dataclass(frozen=True)

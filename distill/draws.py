@@ -4,10 +4,16 @@ A resumed run therefore equals an uninterrupted one, any step can be run again a
 share their draws, so that differences between them are paired. Everything is drawn on the CPU with NumPy.
 """
 
+import threading
+
 import numpy as np
 
 # Appending is safe; reordering or removing changes every result.
 PURPOSES = ("split", "val", "subset", "noise", "init", "epoch", "update", "bootstrap", "preview")
+
+# Held while torch's own generators are seeded and drawn from: they belong to the whole process, and chains that are
+# trained side by side in threads must not draw from each other's.
+ONE_AT_A_TIME = threading.Lock()
 
 
 def _sequence(seed: int, purpose: str, step: int, epoch: int) -> np.random.SeedSequence:

@@ -2,7 +2,8 @@
 
 Images stay uint8 in memory on the device (or on the host, where they do not fit, copied one chunk ahead). An epoch
 goes by in chunks of some thousand images: a chunk is gathered, augmented, shown to the teacher once in eval mode, and
-then trained on in mini-batches. Nothing in a chunk waits for the device; figures are read at its end.
+then trained on in mini-batches. Nothing in an epoch waits for the device; figures are read at its end. On a CUDA
+device the update is a graph (graph.py) that is replayed.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import augment, decay
+from . import augment, decay, graph
 from .config import ConfigError, TrainConfig
 from .data import Split
 from .objective import Objective, one_hot
@@ -116,42 +117,60 @@ def chunks(pool: Pool, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, 
     """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order, fetched a chunk ahead."""
     resident = pool.images.device.type == pool.device.type
     ahead = None if resident else torch.cuda.Stream(pool.device)
-    plan = plan.to(pool.device) if resident else plan
+    order, plan = plan.order, plan.to(pool.device)  # waits for the device, once an epoch
 
-    def fetch(start: int) -> tuple[Tensor, augment.Plan]:
-        part = plan[start : start + size]
+    def fetch(start: int) -> Tensor:
         if ahead is None:
-            return pool.images[part.order], part
+            return pool.images[plan.order[start : start + size]]
         with torch.cuda.stream(ahead):
-            images = pool.images[part.order].pin_memory().to(pool.device, non_blocking=True)
-            return images, part.to(pool.device)
+            return pool.images[order[start : start + size]].pin_memory().to(pool.device, non_blocking=True)
 
     following = fetch(0)
     for start in range(0, len(plan), size):
-        images, part = following
+        images, part = following, plan[start : start + size]
         if ahead is not None:
             torch.cuda.current_stream().wait_stream(ahead)
-            for tensor in (images, part.order, part.top, part.left, part.flip):
-                tensor.record_stream(torch.cuda.current_stream())
+            images.record_stream(torch.cuda.current_stream())
         if start + size < len(plan):
             following = fetch(start + size)
         yield augment.apply(images, part), pool.labels[part.order]
 
 
+def memory_format(train: TrainConfig, device: torch.device) -> torch.memory_format:
+    """How images and convolution weights lie in memory: channels last where tensor cores multiply them.
+
+    A rule, not a measurement: cuDNN's tensor-core convolutions (bf16 and tf32 on CUDA) take channels-last operands, and
+    would convert others at every layer. fp32 on CUDA stays as it is. Not measured on a device yet.
+    """
+    tensor_cores = device.type == "cuda" and train.precision in ("bf16", "tf32")
+    return torch.channels_last if tensor_cores else torch.contiguous_format
+
+
+def place(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
+    """The model on the device, its weights as ``memory_format`` has them."""
+    if (layout := memory_format(train, device)) == torch.contiguous_format:
+        return model.to(device)
+    return model.to(device, memory_format=layout)
+
+
 def autocast(train: TrainConfig, device: torch.device):
     """The forward pass's precision; losses are computed in float32 outside it."""
-    return torch.autocast(device.type, torch.bfloat16) if train.precision == "bf16" else nullcontext()
+    if train.precision != "bf16":
+        return nullcontext()
+    # No cache of converted weights on CUDA: each is used once in a pass, and chains in threads would share the cache.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type != "cuda")
 
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
     """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
     model.eval()
-    if train.precision == "bf16" and images.device.type == "cpu":  # there it wins; in float32 it does not
-        images = images.contiguous(memory_format=torch.channels_last)
     parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
+    layout = memory_format(train, images.device)
+    if train.precision == "bf16" and images.device.type == "cpu":  # there it wins in prediction, float32 does not
+        layout = torch.channels_last
     with autocast(train, images.device):
-        return torch.cat([model(part).float() for part in parts])
+        return torch.cat([model(part.contiguous(memory_format=layout)).float() for part in parts])
 
 
 def predict_all(model: nn.Module, pool: Pool, train: TrainConfig) -> Tensor:
@@ -234,20 +253,32 @@ class Fit:
     """A model in training: its weights, its optimiser and the number of finished epochs."""
 
     def __init__(self, model: nn.Module, train: TrainConfig, device: torch.device):
-        self.model = model.to(device)
+        self.model = place(model, train, device)
+        self.forward = torch.compile(self.model, dynamic=False) if train.compile else self.model
         self.train, self.device = train, device
         self.optimizer = make_optimizer(self.model, train)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.epochs = 0
+        self.lr = train.lr  # of the last update
+        self.rates_on_device = graph.possible(device)
+        self.captures = self.rates_on_device and train.graph
+        self.replayed: tuple[tuple, graph.Updates] | None = None  # the graph, and the objective it was captured with
 
     def state_dict(self) -> dict:
-        """Tensors and plain numbers only, so that it can be read with ``weights_only=True``."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epochs": self.epochs}
+        """Tensors and plain numbers only, so that it can be read with ``weights_only=True``, on any device."""
+        optimizer = self.optimizer.state_dict()
+        if self.rates_on_device:  # else they are numbers already
+            optimizer["param_groups"] = [group | {"lr": self.lr} for group in optimizer["param_groups"]]
+        return {"model": self.model.state_dict(), "optimizer": optimizer, "epochs": self.epochs}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what ``state_dict`` gave."""
+        """Go on from what ``state_dict`` gave, on this device or another."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for p, held in self.optimizer.state.items():  # fused kernels go by memory: moments must lie as their weights do
+            for name, value in held.items():
+                if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                    held[name] = torch.empty_like(p).copy_(value)
         self.epochs = state["epochs"]
 
     def epoch(
@@ -261,16 +292,21 @@ class Fit:
         updates = updates_per_epoch(len(plan), batch)
         objective = Objective(self.train.loss, self.train.temperature, alpha)
         sums = Sums(objective, batch, self.device)
+        rates = [learning_rate(self.train, self.epochs * updates + u, updates) for u in range(updates)]
+        self.lr = rates[-1]
+        if self.rates_on_device:
+            rates = torch.tensor(rates, device=self.device)  # copied once an epoch, as the plan is
         self.model.train()
         for images, labels in chunks(pool, plan[: updates * batch], size):
             truth = one_hot(labels, classes)
             soft = soft_targets(teacher, images, self.train)
             logits, regs = torch.empty_like(truth), []
-            for i in range(0, len(images), batch):
+            here = rates[sums.updates :]
+            done = self._replay(images, truth, soft, objective, here, show, logits, regs, size // batch)
+            for i in range(done, len(images), batch):
                 rows = slice(i, i + batch)
-                rate = learning_rate(self.train, self.epochs * updates + sums.updates + len(regs), updates)
                 logits[rows], reg = self.update(
-                    images[rows], truth[rows], soft if soft is None else soft[rows], objective, rate
+                    images[rows], truth[rows], soft if soft is None else soft[rows], objective, here[i // batch]
                 )
                 regs.append(reg)
                 show.advance(len(images[rows]))
@@ -282,12 +318,55 @@ class Fit:
             raise NotFinite(sums.updates)
         return figures
 
+    def _replay(
+        self,
+        images: Tensor,
+        truth: Tensor,
+        soft: Tensor | None,
+        objective: Objective,
+        rates,
+        show,
+        logits,
+        regs,
+        batches,
+    ) -> int:
+        """Train on a chunk's whole batches by the graph, where there is one for them; returns the images done.
+
+        The graph is captured with the first chunk, for up to ``batches`` a chunk; logits and regs are filled and added
+        to. Where capture fails, a note says why, and updates go on eagerly.
+        """
+        batch, constants = self.train.batch_size, (objective.loss, objective.temperature, objective.alpha)
+        if not self.captures or len(images) < batch:
+            return 0
+        if self.replayed is None:
+
+            def update(images, truth, soft, rate):
+                return self.update(images, truth, soft, objective, rate)
+
+            try:
+                updates = graph.Updates(update, self.model, self.optimizer, images, truth, soft, batch, batches)
+            except Exception as error:  # anything that a network of one's own may do, and every kind that CUDA has
+                self.captures = False
+                show.note(f"no CUDA graph, updates go on one by one: {' '.join(str(error).split()) or repr(error)}")
+                return 0
+            self.replayed = constants, updates
+        captured_with, updates = self.replayed
+        if captured_with != constants or not updates.fits(images, truth, soft):
+            return 0
+        done = len(images) // batch * batch
+        logits[:done], values = updates.run(images, truth, soft, rates, show.advance)
+        regs.extend(values.unbind())
+        return done
+
     def update(
-        self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, rate: float
+        self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, rate: float | Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One optimiser step on one batch; returns its logits (b, classes) and the regulariser's value ()."""
+        """One optimiser step on one batch; returns its logits (b, classes) and the regulariser's value ().
+
+        ``rate`` is the learning rate; on a CUDA device it is a scalar there, so that nothing is copied.
+        """
         with autocast(self.train, self.device):
-            logits = self.model(images)
+            logits = self.forward(images.contiguous(memory_format=memory_format(self.train, self.device)))
         logits = logits.float()
         self.optimizer.zero_grad()
         objective(logits, truth, soft).mean().backward()

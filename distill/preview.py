@@ -30,7 +30,7 @@ from .draws import generator
 from .lab import Lab, prepare
 from .preview_report import Outcome, draw, tables
 from .rundir import RunDir, read_about
-from .twin import Forecast, Twin, forecast, make_twin, scores
+from .twin import Forecast, Twin, forecast, make_twin
 
 SIZE = 2000  # training images
 SIDE = 32  # pixels, of images as the features of a kernel
@@ -162,12 +162,7 @@ class _Teacher:
     def score(self, folder: Path) -> tuple[float, float]:
         """Squared error (summed over classes) and accuracy of a finished model on the held-out images."""
         about = read_about(folder)
-        if self.lab.config.train.loss == "mse" and about["val_loss"] is not None:
-            return about["val_loss"] * len(self.data.classes), about["val_acc"]  # the loss is a mean over classes
-        model = load_model(folder, self.lab.network).to(self.lab.device)
-        logits = engine.predict_all(model, self.val, self.lab.config.train)
-        error, accuracy = scores(_probabilities(logits), self.truth)
-        return float(error), float(accuracy)
+        return about["val_brier"], about["val_acc"]
 
 
 def balanced_subset(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -223,6 +218,7 @@ class Arm:
 def arms_of(run: Path, seed: int, teacher: Path) -> list[Arm]:
     """The chains of a seed that have a student, each from its last model back to ``teacher`` by its parents' names."""
     about = {file.parent: read_about(file.parent) for file in run.glob(f"seed_{seed}/**/result.json")}
+    about = {folder: facts for folder, facts in about.items() if folder.name != "probe"}
     parent = {folder: run / facts["parent"]["path"] for folder, facts in about.items() if facts["parent"]}
     arms = []
     for last in about.keys() - parent.values() - {teacher}:
@@ -230,8 +226,7 @@ def arms_of(run: Path, seed: int, teacher: Path) -> list[Arm]:
         while chain[0] != teacher and parent.get(chain[0]) in about:
             chain.insert(0, parent[chain[0]])
         if chain[0] == teacher:
-            label = last.parent.relative_to(run / f"seed_{seed}").as_posix().removeprefix("alpha_")
-            arms.append(Arm(label, [(float(about[folder]["alpha"]), folder) for folder in chain[1:]]))
+            arms.append(Arm(about[last]["arm"], [(float(about[folder]["alpha"]), folder) for folder in chain[1:]]))
     return sorted(arms, key=lambda arm: ([alpha for alpha, _ in arm.students], arm.label))
 
 

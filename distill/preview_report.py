@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .report import COLOURS, MARKERS
+from .plots import COLOURS, MARKERS
+from .report import aligned
 from .rundir import write
 from .twin import ALPHAS, Forecast, Schedule, scores
 
@@ -49,12 +50,6 @@ def agreement(expected, observed) -> tuple[float, float]:
 
 
 # ---- tables
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """Rows of cells as lines, each column flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def tables(title: str, seen, forecasts: list[Forecast], outcomes: list[Outcome]) -> str:

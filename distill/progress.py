@@ -22,12 +22,15 @@ class Progress(Silent):
         # Several jobs share no epoch: their images are not shown.
         self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style | {"disable": not self.bars or jobs > 1})
         self.spoke = self.looked = time.monotonic()
+        self.noted: set[str] = set()
 
     def begin(self, finished: int) -> None:
         self.run.update(finished * self.epochs)
 
     def note(self, text: str) -> None:
-        self.say(f"note    {text}")
+        if text not in self.noted:  # every model of a run may find the same
+            self.noted.add(text)
+            self.say(f"note    {text}")
 
     def start_model(self, name: str, images: int, done: int) -> None:
         self.run.set_description(name)

@@ -15,12 +15,13 @@ def table(results: list[Result], chain: ChainConfig) -> str:
     for step in sorted({step for steps in arms.values() for step in steps}):
         cells.append([str(step), *(_cell(steps.get(step), seeds) for steps in arms.values())])
     over = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
-    return "\n".join([f"Test accuracy{over} (step {chain.first_step} is the teacher)", *_aligned(cells)])
+    return "\n".join([f"Test accuracy{over} (step {chain.first_step} is the teacher)", aligned(cells)])
 
 
-def _aligned(cells: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as lines, each column flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def _cell(values: list[float] | None, seeds: int) -> str:
@@ -56,7 +57,7 @@ def estimates(abouts: list[dict]) -> str:
     heading = (
         "Estimated alpha; held-out Brier scores of the probe (alpha 0), predicted, and of the student; test accuracies"
     )
-    return "\n".join([heading, *_aligned(cells)])
+    return "\n".join([heading, aligned(cells)])
 
 
 def draw(results: list[Result], abouts: list[dict], chain: ChainConfig, folder: Path) -> None:

@@ -9,7 +9,8 @@ from torch import nn
 from . import engine
 from .config import Config
 from .data import Source
-from .lab import Lab, memory_errors, prepare, versions
+from .estimate import prepare_with_jobs
+from .lab import Lab, memory_errors, versions
 from .rundir import Result, RunDir
 from .workers import side_by_side
 
@@ -26,7 +27,7 @@ def run(
     draws = torch.get_rng_state()
     try:
         with memory_errors(config):
-            return run_lab(prepare(config, source, network), show or engine.Silent())
+            return run_lab(prepare_with_jobs(config, source, network), show or engine.Silent())
     finally:
         torch.set_rng_state(draws)  # the caller's own draws go on as if nothing had happened
 

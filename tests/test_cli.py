@@ -74,6 +74,8 @@ TYPED = {
     "warmup_epochs": ("2", 2, ""),
     "precision": ("bf16", "bf16", ""),
     "deterministic": (True, True, ""),
+    "compile": (True, True, ""),
+    "graph": (False, False, ""),
     "fast_dev_run": (True, True, ""),
     "alpha": ("0 0.35 1 auto", (0.0, 0.35, 1.0, "auto"), "--val-size 10"),
     "alpha_schedule": ("0 0.35", ((0.0, 0.35),), ""),

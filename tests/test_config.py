@@ -255,6 +255,7 @@ OTHER_VALUES = {
     "warmup_epochs": (1, {}),
     "precision": ("bf16", {}),
     "deterministic": (True, {}),
+    "compile": (True, {}),
     "fast_dev_run": (True, {}),
     "alpha": ((0.6, 1.0), {}),
     "alpha_schedule": ((0.6, 1.0), {"alpha": 0.5}),
@@ -264,7 +265,7 @@ OTHER_VALUES = {
     "teacher_ckpt": ("other.pt", {"teacher_ckpt": "m.pt"}),
     "teacher_step": (1, {"teacher_ckpt": "m.pt"}),
 }
-WHERE = {"data_dir": "elsewhere", "output": "there", "device": "cuda:1", "threads": 3, "jobs": 2}
+WHERE = {"data_dir": "elsewhere", "graph": False, "output": "there", "device": "cuda:1", "threads": 3, "jobs": 2}
 
 
 def test_the_tables_of_this_test_name_every_field():

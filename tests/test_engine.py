@@ -708,3 +708,44 @@ def test_the_bits_do_not_depend_on_the_memory_layout_of_one_channel():
         for layout in (images[:, None], as_stacked)
     }
     assert strides == {(64, 64, 8, 1)}
+
+
+# ------------------------------------------------------------------------------------------- memory layout, compiling
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "mps", "cuda", "cuda:1"])
+def test_channels_come_last_where_tensor_cores_multiply(precision, device):
+    last = engine.memory_format(TrainConfig(precision=precision), torch.device(device)) == torch.channels_last
+    assert last == (device.startswith("cuda") and precision != "fp32")
+
+
+def test_channels_last_training_is_the_same_training(monkeypatch, small_chunks):
+    """In weights, moments, images and the teacher's pass; only the order of sums differs."""
+    plain, teacher = trained(pool_of(22), a_teacher()), a_teacher()
+    monkeypatch.setattr(engine, "memory_format", lambda train, device: torch.channels_last)
+    student = Spy(classifier())
+    fit = engine.Fit(student, TrainConfig(batch_size=4, lr=1e-2), CPU)
+    shown, layouts = student.model.forward, []
+    student.model.forward = lambda x: (layouts.append(x.is_contiguous(memory_format=torch.channels_last)), shown(x))[1]
+    fit.epoch(pool_of(22), plan_of(22), CLASSES, engine.place(teacher, fit.train, CPU), 0.5, SHOW)
+    assert all(layouts)
+    weight = student.model.network.blocks[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    assert fit.optimizer.state[weight]["exp_avg"].stride() == weight.stride()
+    for name, value in student.model.state_dict().items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
+
+
+def test_compiling_is_torchs_and_trains_the_same_weights(monkeypatch, small_chunks):
+    """With a backend that compiles nothing: what is tested is that training goes through it."""
+    compiled, plain = [], trained(pool_of(22), a_teacher())
+
+    def compile(model, **options):
+        compiled.append(options)
+        return lambda images: model(images)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert_same_bits(trained(pool_of(22), a_teacher(), compile=True), plain)
+    assert len(compiled) == 1

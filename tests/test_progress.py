@@ -151,3 +151,11 @@ def test_a_silent_run_is_told_the_same_and_says_nothing(capsys):
 
     show_a_run(Told())
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_note_that_every_model_repeats_is_told_once(capsys):
+    show = Progress(1, 1)
+    for text in ("no graph", "no graph", "another", "no graph"):
+        show.note(text)
+    show.close()
+    assert capsys.readouterr().out.splitlines() == ["note    no graph", "note    another"]

@@ -1,0 +1,293 @@
+"""Training on a CUDA device: the graph against its own kernels, chains side by side, and a modern setting's ceiling.
+
+    python -m benchmarks.training_gpu            # on an idle device; some ten minutes
+    python -m benchmarks.training_gpu --quick    # ResNet-18 alone, fewer rounds
+
+Four questions, each answered within one process, variants in turn, round after round, after a warm-up:
+1. the obvious program, the engine without graphs, and the engine: images/s, teacher and student, batch 16 and 128;
+2. an update of the engine against the graph's own kernel time: replays back to back, with no other work between them;
+3. images/s of 1, 2, 4 and 8 chains at once, all together (ResNet-50, batch 16, student);
+4. ResNet-18, CIFAR stem, batch 512, bf16: the engine against the same update on one batch that lies ready on the
+   device, eager and as a graph: the ceiling of any program with this network, without data work.
+
+Results go to benchmarks/results/training-cuda.json. Nothing of this has been run yet.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.obvious import Images, Obvious, loader
+from distill import augment, engine, graph, models
+from distill.config import ConfigError, ModelConfig, TrainConfig
+from distill.data import Dataset, Split
+from distill.estimate import Trial, images_per_second
+from distill.lab import versions
+from distill.objective import Objective, one_hot
+
+IMAGES, CLASSES, ALPHA = 4096, 10, 0.6
+BURST = 2048  # images
+RESULTS = Path(__file__).parent / "results"
+MEAN, STD = np.float32([0.5] * 3), np.float32([0.25] * 3)
+JOBS = (1, 2, 4, 8)
+
+
+def network(model: ModelConfig, seed: int) -> models.Classifier:
+    """A network with initial weights drawn from the seed."""
+    torch.manual_seed(seed)
+    return models.Classifier(models.build(model, 3, CLASSES), MEAN, STD)
+
+
+def random_split() -> Split:
+    """IMAGES images of CIFAR's size."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, IMAGES)
+    return Split(rng.integers(0, 256, (IMAGES, 3, 32, 32), np.uint8), labels, labels, np.arange(IMAGES))
+
+
+class Notes(engine.Silent):
+    """Keeps what the engine says: a capture that failed must not pass for a slow graph."""
+
+    def __init__(self):
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Job:
+    """A fit of one network with its data and its teacher, and bursts of it."""
+
+    def __init__(self, model: ModelConfig, train: TrainConfig, student: bool, device: torch.device):
+        self.model, self.train, self.device, self.show = model, train, device, Notes()
+        engine.set_up(train, device, None)
+        self.pool = engine.make_pool(random_split(), device)
+        self.fit = engine.Fit(network(model, 0), train, device)
+        self.teacher = engine.place(network(model, 1), train, device).requires_grad_(False).eval() if student else None
+        self.objective = Objective(train.loss, train.temperature, ALPHA)
+
+    def burst(self, updates: int) -> Callable[[], None]:
+        """So many updates of the engine, as an epoch of a chain has them."""
+        plan = augment.plan(0, 0, 0, IMAGES, 32, True, True)[: updates * self.train.batch_size]
+        return lambda: self.fit.epoch(self.pool, plan, CLASSES, self.teacher, ALPHA, self.show)
+
+    def replays(self, updates: int) -> Callable[[], None]:
+        """So many replays of the captured graph, back to back on one chunk; after a burst."""
+        captured = self.fit.replayed[1]
+
+        def replay() -> None:
+            for i in range(updates):
+                if i % len(captured.regs) == 0:
+                    captured.next.zero_()
+                captured.recording.replay()
+
+        return replay
+
+    def static(self, updates: int, captured: bool) -> Callable[[], None]:
+        """So many updates on one batch that lies ready: forward, loss, backward, optimiser, and nothing else."""
+        batch, fit = self.train.batch_size, engine.Fit(network(self.model, 0), self.train, self.device)
+        images, labels = self.pool.images[:batch], self.pool.labels[:batch]
+        truth, rate = one_hot(labels, CLASSES), torch.tensor(self.train.lr, device=self.device)
+        soft = engine.soft_targets(self.teacher, images, self.train)
+        fit.model.train()
+
+        def update() -> None:
+            fit.update(images, truth, soft, self.objective, rate)
+
+        if captured:
+            for group in fit.optimizer.param_groups:
+                group["capturable"] = True
+            recording = graph.Recording(self.pool.images.device)
+            recording.warm_up(update)
+            recording.capture(update)
+            recording.kept = fit, images, truth, soft, rate  # a graph does not keep the memory that it works on
+            return lambda: [recording.replay() for _ in range(updates)]
+        return lambda: [update() for _ in range(updates)]
+
+
+def seconds(burst: Callable[[], None], device: torch.device) -> float:
+    """Of one burst, the device's work included."""
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    burst()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def device_seconds(burst: Callable[[], None], device: torch.device) -> float:
+    """Of one burst by the device's own clock, between two events on its stream."""
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    before.record()
+    burst()
+    after.record()
+    torch.cuda.synchronize(device)
+    return before.elapsed_time(after) / 1e3
+
+
+def interleaved(
+    bursts: dict[str, Callable[[], None]], rounds: int, device: torch.device, clock: Callable = seconds
+) -> dict[str, list[float]]:
+    """Seconds of every burst, in turn, over so many rounds; each has run once before."""
+    for burst in bursts.values():
+        burst()
+    times = {name: [] for name in bursts}
+    for _ in range(rounds):
+        for name, burst in bursts.items():
+            times[name].append(clock(burst, device))
+    return times
+
+
+def summary(times: dict[str, list[float]], images: int, base: str) -> list[dict]:
+    """Images/s and the ratio to ``base`` within a round: medians, with the ratio's range."""
+    rows = []
+    for name, taken in times.items():
+        ratios = [b / t for b, t in zip(times[base], taken, strict=True)]
+        rows.append(
+            {
+                "variant": name,
+                "images_per_second": images / statistics.median(taken),
+                "ratio": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+            }
+        )
+    return rows
+
+
+def against_the_obvious(depths: list[int], rounds: int, device: torch.device) -> list[dict]:
+    """Question 1."""
+    results, split = [], random_split()
+    for resnet, batch, student in itertools.product(depths, (16, 128), (False, True)):
+        model, updates = ModelConfig(resnet=resnet), BURST // batch
+        batches = itertools.chain.from_iterable(
+            itertools.repeat(loader(Images(split.images, split.labels, MEAN, STD), batch, min(8, os.cpu_count() or 1)))
+        )
+        teacher = network(model, 1).network if student else None
+        obvious = Obvious(network(model, 0).network, teacher, ALPHA, 1e-4, 1e-4, device)
+        jobs = {
+            f"engine, {precision}{'' if captured else ', without graphs'}": Job(
+                model, TrainConfig(batch_size=batch, precision=precision, graph=captured), student, device
+            )
+            for precision, captured in (("fp32", False), ("fp32", True), ("tf32", True), ("bf16", True))
+        }
+        bursts = {"obvious program": lambda o=obvious, b=batches, u=updates: o.train(itertools.islice(b, u))}
+        bursts |= {name: _set_up_and(job, job.burst(updates)) for name, job in jobs.items()}
+        bursts["obvious program"] = _set_up_and(jobs["engine, fp32"], bursts["obvious program"])
+        times = interleaved(bursts, rounds, device)
+        where = {"resnet": resnet, "batch": batch, "step": "student" if student else "teacher"}
+        notes = {name: job.show.notes for name, job in jobs.items()}
+        for row in summary(times, updates * batch, "obvious program"):
+            results.append(where | row | {"notes": notes.get(row["variant"], [])})
+            say(results[-1])
+    return results
+
+
+def _set_up_and(job: Job, burst: Callable[[], None]) -> Callable[[], None]:
+    """torch's switches are of the process: each variant sets its own before its burst."""
+
+    def run() -> None:
+        engine.set_up(job.train, job.device, None)
+        burst()
+
+    return run
+
+
+def kernel_time(depths: list[int], rounds: int, device: torch.device) -> list[dict]:
+    """Question 2: the engine's time for an update over the graph's own."""
+    results = []
+    for resnet, batch, student in itertools.product(depths, (16, 128), (False, True)):
+        job, updates = Job(ModelConfig(resnet=resnet), TrainConfig(batch_size=batch), student, device), BURST // batch
+        job.burst(updates)()
+        row = {"resnet": resnet, "batch": batch, "step": "student" if student else "teacher", "notes": job.show.notes}
+        if job.fit.replayed is not None:
+            bursts = {"engine": job.burst(updates), "graph": job.replays(updates)}
+            times = interleaved(bursts, rounds, device, device_seconds)
+            engine_ms, graph_ms = (1e3 * statistics.median(times[name]) / updates for name in ("engine", "graph"))
+            row |= {"engine_ms": engine_ms, "graph_ms": graph_ms, "engine_over_graph": engine_ms / graph_ms}
+        results.append(row)
+        say(row)
+    return results
+
+
+def side_by_side(resnet: int, rounds: int, device: torch.device) -> list[dict]:
+    """Question 3, by the same probe as ``--jobs auto``."""
+    train = TrainConfig()
+    engine.set_up(train, device, None)
+    split, model = random_split(), ModelConfig(resnet=resnet)
+    data = Dataset("random", split, None, split, tuple(map(str, range(CLASSES))), MEAN, STD, flip=True)
+    trial = Trial(data, lambda: models.build(model, 3, CLASSES), train, device)
+    rates = {jobs: [] for jobs in JOBS}
+    for _, jobs in itertools.product(range(rounds), JOBS):
+        rates[jobs].append(images_per_second(trial, jobs))
+    results = []
+    for jobs, found in rates.items():
+        ratios = [a / b for a, b in zip(found, rates[1], strict=True)]
+        rate, ratio = statistics.median(found), statistics.median(ratios)
+        results.append({"resnet": resnet, "jobs": jobs, "images_per_second": rate, "ratio": ratio})
+        results[-1] |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
+        say(results[-1])
+    return results
+
+
+def modern(rounds: int, device: torch.device) -> list[dict]:
+    """Question 4: the ratio is to the faster of the two ceilings' names, the graph on a static batch."""
+    model = ModelConfig(resnet=18, stem="cifar")
+    train = TrainConfig(batch_size=512, precision="bf16", optimizer="sgd", lr=0.1)
+    results = []
+    for student in (False, True):
+        job, updates = Job(model, train, student, device), IMAGES // 512
+        bursts = {
+            "static batch, graph": job.static(updates, captured=True),
+            "static batch, eager": job.static(updates, captured=False),
+            "engine": job.burst(updates),
+        }
+        for row in summary(interleaved(bursts, rounds, device), updates * 512, "static batch, graph"):
+            results.append({"step": "student" if student else "teacher"} | row | {"notes": job.show.notes})
+            say(results[-1])
+    return results
+
+
+def say(row: dict) -> None:
+    """A row as it comes."""
+    print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+def main() -> None:
+    """Measure, print, write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda or cuda:<i> [default: cuda]")
+    parser.add_argument("--quick", action="store_true", help="ResNet-18 alone, three rounds")
+    parser.add_argument("--resnet", type=int, nargs="+", default=[18, 50], help="depths [default: 18 50]")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds [default: 5]")
+    options = parser.parse_args()
+    try:
+        device = engine.pick_device(options.device)
+        if device.type != "cuda":
+            raise ConfigError(f"--device {options.device}: this benchmark is for CUDA devices")
+    except ConfigError as error:
+        parser.error(str(error))
+    device = torch.device("cuda", device.index or 0)
+    depths, rounds = ([18], 3) if options.quick else (options.resnet, options.rounds)
+    engine.set_up(TrainConfig(), device, None)
+    results = {
+        "machine": versions(device) | {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count()},
+        "against_the_obvious": against_the_obvious(depths, rounds, device),
+        "kernel_time": kernel_time(depths, rounds, device),
+        "side_by_side": side_by_side(depths[-1], rounds, device),
+        "modern": modern(rounds, device),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "training-cuda.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""What a run will cost here, from two short bursts of its own training, and how many jobs pay. Writes nothing."""
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from . import augment, engine, models
+from .config import AUTO, Arm, Config, ConfigError, TrainConfig
+from .data import Dataset, Source, Split
+from .draws import ONE_AT_A_TIME
+from .lab import Lab, count_models, prepare
+from .workers import apart, own_stream
+
+WARM_UP = 3  # updates before a burst
+BURST_SECONDS = 2.0  # a timed burst takes about so long, and three updates at least
+EVALUATED = 256  # images of a timed evaluation
+JOBS = (1, 2, 4, 8)  # that are tried on a CUDA device
+WORTH = 1.05  # more jobs are taken where they bring this many times the images a second
+MEMORY_SHARE = 0.8  # of the free device memory that jobs may be expected to take
+
+
+class Trial:
+    """A data set on the device, and bursts of training on it; ``network()`` makes a new network."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        network: Callable[[], nn.Module],
+        train: TrainConfig,
+        device: torch.device,
+        augmented: bool = True,
+    ):
+        self.data, self.network, self.train, self.device = data, network, train, device
+        self.pool = engine.make_pool(data.train, device)
+        self.teacher = engine.place(self._model(), train, device).requires_grad_(False).eval()
+        n, width = len(self.pool), data.train.images.shape[-1]
+        self.plan = augment.plan(0, 0, 0, n, width, augmented, data.flip)
+        self.updates = engine.updates_per_epoch(n, train.batch_size)
+
+    def _model(self) -> nn.Module:
+        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+            return models.Classifier(self.network(), self.data.mean, self.data.std)
+
+    def fit(self) -> engine.Fit:
+        """A new model in training."""
+        return engine.Fit(self._model(), self.train, self.device)
+
+    def burst(self, fit: engine.Fit, taught: bool, updates: int) -> float:
+        """Seconds of so many updates (at most an epoch of them), with a teacher's pass or without."""
+        updates, fit.epochs = min(updates, self.updates), 0
+        plan, teacher = self.plan[: updates * self.train.batch_size], self.teacher if taught else None
+        started = time.perf_counter()
+        try:
+            fit.epoch(self.pool, plan, len(self.data.classes), teacher, 0.5, engine.Silent())  # waits at its end
+        except engine.NotFinite as error:
+            raise ConfigError(f"{error}; try a smaller --lr") from None
+        return time.perf_counter() - started
+
+    def update(self, taught: bool) -> float:
+        """Seconds of one update, after a warm-up, from a burst of about BURST_SECONDS."""
+        fit = self.fit()
+        self.burst(fit, taught, WARM_UP)
+        once = self.burst(fit, taught, WARM_UP) / min(WARM_UP, self.updates)
+        updates = min(max(WARM_UP, round(BURST_SECONDS / once)), self.updates)
+        return self.burst(fit, taught, updates) / updates
+
+    def evaluation(self) -> float:
+        """Seconds of evaluating one image."""
+        some = min(EVALUATED, len(self.data.test))
+        split = Split(*(getattr(self.data.test, name)[:some] for name in ("images", "labels", "true_labels", "index")))
+        pool = engine.make_pool(split, self.device)
+        engine.predict_all(self.teacher, pool, self.train)
+        started = time.perf_counter()
+        engine.predict_all(self.teacher, pool, self.train)  # waits at its end
+        return (time.perf_counter() - started) / some
+
+    def checkpoint(self) -> float:
+        """Seconds of one training state, written to memory: the disk is not asked."""
+        fit = self.fit()
+        self.burst(fit, False, 1)
+        started = time.perf_counter()
+        torch.save(fit.state_dict(), io.BytesIO())
+        return time.perf_counter() - started
+
+
+def trial_of(lab: Lab) -> Trial:
+    """A trial of a run's own training, on its first seed's images."""
+    data, config = lab.dataset(lab.config.chain.seed[0]), lab.config
+    return Trial(data, lab.make_network(data), config.train, lab.device, config.data.augment)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was measured, in seconds, and what follows for a configuration."""
+
+    config: Config
+    updates: int  # of an epoch
+    held_out: int  # images
+    test: int  # images
+    teacher: float  # an update without a teacher
+    student: float  # an update with a teacher's pass
+    evaluation: float  # of one image
+    checkpoint: float  # after an epoch
+
+    def model(self, taught: bool) -> float:
+        """Seconds of one model: its epochs, an evaluation and a checkpoint after each, the evaluation at its end."""
+        update = self.student if taught else self.teacher
+        epoch = self.updates * update + self.held_out * self.evaluation + self.checkpoint
+        return self.config.train.epochs * epoch + (self.held_out + self.test) * self.evaluation
+
+    def students(self, *arms: Arm) -> float:
+        """Seconds of the students of some arms, those that they share once.
+
+        At alpha = 1 the teacher is not asked; where alpha is estimated there is a probe, and at most one training more.
+        """
+        weights = [part[-1] for part in {arm[:k] for arm in arms for k in range(1, len(arm) + 1)}]
+        return sum((1 + (weight == AUTO)) * self.model(taught=weight != 1) for weight in weights)
+
+    @property
+    def first(self) -> float:
+        """Seconds of a seed's teacher, unless it is given."""
+        return self.model(taught=False) if self.config.chain.teacher_ckpt is None else 0.0
+
+    @property
+    def chain(self) -> float:
+        """Seconds of the longest chain."""
+        return self.first + max(map(self.students, self.config.chain.arms), default=0.0)
+
+    @property
+    def grid(self) -> float:
+        """Seconds of all chains, were the jobs not to slow one another down."""
+        chain = self.config.chain
+        alone = len(chain.seed) * (self.first + self.students(*chain.arms))
+        one_after_the_other = max((self.students(*group) for group in apart(chain.arms)), default=0.0)
+        return max(alone / self.config.run.jobs, self.first + one_after_the_other)
+
+
+def measure(lab: Lab) -> Cost:
+    """Time the bursts of a run's own training, with its jobs' number of threads, one job alone."""
+    trial = trial_of(lab)
+    return Cost(
+        lab.config,
+        trial.updates,
+        held_out=0 if trial.data.val is None else len(trial.data.val),
+        test=len(trial.data.test),
+        teacher=trial.update(taught=False),
+        student=trial.update(taught=True),
+        evaluation=trial.evaluation(),
+        checkpoint=trial.checkpoint(),
+    )
+
+
+def tell(cost: Cost) -> str:
+    """The cost in a few lines."""
+    config, jobs = cost.config, cost.config.run.jobs
+    chains, models = independent_chains(config), count_models(config)
+    together = "one after the other" if jobs == 1 else f"{jobs} jobs, were they not to slow one another down"
+    return "\n".join(
+        [
+            f"update  {1e3 * cost.teacher:.3g} ms of a teacher, {1e3 * cost.student:.3g} ms of a student "
+            f"with its teacher's pass, batches of {config.train.batch_size}",
+            f"models  {duration(cost.model(False))} for a teacher, {duration(cost.model(True))} for a student: "
+            f"{config.train.epochs} x {cost.updates:,} updates, evaluation and checkpoints included",
+            f"chain   {duration(cost.chain)}",
+            f"grid    {duration(cost.grid)}: {chains} chain{'s' * (chains > 1)}, {models} models, {together}",
+            "from short bursts after a warm-up: reading data, capture and compilation, and a busy disk come on top",
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def independent_chains(config: Config) -> int:
+    """Chains that can be trained at the same time, once their teachers are."""
+    return len(config.chain.seed) * max(1, len(apart(config.chain.arms)))
+
+
+# -------------------------------------------------------------------------------------------------------- --jobs auto
+
+
+def prepare_with_jobs(
+    config: Config,
+    source: Source | None = None,
+    network: Callable[[], nn.Module] | None = None,
+    progress: bool = False,
+) -> Lab:
+    """``prepare``, and ``jobs`` auto made a number: 1 for a network or images of one's own, else ``best_jobs``."""
+    if config.run.jobs != "auto":
+        return prepare(config, source, network, progress)
+    lab = prepare(with_jobs(config, 1), source, network, progress)
+    if source is not None or network is not None:
+        return lab
+    lab = replace(lab, config=with_jobs(lab.config, best_jobs(lab)))
+    lab.set_up()  # the cores are shared among the jobs
+    return lab
+
+
+def with_jobs(config: Config, jobs: int) -> Config:
+    """The configuration with another number of jobs."""
+    return replace(config, run=replace(config.run, jobs=jobs))
+
+
+def best_jobs(lab: Lab) -> int:
+    """On a CPU a job for each core; on a CUDA device what a short probe finds. Never more than there are chains."""
+    chains = independent_chains(lab.config)
+    if lab.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, chains)
+    if lab.device.type != "cuda" or chains == 1:
+        return 1
+    return probe(trial_of(lab), chains)
+
+
+def probe(trial: Trial, most: int) -> int:
+    """The jobs after which twice as many bring less than WORTH times the images a second, or find no memory."""
+    best, best_rate = 1, 0.0
+    before = torch.cuda.memory_allocated(trial.device)
+    torch.cuda.reset_peak_memory_stats(trial.device)
+    for jobs in JOBS:
+        if jobs > most:
+            break
+        if jobs > 1:
+            room = MEMORY_SHARE * torch.cuda.mem_get_info(trial.device)[0]
+            each = (torch.cuda.max_memory_allocated(trial.device) - before) / best
+            if jobs * each > room:
+                break
+        try:
+            rate = images_per_second(trial, jobs)
+        except torch.OutOfMemoryError:
+            break
+        if rate < WORTH * best_rate:
+            break
+        best, best_rate = jobs, rate
+    return best
+
+
+def images_per_second(trial: Trial, jobs: int) -> float:
+    """Of so many students trained at once, in threads with a stream each, all together."""
+    ready = threading.Barrier(jobs)
+    if trial.device.type == "cuda":
+        torch.cuda.synchronize(trial.device)  # the teacher was put there on another stream
+
+    def work(_) -> tuple[float, float, int]:
+        try:
+            fit = trial.fit()
+            trial.burst(fit, True, WARM_UP)  # its graph captured
+            once = trial.burst(fit, True, WARM_UP) / min(WARM_UP, trial.updates)
+            updates = min(max(WARM_UP, round(BURST_SECONDS / jobs / once)), trial.updates)
+            ready.wait()
+            started = time.perf_counter()
+            trial.burst(fit, True, updates)
+            return started, time.perf_counter(), updates
+        except BaseException:
+            ready.abort()  # or the others would wait for ever
+            raise
+
+    with ThreadPoolExecutor(jobs, initializer=own_stream, initargs=(trial.device,)) as pool:
+        tasks = [pool.submit(work, i) for i in range(jobs)]
+    failed = [task.exception() for task in tasks if task.exception() is not None]
+    for error in failed:
+        if not isinstance(error, threading.BrokenBarrierError):
+            raise error
+    begun, ended, updates = zip(*(task.result() for task in tasks), strict=True)
+    return sum(updates) * trial.train.batch_size / (max(ended) - min(begun))

@@ -1,0 +1,212 @@
+"""estimate.py: what follows from the measured times, what is measured, and how many jobs are chosen."""
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import config, contents, source
+
+from distill import engine, estimate, lab
+from distill.cli import main, parse
+from distill.config import RunConfig, UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def cost(tmp_path, **options) -> estimate.Cost:
+    """Ten updates an epoch; round times: 2 s an update of a teacher, 3 of a student, 0.1 an image, 5 a checkpoint."""
+    c = config(tmp_path, max_epochs=4, **options)
+    return estimate.Cost(c, 10, held_out=20, test=30, teacher=2.0, student=3.0, evaluation=0.1, checkpoint=5.0)
+
+
+TEACHER = 4 * (10 * 2 + 2 + 5) + 5  # four epochs with a look at the held-out images, and both splits at the end
+STUDENT = 4 * (10 * 3 + 2 + 5) + 5
+
+
+def test_a_models_cost_is_its_parts(tmp_path):
+    assert cost(tmp_path).model(taught=False) == pytest.approx(TEACHER)
+    assert cost(tmp_path).model(taught=True) == pytest.approx(STUDENT)
+
+
+@pytest.mark.parametrize(
+    ("options", "chain", "grid"),
+    [
+        ({"distillation_steps": 2}, TEACHER + 2 * STUDENT, TEACHER + 2 * STUDENT),
+        ({"distillation_steps": 0}, TEACHER, TEACHER),
+        ({"alpha": [1], "distillation_steps": 2}, 3 * TEACHER, 3 * TEACHER),
+        ({"alpha": [0, 1], "seed": [1, 2, 3]}, TEACHER + 2 * STUDENT, 3 * (TEACHER + 2 * STUDENT + 2 * TEACHER)),
+        ({"teacher_ckpt": "t.pt"}, 2 * STUDENT, 2 * STUDENT),
+        ({"alpha": [0, 0.5], "seed": [1, 2], "jobs": 2}, TEACHER + 2 * STUDENT, TEACHER + 4 * STUDENT),
+        ({"alpha": [0, 0.5], "seed": [1, 2], "jobs": 8}, TEACHER + 2 * STUDENT, TEACHER + 2 * STUDENT),
+    ],
+)
+def test_chains_and_grids_are_sums_of_models(tmp_path, options, chain, grid):
+    assert cost(tmp_path, **options).chain == pytest.approx(chain)
+    assert cost(tmp_path, **options).grid == pytest.approx(grid)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.5 s"), (40, "40 s"), (720, "12 min"), (5400, "1.5 h"), (12345, "3.4 h")]
+)
+def test_durations_are_told_in_their_unit(seconds, text):
+    assert estimate.duration(seconds) == text
+
+
+def test_the_bursts_are_of_the_run_itself(tmp_path, monkeypatch):
+    """Its batch size, its chunks, with a teacher and without; and nothing is left on disk."""
+    seen, epoch = [], engine.Fit.epoch
+
+    def spied(self, pool, plan, classes, teacher, alpha, show):
+        seen.append((self.train.batch_size, len(plan), teacher is not None))
+        return epoch(self, pool, plan, classes, teacher, alpha, show)
+
+    monkeypatch.setattr(engine.Fit, "epoch", spied)
+    made = estimate.measure(lab.prepare(config(tmp_path / "run", val_size=6), source()))
+    assert (made.updates, made.held_out, made.test) == (5, 6, 20)
+    assert {batch for batch, _, _ in seen} == {8}
+    assert {(images, taught) for _, images, taught in seen} >= {(24, False), (24, True), (35, False), (35, True)}
+    assert min(made.teacher, made.student, made.evaluation, made.checkpoint) > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hopeless_learning_rate_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"not finite at update .*; try a smaller --lr"):
+        estimate.measure(lab.prepare(config(tmp_path, lr=1e38, optimizer="sgd"), source()))
+
+
+def test_the_program_tells_it_and_writes_nothing(tmp_path, capsys, tiny_imagefolder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "imagefolder", "--data-dir", str(tiny_imagefolder), "--resnet", "8", "--width", "2"]
+    before = contents(tiny_imagefolder).keys()
+    assert main([*words, "--device", "cpu", "--max-epochs", "3", "--estimate", "--output", "run"]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert {"device", "models", "chain", "grid", "update"} <= lines.keys()
+    assert "3 x 3 updates" in lines["models"]
+    assert "1 chain, 6 models, one after the other" in lines["grid"]
+    assert not list(tmp_path.iterdir())
+    assert contents(tiny_imagefolder).keys() - before <= {".self-distiller-native.npz"}  # the decoded images
+
+
+def test_the_benchmark_is_the_same(tmp_path, tiny_imagefolder):
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[data]\ndataset = "imagefolder"\ndata_dir = "{tiny_imagefolder}"\n[model]\nresnet = 8\nwidth = 2\n'
+    )
+    words = [sys.executable, "-m", "benchmarks.cost", str(file), "--max-epochs", "2", "--device", "cpu"]
+    out = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "2 x 3 updates" in out
+    assert "chain   " in out
+
+
+# -------------------------------------------------------------------------------------------------------- --jobs auto
+
+
+def test_jobs_may_be_a_number_or_auto():
+    assert parse(["--jobs", "auto"]).run.jobs == RunConfig(jobs="auto").jobs == "auto"
+    assert parse(["--jobs", "3"]).run.jobs == 3
+    for bad in ("many", "1.5"):
+        with pytest.raises(UserError, match="invalid int or auto value"):
+            parse(["--jobs", bad])
+    with pytest.raises(UserError, match=r"jobs must be of type int"):
+        RunConfig(jobs="automatic")
+
+
+def test_auto_goes_through_a_file_and_is_no_part_of_the_run(tmp_path):
+    from distill.config import from_dict, read_toml, to_toml
+
+    c = config(tmp_path, jobs="auto")
+    (tmp_path / "c.toml").write_text(to_toml(c))
+    assert from_dict(read_toml(tmp_path / "c.toml")).run.jobs == "auto"
+    assert c.digest == config(tmp_path, jobs=2).digest
+
+
+@pytest.mark.parametrize(
+    ("options", "cores", "jobs"),
+    [
+        ({"alpha": [0, 0.5, 1], "seed": [1, 2]}, 4, 4),
+        ({"alpha": [0, 0.5, 1], "seed": [1, 2]}, 64, 6),
+        ({"alpha": [0, 0.5, 1], "seed": [1, 2], "distillation_steps": 0}, 64, 2),
+        ({}, 64, 1),
+    ],
+)
+def test_on_a_cpu_auto_is_a_job_for_each_core_and_chain(tmp_path, monkeypatch, options, cores, jobs):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    prepared = lab.prepare(config(tmp_path, **options), source())
+    assert estimate.best_jobs(prepared) == jobs
+
+
+def test_auto_becomes_a_number_before_anything_is_trained(tmp_path, tiny_imagefolder, monkeypatch):
+    monkeypatch.setattr(estimate, "best_jobs", lambda lab: 3)
+    c = config(tmp_path, jobs="auto", dataset="imagefolder", data_dir=str(tiny_imagefolder))
+    assert estimate.prepare_with_jobs(c).config == replace(c, run=replace(c.run, jobs=3))
+    assert estimate.prepare_with_jobs(config(tmp_path, jobs="auto"), source()).config.run.jobs == 1
+
+
+@pytest.mark.parametrize(
+    ("rates", "most", "jobs"),
+    [
+        ({1: 100, 2: 190, 4: 300, 8: 310}, 8, 4),  # the last brings too little
+        ({1: 100, 2: 190, 4: 300, 8: 400}, 8, 8),
+        ({1: 100, 2: 190, 4: 300, 8: 400}, 5, 4),  # there are no more chains
+        ({1: 100, 2: 90}, 8, 1),
+        ({1: 100, 2: None}, 8, 1),  # out of memory
+    ],
+)
+def test_the_probe_takes_jobs_as_long_as_they_pay(monkeypatch, rates, most, jobs):
+    def rate(trial, jobs):
+        if rates[jobs] is None:
+            raise torch.OutOfMemoryError
+        return rates[jobs]
+
+    device_memory(monkeypatch, free=10**9, peak=1)
+    monkeypatch.setattr(estimate, "images_per_second", rate)
+    trial = type("Trial", (), {"device": torch.device("cuda")})
+    assert estimate.probe(trial, most) == jobs
+
+
+def device_memory(monkeypatch, free: int, peak: int) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+
+
+def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
+    device_memory(monkeypatch, free=100, peak=30)
+    monkeypatch.setattr(estimate, "images_per_second", lambda trial, jobs: 100 * jobs)
+    # a job has taken 30: two may take 60 of 80. Two have then taken 30 together: four may.
+    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda")}), 4) == 4
+    device_memory(monkeypatch, free=100, peak=50)
+    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda")}), 4) == 1
+
+
+def test_jobs_are_timed_together(tmp_path):
+    trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
+    assert estimate.images_per_second(trial, 2) > 0
+
+
+def test_a_job_that_fails_in_the_probe_does_not_leave_the_others_waiting(tmp_path, monkeypatch):
+    trial, fits = estimate.trial_of(lab.prepare(config(tmp_path), source())), []
+    started, fit = threading.active_count(), estimate.Trial.fit
+
+    def failing(self):
+        fits.append(1)
+        if len(fits) == 2:
+            raise torch.OutOfMemoryError("no more")
+        return fit(self)
+
+    monkeypatch.setattr(estimate.Trial, "fit", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        estimate.images_per_second(trial, 3)
+    assert threading.active_count() == started
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_probe_answers(tmp_path):
+    prepared = lab.prepare(config(tmp_path, device="cuda", alpha=[0, 0.5], seed=[1, 2]), source())
+    assert estimate.best_jobs(prepared) in (1, 2, 4)
