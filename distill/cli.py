@@ -17,6 +17,7 @@ from .config import (
     field_type,
     from_dict,
     nearest,
+    read_config,
     read_toml,
 )
 
@@ -120,7 +121,7 @@ def _resumed(path: Path, file: str | None, options: dict) -> Config:
         raise ConfigError(f"{path} holds no run to resume (no config.toml in it)")
     if "output" in options:
         raise ConfigError("--resume goes on in the directory it names; leave --output out")
-    held = from_dict(read_toml(path / "config.toml"))
+    held = read_config(path / "config.toml")
     written = {section: {k: v for k, v in values.items() if v is not None} for section, values in asdict(held).items()}
     config = from_dict(_merged(written, options))
     if differing := config.differences(held):

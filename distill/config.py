@@ -468,6 +468,15 @@ def read_toml(path: Path) -> dict[str, dict]:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def read_config(path: Path) -> Config:
+    """The configuration in a TOML file. Raises ConfigError that names the file."""
+    sections = read_toml(path)
+    try:
+        return from_dict(sections)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
 def to_toml(config: Config) -> str:
     """The configuration as TOML that ``read_toml`` and ``from_dict`` take back. Fields that are None are left out."""
     import tomli_w

@@ -469,7 +469,6 @@ def risk_map(K, y, K_new, target, alphas, lams, steps, *, solver: str = "auto", 
             raise ValueError(
                 f"solver={solver!r} makes no map for lam = 0, late steps, or limits outside 0 <= alpha <= 1"
             )
-        chosen = solver
         per_lam = depth + len(own)
         chosen = solver
         if solver == "auto":

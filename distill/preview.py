@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from . import engine
 from .checkpoints import load_model
-from .config import CUSTOM_DATA, CUSTOM_MODEL, ConfigError, TrainConfig, UserError, from_dict, read_toml
+from .config import CUSTOM_DATA, CUSTOM_MODEL, ConfigError, TrainConfig, UserError, read_config
 from .data import Source
 from .draws import generator
 from .lab import Lab, prepare
@@ -101,7 +101,7 @@ def _lab(run: Path, source: Source | None, network) -> Lab:
     """The run's images and configuration, here: its device and precision may not exist on this machine."""
     if not (run / "config.toml").exists():
         raise ConfigError(f"{run} holds no run (no config.toml in it)")
-    config = from_dict(read_toml(run / "config.toml"))
+    config = read_config(run / "config.toml")
     for given, missing, what in (
         (source, config.data.dataset == CUSTOM_DATA, "images"),
         (network, config.model.resnet == CUSTOM_MODEL, "network"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .config import ChainConfig, from_dict, read_toml
+from .config import ChainConfig, read_config
 from .plots import accuracy_figure, by_arm, diagnostics_figure, reliability_figure, spread, title
 from .rundir import Result, RunDir, write
 
@@ -81,6 +81,6 @@ def report(path: Path) -> str:
     results = rundir.write_results()
     if not results:
         return ""
-    chain, abouts = from_dict(read_toml(path / "config.toml")).chain, rundir.abouts()
+    chain, abouts = read_config(path / "config.toml").chain, rundir.abouts()
     draw(results, abouts, chain, path)
     return "\n\n".join(filter(None, [table(results, chain), estimates(abouts)]))

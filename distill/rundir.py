@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from .config import AUTO, PREVIEW, Config, ConfigError, from_dict, read_toml, to_toml
+from .config import AUTO, PREVIEW, Config, ConfigError, read_config, to_toml
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class RunDir:
         """Make the folder, or go on in it. Raises ConfigError where it holds another run, or other data."""
         file, data = self.path / "config.toml", self.path / "data.sha256"
         if file.exists():
-            held = from_dict(read_toml(file))
+            held = read_config(file)
             begun = any(self.path.glob("seed_*/**/*.pt"))
             if held.chain.alpha == (PREVIEW,):  # what was looked ahead at may be run
                 chain = {"alpha": config.chain.alpha, "alpha_schedule": config.chain.alpha_schedule}

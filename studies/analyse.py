@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from distill.config import AUTO, Config, arm_name, from_dict, read_toml
+from distill.config import AUTO, Config, arm_name, read_config
 from distill.plots import COLOURS, MARKERS, title
 from distill.rundir import Result, RunDir, write
 
@@ -54,7 +54,7 @@ class Study:
 def read(path: Path) -> Study:
     """The study in a run directory."""
     results = {(r.seed, r.arm, r.step): r for r in RunDir(path).results()}
-    return Study(path, from_dict(read_toml(path / "config.toml")), results)
+    return Study(path, read_config(path / "config.toml"), results)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -79,8 +79,8 @@ def tables(study: Study) -> str:
         teacher = [study.results[seed, None, 0] for seed in study.config.chain.seed]
         values = [getattr(r, figure) for r in teacher]
         lines += [
-            f"Change of the {what} against the teacher ({statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f} "
-            f"over {len(values)} seeds), mean and 95 % interval:",
+            f"Change of the {what} against the teacher ({statistics.fmean(values):.3f} ± "
+            f"{statistics.stdev(values):.3f} over {len(values)} seeds), mean and 95 % interval:",
             "",
             "| arm | " + " | ".join(f"step {k}" for k in range(1, last + 1)) + " |",
             "|---" * (last + 1) + "|",
