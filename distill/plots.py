@@ -93,7 +93,7 @@ def reliability_figure(abouts: list[dict], chain: ChainConfig):
     arms = chain.arms or ((),)
     columns = min(4, len(arms))
     rows = math.ceil(len(arms) / columns)
-    figure = _figure(max(4, 3 * columns), 0.8 + 3 * rows)
+    figure = _figure(max(4, 2.8 * columns), 0.6 + 2.9 * rows)
     lines = {}
     for i, arm in enumerate(arms):
         models = [None, *(arm_name(arm[:k]) for k in range(1, len(arm) + 1))]

@@ -1,0 +1,82 @@
+"""studies/: every configuration loads, and the figures of studies/analyse.py by a second route."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from test_rundir import FIGURES, leave_result
+
+from distill.config import read_config
+from distill.rundir import RunDir
+from studies.analyse import figure, interval, read, said, tables
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_study_is_the_grid_that_its_readme_says(path):
+    config = read_config(path)
+    assert config.chain.alpha == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, "auto")
+    assert config.chain.distillation_steps == 5
+    assert len(config.chain.seed) >= 3
+    assert f"--config studies/{path.name} --output runs/{path.stem}" in path.read_text()
+
+
+def test_intervals_are_those_of_a_t_test():
+    values = np.random.default_rng(0).standard_normal(7)
+    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    mean, half = interval(values)
+    np.testing.assert_allclose((mean - half, mean + half), (low, high), rtol=1e-12)
+    assert np.isnan(interval(values[:1])[1])
+
+
+def test_a_difference_is_bold_where_its_interval_leaves_zero_out():
+    assert said(np.array([0.1, 0.11, 0.12])) == "**+0.110 ± 0.025**"
+    assert said(np.array([-0.1, 0.11, 0.12])) == "+0.043 ± 0.309"
+    assert said(np.array([0.1])) == "+0.100 ± nan"
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two seeds, alpha 0.2 and auto, two steps; accuracy rises by 0.1 a step at 0.2 and by 0.05 under auto."""
+    rundir = RunDir(tmp_path)
+    (tmp_path / "config.toml").write_text(
+        '[data]\nval_size = 9\n[chain]\nalpha = [0.2, "auto"]\nseed = [1, 2]\ndistillation_steps = 2\n'
+    )
+    for seed in (1, 2):
+        leave_result(rundir, seed=seed, test_acc=0.5 * seed, test_brier=0.4)
+        for step in (1, 2):
+            base = {"seed": seed, "step": step, "alpha": 0.2, "seconds": 10.0}
+            acc = 0.5 * seed + 0.1 * step
+            leave_result(rundir, **base, arm="0.2", test_acc=acc, test_brier=0.4 - 0.1 * step)
+            base |= {"arm": "auto", "alpha": 0.125, "epochs": int(step == 2), "test_brier": 0.3}
+            leave_result(rundir, **base, test_acc=0.5 * seed + 0.05 * step)
+            leave_result(rundir, **base | {"arm": "auto probe", "epochs": 2})
+    return read(tmp_path)
+
+
+def test_changes_are_paired_with_the_teacher_of_the_same_seed(study):
+    np.testing.assert_allclose(study.change("0.2", 2, "test_acc"), [0.2, 0.2])
+    np.testing.assert_allclose(study.change("auto", 1, "test_acc"), [0.05, 0.05])
+
+
+def test_a_probe_that_was_taken_costs_one_training(study):
+    assert study.cost(["0.2"]) == (4, 40.0)
+    assert study.cost(["auto"]) == (6, 60.0)  # two probes a seed, and the student of step 2
+
+
+def test_the_tables_say_where_auto_lands(study):
+    text = tables(study)
+    assert "| alpha = 0.2 | **+0.100 ± 0.000** | **+0.200 ± 0.000** |" in text
+    assert "Brier score **+0.100 ± 0.000** against the grid's best (alpha = 0.2), rank 2 of 2" in text
+    assert "6 trainings and 60 s against the grid's 4 and 40 s (150%)" in text
+
+
+def test_the_figure_is_of_the_changes(study):
+    upper, lower = figure([study]).axes
+    line, _, _ = upper.containers[0]
+    np.testing.assert_allclose(line.get_ydata(orig=False), [0.1, 0.2])
+    line, _, _ = lower.containers[1]
+    np.testing.assert_allclose(line.get_ydata(orig=False), [-0.1, -0.1])
+    assert FIGURES["arm"] is None
