@@ -266,8 +266,9 @@ class ChainConfig(_Section):
         for arm in self.arms:
             _require(self.arms.count(arm) == 1, f"two chains of the grid are the same: alpha {arm_name(arm)}")
         _require(
-            not (self.first_step and self.uses_auto),
-            "alpha auto needs the teacher of step 0, trained on the ground truth: leave --teacher-step out",
+            not (self.first_step and (self.uses_auto or PREVIEW in self.alpha)),
+            f"alpha {AUTO if self.uses_auto else PREVIEW} needs the teacher of step 0, trained on the ground truth: "
+            "leave --teacher-step out",
         )
 
     @property

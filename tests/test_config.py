@@ -59,6 +59,10 @@ ILLEGAL = [
         {"alpha": "auto", "val_size": 9, "teacher_ckpt": "m.pt", "teacher_step": 1},
         "alpha auto needs the teacher of step 0",
     ),
+    (
+        {"alpha": "preview", "val_size": 9, "teacher_ckpt": "m.pt", "teacher_step": 1},
+        "alpha preview needs the teacher of step 0",
+    ),
     ({"alpha": True}, "chain.alpha must be of type float"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"seed": 1.5}, "chain.seed must be of type int"),
