@@ -432,8 +432,8 @@ def _nested(section: str, name: str, value, kind: type, depth: int):
 
 
 def _scalar(section: str, name: str, value, kind: type):
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        value = float(value) + 0.0  # no -0.0: it would have a name of its own
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
     metadata = SECTIONS[section].__dataclass_fields__[name].metadata

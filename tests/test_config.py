@@ -499,3 +499,7 @@ weights = st.sampled_from([0.0, 0.25, 0.5, 1.0, "auto"])
 def test_chains_share_a_model_where_they_begin_alike_and_only_there(a, b):
     for k in range(1, 5):
         assert (arm_name(tuple(a[:k])) == arm_name(tuple(b[:k]))) == (a[:k] == b[:k])
+
+
+def test_minus_zero_has_no_name_of_its_own():
+    assert [arm_name(arm) for arm in config(alpha=-0.0).chain.arms] == ["0"]
