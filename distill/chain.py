@@ -97,6 +97,9 @@ class Chains:
             return self.fit(brief)
         arm = f"{brief.arm} probe"
         name = name_model(self.seed, arm, brief.step)
+        if not (brief.folder / "probe" / "result.json").exists():
+            for stale in (noted, brief.folder / STATE):  # of a probe that was deleted
+                stale.unlink(missing_ok=True)
         probe = self.fit(replace(brief, folder=brief.folder / "probe", name=name, arm=arm, alpha=0.0))
         if not noted.exists():
             write_json(noted, asdict(self.choose(brief, probe)))

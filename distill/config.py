@@ -266,8 +266,9 @@ class ChainConfig(_Section):
         for arm in self.arms:
             _require(self.arms.count(arm) == 1, f"two chains of the grid are the same: alpha {arm_name(arm)}")
         _require(
-            not (self.first_step and self.uses_auto),
-            "alpha auto needs the teacher of step 0, trained on the ground truth: leave --teacher-step out",
+            not (self.first_step and (self.uses_auto or PREVIEW in self.alpha)),
+            f"alpha {AUTO if self.uses_auto else PREVIEW} needs the teacher of step 0, trained on the ground truth: "
+            "leave --teacher-step out",
         )
 
     @property
@@ -431,8 +432,8 @@ def _nested(section: str, name: str, value, kind: type, depth: int):
 
 
 def _scalar(section: str, name: str, value, kind: type):
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        value = float(value) + 0.0  # no -0.0: it would have a name of its own
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
     metadata = SECTIONS[section].__dataclass_fields__[name].metadata

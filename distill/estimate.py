@@ -102,6 +102,7 @@ class Cost:
 
     config: Config
     updates: int  # of an epoch
+    train: int  # images
     held_out: int  # images
     test: int  # images
     teacher: float  # an update without a teacher
@@ -113,7 +114,7 @@ class Cost:
         """Seconds of one model: its epochs, an evaluation and a checkpoint after each, the evaluation at its end."""
         update = self.student if taught else self.teacher
         epoch = self.updates * update + self.held_out * self.evaluation + self.checkpoint
-        return self.config.train.epochs * epoch + (self.held_out + self.test) * self.evaluation
+        return self.config.train.epochs * epoch + (self.train + self.held_out + self.test) * self.evaluation
 
     def students(self, *arms: Arm) -> float:
         """Seconds of the students of some arms, those that they share once.
@@ -148,6 +149,7 @@ def measure(lab: Lab) -> Cost:
     return Cost(
         lab.config,
         trial.updates,
+        train=len(trial.data.train),
         held_out=0 if trial.data.val is None else len(trial.data.val),
         test=len(trial.data.test),
         teacher=trial.update(taught=False),

@@ -110,6 +110,8 @@ def _lab(run: Path, source: Source | None, network) -> Lab:
             raise ConfigError(
                 f"this run's {what} came from Python: call distill.preview.page(run, source=..., network=...) there"
             )
+    if config.chain.first_step:
+        raise ConfigError(f"{run} begins at step {config.chain.first_step}: the twin's step 0 is trained on the truth")
     if config.data.val_size == 0:
         raise ConfigError(
             f"{run} held no images out, and the test images are not for choosing: train with --val-size N"

@@ -42,14 +42,14 @@ def estimates(abouts: list[dict]) -> str:
         if (auto := about.get("auto")) is None:
             continue
         star = "any" if auto["alpha_star"] is None else f"{auto['alpha_star']:.3f} ± {auto['standard_error']:.3f}"
-        probe = probes[about["seed"], f"{about['arm']} probe", about["step"]]
+        probe = probes.get((about["seed"], f"{about['arm']} probe", about["step"]))  # a user may have deleted it
         cells.append(
             [
                 *(str(about[name]) for name in ("seed", "step", "arm")),
                 star,
                 "the probe" if auto["takes_probe"] else f"{auto['alpha']:.3f}",
                 *(f"{auto[name]:.4f}" for name in ("probe_val_brier", "predicted_val_brier", "val_brier")),
-                *(f"{model['test_acc']:.4f}" for model in (probe, about)),
+                *("-" if model is None else f"{model['test_acc']:.4f}" for model in (probe, about)),
             ]
         )
     if len(cells) == 1:

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -660,6 +661,17 @@ def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, mo
         monkeypatch.setattr(chain, "choose", only_later_steps)
     distill.run(config(tmp_path / "parts", **AUTO), source=source())
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_another_probe_is_another_estimate(tmp_path, monkeypatch):
+    choices(monkeypatch, (0.3, False), (0.8, False))
+    with killed_at(chain.STATE, 6):  # in the student's training
+        distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source())
+    folder = tmp_path / "seed_1/alpha_auto/step_1"
+    assert (folder / "choice.json").exists()
+    shutil.rmtree(folder / "probe")
+    distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source())
+    assert json.loads((folder / "result.json").read_text())["alpha"] == 0.8
 
 
 def test_what_was_looked_ahead_at_may_be_run_in_the_same_directory(tmp_path):

@@ -59,6 +59,10 @@ ILLEGAL = [
         {"alpha": "auto", "val_size": 9, "teacher_ckpt": "m.pt", "teacher_step": 1},
         "alpha auto needs the teacher of step 0",
     ),
+    (
+        {"alpha": "preview", "val_size": 9, "teacher_ckpt": "m.pt", "teacher_step": 1},
+        "alpha preview needs the teacher of step 0",
+    ),
     ({"alpha": True}, "chain.alpha must be of type float"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"seed": 1.5}, "chain.seed must be of type int"),
@@ -495,3 +499,7 @@ weights = st.sampled_from([0.0, 0.25, 0.5, 1.0, "auto"])
 def test_chains_share_a_model_where_they_begin_alike_and_only_there(a, b):
     for k in range(1, 5):
         assert (arm_name(tuple(a[:k])) == arm_name(tuple(b[:k]))) == (a[:k] == b[:k])
+
+
+def test_minus_zero_has_no_name_of_its_own():
+    assert [arm_name(arm) for arm in config(alpha=-0.0).chain.arms] == ["0"]

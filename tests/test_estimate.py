@@ -21,11 +21,13 @@ ROOT = Path(__file__).parents[1]
 def cost(tmp_path, **options) -> estimate.Cost:
     """Ten updates an epoch; round times: 2 s an update of a teacher, 3 of a student, 0.1 an image, 5 a checkpoint."""
     c = config(tmp_path, max_epochs=4, **options)
-    return estimate.Cost(c, 10, held_out=20, test=30, teacher=2.0, student=3.0, evaluation=0.1, checkpoint=5.0)
+    return estimate.Cost(
+        c, 10, train=40, held_out=20, test=30, teacher=2.0, student=3.0, evaluation=0.1, checkpoint=5.0
+    )
 
 
-TEACHER = 4 * (10 * 2 + 2 + 5) + 5  # four epochs with a look at the held-out images, and both splits at the end
-STUDENT = 4 * (10 * 3 + 2 + 5) + 5
+TEACHER = 4 * (10 * 2 + 2 + 5) + 9  # four epochs with a look at the held-out images, and all three splits at the end
+STUDENT = 4 * (10 * 3 + 2 + 5) + 9
 
 
 def test_a_models_cost_is_its_parts(tmp_path):

@@ -334,6 +334,11 @@ def test_no_held_out_images(capsys, tmp_path):
     assert "--val-size" in refusal(capsys, digits(tmp_path / "run"))
 
 
+def test_a_chain_that_begins_later(capsys, tmp_path):
+    run = digits(tmp_path / "run", val_size=50, teacher_ckpt="m.pt", teacher_step=2)
+    assert "begins at step 2" in refusal(capsys, run)
+
+
 def test_no_teacher_and_no_such_seed(capsys, tmp_path):
     run = digits(tmp_path / "run", val_size=50)
     assert "no finished teacher" in refusal(capsys, run)

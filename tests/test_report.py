@@ -160,6 +160,13 @@ def test_estimates_are_told_beside_what_came_of_them():
     assert estimates(abouts[1:3]) == ""
 
 
+def test_an_estimate_is_told_of_where_its_probe_is_gone():
+    auto = {"alpha_star": 0.5, "standard_error": 0.1, "alpha": 0.5, "takes_probe": False}
+    auto |= {"probe_val_brier": 0.25, "predicted_val_brier": 0.24, "val_brier": 0.26}
+    about = {"seed": 1, "step": 1, "arm": "auto", "test_acc": 0.625, "auto": auto}
+    assert estimates([about]).split()[-2:] == ["-", "0.6250"]
+
+
 def test_nothing_finished_is_nothing_to_report(tmp_path):
     assert report(tmp_path) == ""
     assert not (tmp_path / "accuracy.png").exists()
