@@ -146,7 +146,8 @@ class Chains:
                     f"{folder} was taught by another model than {teacher.folder}; delete it to train it again"
                 )
             return model
-        training = Training(folder, engine.Fit(self.new_model(brief.step), self.config.train, self.device))
+        fit = engine.Fit(self.new_model(brief.step), self.config.train, self.device)
+        training = Training(folder, fit, brief.alpha, teacher and teacher.sha256)
         self.show.start_model(brief.name, len(self.train), training.fit.epochs)
         for epoch in range(training.fit.epochs, self.config.train.epochs):
             row = self.train_epoch(training.fit, brief, epoch)
@@ -253,20 +254,23 @@ class Brief:
     name: str  # for people
     arm: str | None  # the chain up to it; None: the teacher of all chains
     step: int
-    alpha: float | None
+    alpha: float | str | None  # "auto" until it is estimated
     teacher: "Finished | None"
 
 
 class Training:
     """A model in training and its record, both on disk after every epoch, in one file."""
 
-    def __init__(self, folder: Path, fit: engine.Fit):
-        self.folder, self.fit = folder, fit
+    def __init__(self, folder: Path, fit: engine.Fit, alpha: float | None, teacher: str | None):
+        """``teacher``: the SHA-256 of its weights."""
+        self.folder, self.fit, self.taught = folder, fit, {"alpha": alpha, "teacher": teacher}
         self.rows: list[dict] = []  # of metrics.csv
         self.best: dict[str, Tensor] | None = None  # weights of the epoch most accurate on the held-out images
         if (folder / STATE).exists():
             try:
                 state = read_tensors(folder / STATE)
+                if state["taught"] != self.taught:
+                    raise ConfigError(f"{folder} was begun with another teacher or alpha; delete it to train it again")
                 fit.load_state_dict(state["fit"])
                 self.rows, self.best = state["rows"], state["best"]
             except torch.OutOfMemoryError:
@@ -283,7 +287,8 @@ class Training:
         if selects_best and row["val_acc"] > max((r["val_acc"] for r in self.rows), default=-1):
             self.best = {name: tensor.cpu().clone() for name, tensor in self.fit.model.state_dict().items()}
         self.rows.append(row)
-        write_tensors(self.folder / STATE, {"fit": self.fit.state_dict(), "rows": self.rows, "best": self.best})
+        state = {"fit": self.fit.state_dict(), "rows": self.rows, "best": self.best, "taught": self.taught}
+        write_tensors(self.folder / STATE, state)
         self.write_metrics()
 
     def write_metrics(self) -> None:

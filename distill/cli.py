@@ -138,6 +138,9 @@ def main(argv: list[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    # OpenMP's waiting threads spin for milliseconds before they sleep: with any other process on the cores that made
+    # a ResNet-20 at batch 128 three times slower on 2 cores, and alone it gains nothing. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         words = sys.argv[1:] if argv is None else argv
         config = parse(words)
@@ -168,9 +171,6 @@ def _estimate(config: Config) -> None:
 
 
 def _run(config: Config) -> None:
-    # OpenMP's waiting threads spin for milliseconds before they sleep: with any other process on the cores that made
-    # a ResNet-20 at batch 128 three times slower on 2 cores, and alone it gains nothing. Read when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # torch is imported only for a configuration that has passed every check
     from .estimate import prepare_with_jobs
     from .lab import count_models, describe, memory_errors
@@ -187,9 +187,10 @@ def _run(config: Config) -> None:
         finally:
             show.close()
     print(f"\n{report(config.output)}\n")
-    if PREVIEW in config.chain.alpha:
-        from .preview import page
+    for seed in config.chain.seed:  # a page that was drawn before the chain is drawn again after it
+        if PREVIEW in config.chain.alpha or (config.output / f"seed_{seed}" / "preview.png").exists():
+            from .preview import page
 
-        for seed in config.chain.seed:
-            print(page(config.output, seed), end="\n\n")
+            with memory_errors(config):
+                print(page(config.output, seed), end="\n\n")
     print(f"everything is in {config.output}{os.sep}: results.csv, figures, a folder for each model")

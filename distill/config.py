@@ -264,6 +264,8 @@ class ChainConfig(_Section):
             object.__setattr__(self, "teacher_step", self.teacher_step or 0)
             _require(self.teacher_step >= 0, f"teacher_step must be at least 0, not {self.teacher_step}")
         for arm in self.arms:
+            name = arm_name(arm)
+            _require(len(name) <= 200, f"too many weights for the name of a folder: alpha {name[:50]}...")
             _require(self.arms.count(arm) == 1, f"two chains of the grid are the same: alpha {arm_name(arm)}")
         _require(
             not (self.first_step and (self.uses_auto or PREVIEW in self.alpha)),
@@ -358,8 +360,11 @@ class Config:
         default = f"runs/{self.data.dataset}-resnet{self.model.resnet}-{self.digest}"
         return Path(self.run.output or default)
 
-    def differences(self, other: "Config") -> str:
-        """The options that decide the results and differ, as ``--lr 0.1 instead of 0.01``; "" where there are none."""
+    def differences(self, other: "Config", free: tuple[str, ...] = ()) -> str:
+        """The options that decide the results and differ, as ``--lr 0.1 instead of 0.01``; "" where there are none.
+
+        Those named in ``free``, as in ``identity``, may differ.
+        """
 
         def show(value) -> str:
             if value == ():
@@ -372,7 +377,7 @@ class Config:
         return ", ".join(
             f"--{name.partition('.')[2].replace('_', '-')} {show(mine)} instead of {show(theirs)}"
             for (name, mine), theirs in pairs
-            if mine != theirs
+            if mine != theirs and name not in free
         )
 
 

@@ -70,6 +70,8 @@ class Lab:
         drawn = self.source.test_labels is None or here.val_size > 0  # by the seed: which images are held out
         if drawn and (file.parent / "result.json").exists():
             about = read_about(file.parent)
+            if self.config.chain.uses_auto and about["step"] != 0:
+                raise ConfigError(f"{file} is of step {about['step']}: alpha auto needs the teacher of step 0")
             there = about.get("configuration", {})
             other = there.get("data.dataset") != here.dataset or there.get("data.val_size") != here.val_size
             if other or self.config.chain.seed != (about["seed"],):

@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         print(page(args.run, args.seed, size=args.size, lam=args.lam))
         return 0
-    except MemoryError as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
         message = f"out of memory, lower --size ({error})"
     except (UserError, OSError) as error:
         message = str(error)

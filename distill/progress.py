@@ -59,6 +59,8 @@ class Progress(Silent):
             )
 
     def end_model(self, result: Result) -> None:
+        if result.arm is not None and not result.epochs:  # a probe was taken: these epochs need not be trained
+            self.run.update(self.epochs)
         agrees = "" if result.agreement is None else f", agrees with its teacher on {result.agreement:.4f}"
         name = name_model(result.seed, result.arm, result.step)
         self.say(f"{name}: test accuracy {result.test_acc:.4f}{agrees}, {result.seconds:.1f} s")

@@ -1,7 +1,8 @@
 """What a run leaves on disk: atomic writes, lineage, resume. Imports no torch, so that a report answers at once.
 
 A model's folder holds ``training_state.pt`` while it is trained, one file replaced after every epoch; then model.pt,
-then result.json, whose presence means that the model is finished. Everything else is derived from these.
+then result.json, whose presence means that the model is finished; before a student of an estimated alpha is begun, its
+choice.json. Everything else is derived from these.
 """
 
 import csv
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,10 +28,10 @@ from .config import AUTO, PREVIEW, Config, ConfigError, read_config, to_toml
 class Result:
     """The figures of one finished model: a row of results.csv. Accuracies and agreement are fractions in [0, 1].
 
-    train_* are means over the epoch that was taken (the last, or the best), as trained (augmented images, given labels,
-    the whole objective); val_* and
-    test_* are of the finished model, against true labels, without the regulariser. The last four are of the finished
-    model on its training images, not augmented. None where it does not apply.
+    train_loss and train_acc are means over the epoch that was taken (the last, or the best), as trained (augmented
+    images, given labels, the whole objective); val_* and test_* are of the finished model, against true labels, without
+    the regulariser. The last four are of the finished model on its training images, not augmented. None where it does
+    not apply.
     """
 
     seed: int
@@ -100,7 +101,7 @@ def read_about(folder: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not {*RESULT_COLUMNS, "model_sha256", "parent", "classes", "channels", "model"} <= content.keys():
-            raise ValueError("entries are missing")
+            raise ValueError("entries are missing: it may be of an earlier version of this program")
         int(content["seed"]), int(content["step"]), float(content["alpha"] or 0)
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no finished model (no result.json in it)") from None
@@ -163,10 +164,9 @@ class RunDir:
         if file.exists():
             held = read_config(file)
             begun = any(self.path.glob("seed_*/**/*.pt"))
-            if held.chain.alpha == (PREVIEW,):  # what was looked ahead at may be run
-                chain = {"alpha": config.chain.alpha, "alpha_schedule": config.chain.alpha_schedule}
-                held = replace(held, chain=replace(held.chain, **chain))
-            if begun and (differing := config.differences(held)):
+            # What was looked ahead at may be run.
+            free = ("chain.alpha", "chain.alpha_schedule") if held.chain.alpha == (PREVIEW,) else ()
+            if begun and (differing := config.differences(held, free)):
                 raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
             if begun and data.exists() and data.read_text().strip() != fingerprint:
                 raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")

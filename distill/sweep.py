@@ -47,7 +47,7 @@ def run_lab(lab: Lab, show) -> list[Result]:
                 show.note(f"{key} was {before[-1][key]}, is {facts[key]}: not the bits of an uninterrupted run")
         rundir.write_environment(**facts)
         show = _Recorder(rundir, show)
-        show.begin(sum(result.epochs > 0 for result in rundir.results()))
+        show.begin(sum(result.epochs > 0 or result.arm is not None for result in rundir.results()))
         if config.run.jobs > 1:
             side_by_side(lab, show)
         else:

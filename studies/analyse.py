@@ -7,7 +7,6 @@ student less the teacher of its own seed. Intervals are Student's t over seeds, 
 """
 
 import argparse
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from distill.config import AUTO, Config, arm_name, read_config
-from distill.plots import COLOURS, MARKERS, title
+from distill.config import AUTO, Config, ConfigError, UserError, arm_name, read_config
+from distill.plots import COLOURS, MARKERS, spread, title
 from distill.rundir import Result, RunDir, write
 
 
@@ -53,8 +52,12 @@ class Study:
 
 def read(path: Path) -> Study:
     """The study in a run directory."""
-    results = {(r.seed, r.arm, r.step): r for r in RunDir(path).results()}
-    return Study(path, read_config(path / "config.toml"), results)
+    study = Study(path, read_config(path / "config.toml"), {(r.seed, r.arm, r.step): r for r in RunDir(path).results()})
+    models = [(None, 0), *((model, k) for arm in study.arms.values() for k, model in enumerate(arm, start=1))]
+    for seed in study.config.chain.seed:
+        if missing := [model for model in models if (seed, *model) not in study.results]:
+            raise ConfigError(f"{path} is not finished: seed {seed} lacks {len(missing)} models")
+    return study
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -79,8 +82,8 @@ def tables(study: Study) -> str:
         teacher = [study.results[seed, None, 0] for seed in study.config.chain.seed]
         values = [getattr(r, figure) for r in teacher]
         lines += [
-            f"Change of the {what} against the teacher ({statistics.fmean(values):.3f} ± "
-            f"{statistics.stdev(values):.3f} over {len(values)} seeds), mean and 95 % interval:",
+            f"Change of the {what} against the teacher ({spread(values)[0]:.3f} ± "
+            f"{spread(values)[1]:.3f} over {len(values)} seeds), mean and 95 % interval:",
             "",
             "| arm | " + " | ".join(f"step {k}" for k in range(1, last + 1)) + " |",
             "|---" * (last + 1) + "|",
@@ -93,23 +96,27 @@ def tables(study: Study) -> str:
 
 
 def auto_lines(study: Study) -> list[str]:
-    """Where auto lands against the grid: error, rank, cost."""
+    """Where auto lands against the grid: error, rank, cost.
+
+    The grid's own choice is by the held-out images, as a user would make it: by the test images it would be an oracle.
+    """
     if AUTO not in study.arms:
         return []
     last, grid = study.config.chain.distillation_steps, [arm for arm in study.arms if arm != AUTO]
-    mean = {arm: study.change(arm, last, "test_brier").mean() for arm in study.arms}
-    accuracy = {arm: study.change(arm, last, "test_acc").mean() for arm in study.arms}
-    best, most = min(grid, key=mean.get), max(grid, key=accuracy.get)
+    error = {arm: study.change(arm, last, "val_brier").mean() for arm in study.arms}
+    accuracy = {arm: study.change(arm, last, "val_acc").mean() for arm in study.arms}
+    best, most = min(grid, key=error.get), max(grid, key=accuracy.get)
     worse = study.change(AUTO, last, "test_brier") - study.change(best, last, "test_brier")
     less = study.change(AUTO, last, "test_acc") - study.change(most, last, "test_acc")
-    rank = 1 + sum(mean[arm] < mean[AUTO] for arm in grid)
+    rank = 1 + sum(error[arm] < error[AUTO] for arm in grid)
     (mine, seconds), (theirs, whole) = study.cost([AUTO]), study.cost(grid)
     alphas = [[study.results[seed, AUTO, k].alpha for seed in study.config.chain.seed] for k in range(1, last + 1)]
     shown = "; ".join(f"step {k}: " + ", ".join(f"{a:.2f}" for a in row) for k, row in enumerate(alphas, start=1))
     return [
         f"- Weights that auto took, by seed: {shown}.",
-        f"- At step {last}: Brier score {said(worse)} against the grid's best (alpha = {best}), rank {rank} of "
-        f"{len(grid) + 1}; accuracy {said(less)} against the grid's most accurate (alpha = {most}).",
+        f"- At step {last}, by the held-out Brier score: rank {rank} of {len(grid) + 1}. On the test images: "
+        f"Brier score {said(worse)} against the grid's choice by that score (alpha = {best}); "
+        f"accuracy {said(less)} against its choice by held-out accuracy (alpha = {most}).",
         f"- Cost: {mine} trainings and {seconds:.0f} s against the grid's {theirs} and {whole:.0f} s "
         f"({seconds / whole:.0%}), teachers aside.",
         "",
@@ -148,7 +155,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the changes of all runs")
     args = parser.parse_args()
-    studies = [read(path) for path in args.runs]
+    try:
+        studies = [read(path) for path in args.runs]
+    except UserError as error:
+        parser.error(str(error))
     print("\n".join(tables(study) for study in studies))
     if args.figure is not None:
         write(args.figure, lambda file: figure(studies).savefig(file, format="png", dpi=120))

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from test_rundir import FIGURES, leave_result
 
-from distill.config import read_config
+from distill.config import UserError, read_config
 from distill.rundir import RunDir
 from studies.analyse import figure, interval, read, said, tables
 
@@ -49,7 +49,7 @@ def study(tmp_path):
         for step in (1, 2):
             base = {"seed": seed, "step": step, "alpha": 0.2, "seconds": 10.0}
             acc = 0.5 * seed + 0.1 * step
-            leave_result(rundir, **base, arm="0.2", test_acc=acc, test_brier=0.4 - 0.1 * step)
+            leave_result(rundir, **base, arm="0.2", test_acc=acc, test_brier=0.4 - 0.1 * step, val_brier=0.2)
             base |= {"arm": "auto", "alpha": 0.125, "epochs": int(step == 2), "test_brier": 0.3}
             leave_result(rundir, **base, test_acc=0.5 * seed + 0.05 * step)
             leave_result(rundir, **base | {"arm": "auto probe", "epochs": 2})
@@ -69,7 +69,9 @@ def test_a_probe_that_was_taken_costs_one_training(study):
 def test_the_tables_say_where_auto_lands(study):
     text = tables(study)
     assert "| alpha = 0.2 | **+0.100 ± 0.000** | **+0.200 ± 0.000** |" in text
-    assert "Brier score **+0.100 ± 0.000** against the grid's best (alpha = 0.2), rank 2 of 2" in text
+    assert "by the held-out Brier score: rank 2 of 2" in text  # 0.5 against 0.2
+    assert "Brier score **+0.100 ± 0.000** against the grid's choice by that score (alpha = 0.2)" in text
+    assert "accuracy **-0.100 ± 0.000** against its choice by held-out accuracy (alpha = 0.2)" in text
     assert "6 trainings and 60 s against the grid's 4 and 40 s (150%)" in text
 
 
@@ -80,3 +82,9 @@ def test_the_figure_is_of_the_changes(study):
     line, _, _ = lower.containers[1]
     np.testing.assert_allclose(line.get_ydata(orig=False), [-0.1, -0.1])
     assert FIGURES["arm"] is None
+
+
+def test_an_unfinished_run_is_one_line(study):
+    (study.path / "seed_2/alpha_auto/step_2/result.json").unlink()
+    with pytest.raises(UserError, match="is not finished: seed 2 lacks 1 model"):
+        read(study.path)
