@@ -287,9 +287,9 @@ def refuse_negative_eigenvalues(K: np.ndarray) -> None:
     """Raise NotPositiveSemidefiniteError if K (from `check_kernel`) has an eigenvalue clearly below 0.
 
     For the Cholesky route, where lam may hide one: K + NEGATIVE_TOLERANCE ‖K‖_F I has a factor only if no
-    eigenvalue lies below minus that, the bound that `decompose` uses. It costs a factorisation, and nothing
-    cheaper is as sure: power iteration or Lanczos with (K + lam I)^-1 would take some sqrt(lam / delta) solves
-    times log n to tell an eigenvalue -delta from the many near 0, and as many more to be sure of it.
+    eigenvalue lies below minus that, the bound that `decompose` uses. It costs a factorisation, and
+    it is sure: Lanczos with (K + lam I)^-1 needs sqrt(lam / delta) log n solves or so to tell an eigenvalue
+    -delta from the many near 0, which is more work for all but the largest delta.
     """
     try:
         cholesky(K, NEGATIVE_TOLERANCE * frobenius_norm(K) or 1.0)  # K = 0 passes
