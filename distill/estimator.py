@@ -121,7 +121,10 @@ class _SelfDistilled(BaseEstimator):
         K, targets, s = self._problem()
         # A precomputed kernel without weights is the caller's own array.
         overwrite = self.kernel != "precomputed" or self._weights is not None
-        chain = krr.chain(K, targets, self.lam, self.alphas_, steps, solver=self.solver, overwrite=overwrite)
+        # These two are positive semidefinite whatever the points; a K with NaN in it, from an overflow, has no minimum.
+        trusted = self.kernel in ("rbf", "laplacian") and (self.gamma is None or self.gamma >= 0) and K.min() >= 0
+        options = {"solver": self.solver, "overwrite": overwrite, "trusted": bool(trusted)}
+        chain = krr.chain(K, targets, self.lam, self.alphas_, steps, **options)
         inner = np.array([_rows_times(c, s) for c in chain.coefficients])
         if self._weights is None:
             return chain

@@ -354,17 +354,21 @@ def _check_solver(solver: str, *others: str) -> None:
         raise ValueError(f"solver must be one of {', '.join(solvers)}, not {solver!r}")
 
 
-def chain(K, y, lam: float, alpha, steps, *, solver: str = "auto", overwrite: bool = False) -> Chain:
+def chain(
+    K, y, lam: float, alpha, steps, *, solver: str = "auto", overwrite: bool = False, trusted: bool = False
+) -> Chain:
     """One chain from the kernel matrix: its dual coefficients at `steps`.
 
     K (n, n), y (n,) or (n, m). "cholesky" factorises K + lam I once and solves once a step; "eigh" decomposes
     K and takes any step at once; "auto" takes the cheaper. `overwrite` lets K's memory be used: at most three
-    n × n arrays at once. Raises KernelMatrixError's subclasses, SingularKernelError, DivergentChainError,
-    MatrixTooLargeError, and ValueError for an argument out of its range.
+    n × n arrays at once. A `trusted` K is symmetric and positive semidefinite by its making, as an RBF kernel's is
+    among any points: the tests of both, which double the cost of a factorisation, are left out. Raises
+    KernelMatrixError's subclasses, SingularKernelError, DivergentChainError, MatrixTooLargeError, and ValueError
+    for an argument out of its range.
     """
     _check_solver(solver)
-    K, steps = check_kernel(K), _steps(steps)
-    y = _targets(y, len(K))
+    K = np.ascontiguousarray(K, dtype=np.float64) if trusted else check_kernel(K)
+    steps, y = _steps(steps), _targets(y, len(K))
     _check_lam(np.ones(1), lam)
     finite = [step for step in steps if step < math.inf]
     if solver == "auto":
@@ -376,11 +380,11 @@ def chain(K, y, lam: float, alpha, steps, *, solver: str = "auto", overwrite: bo
         )
         if solver == "cholesky":
             try:
-                return _chain_by_cholesky(K, y, lam, alpha, steps)
+                return _chain_by_cholesky(K, y, lam, alpha, steps, trusted)
             except SingularKernelError:  # lam is below K's rounding; the spectrum, cut off at 0, still serves
                 solver = "eigh"
     if solver == "cholesky":
-        return _chain_by_cholesky(K, y, lam, alpha, steps)
+        return _chain_by_cholesky(K, y, lam, alpha, steps, trusted)
     spectrum = decompose(K, overwrite=overwrite)
     coefficients = dual_coefficients(spectrum, y, lam, alpha, steps)
     return Chain(coefficients, (spectrum.d[0] + lam) / (spectrum.d[-1] + lam), "eigh")
@@ -391,9 +395,10 @@ def _limit_sure(steps, alphas) -> bool:
     return math.inf not in steps or all(0 <= alpha <= 1 for alpha in alphas)
 
 
-def _chain_by_cholesky(K, y, lam, alpha, steps) -> Chain:
+def _chain_by_cholesky(K, y, lam, alpha, steps, trusted) -> Chain:
     _refuse_missing_limit(K, lam, alpha, steps)
-    refuse_negative_eigenvalues(K)
+    if not trusted:
+        refuse_negative_eigenvalues(K)
     L = cholesky(K, lam)
     condition = cholesky_condition(K, L, lam, enough=UNTRUSTED)
     if lam == 0 and condition * len(K) * EPS >= 1:

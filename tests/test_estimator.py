@@ -333,3 +333,21 @@ def test_laplacian_limit_by_hand():
     one_hot = np.eye(2)[y]
     expected = np.linalg.solve(0.5 * laplacian_kernel(X) + np.eye(40), 0.5 * one_hot)
     np.testing.assert_allclose(model.dual_coef_, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"kernel": "rbf", "gamma": -0.1}, linalg.NotPositiveSemidefiniteError),
+        ({"kernel": "rbf", "gamma": 1e300}, None),
+    ],
+)
+def test_only_kernels_that_are_positive_semidefinite_are_trusted(options, error):
+    """A negative gamma is no kernel; distances past float64's range are NaN."""
+    X = np.random.default_rng(0).standard_normal((30, 2)) * 3
+    model = SelfDistilledKernelRidge(lam=1.0, n_steps=2, alpha=0.5, solver="cholesky", **options)
+    if error is None:
+        assert np.isfinite(model.fit(X, X[:, 0]).predict(X)).all()
+    else:
+        with pytest.raises(error):
+            model.fit(X, X[:, 0])

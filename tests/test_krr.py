@@ -647,3 +647,27 @@ def test_too_large_a_matrix_is_refused_with_the_figure(K, monkeypatch):
         linalg.require_memory(1_250_000, arrays=2)
     room = linalg.available_memory()
     assert room is None or room > 2**20
+
+
+# ------------------------------------------------------------------------------------------------------- a trusted K
+
+
+def test_a_trusted_kernel_gives_the_same_chain():
+    K, y = problem_of(40)
+    plain, trusted = (krr.chain(K, y, 0.2, 0.35, [1, 3, 10], solver="cholesky", trusted=t) for t in (False, True))
+    np.testing.assert_array_equal(trusted.coefficients, plain.coefficients)
+    assert trusted.condition == plain.condition
+
+
+def test_trust_is_what_leaves_the_test_of_eigenvalues_out():
+    K, y = problem_of(40)
+    K = K - 0.1 * np.eye(40)  # whose least eigenvalue is clearly negative, and hidden by lam
+    with pytest.raises(linalg.NotPositiveSemidefiniteError):
+        krr.chain(K, y, 0.2, 0.35, [3], solver="cholesky")
+    assert np.isfinite(krr.chain(K, y, 0.2, 0.35, [3], solver="cholesky", trusted=True).coefficients).all()
+
+
+def problem_of(n):
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((n, 3))
+    return np.exp(-((X[:, None] - X) ** 2).sum(2)), rng.standard_normal(n)
