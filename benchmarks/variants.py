@@ -126,7 +126,7 @@ def make_burst(job: Job, variant: Variant):
         engine.set_up(train, device, job.threads)
     if variant.engine or variant.one_pixel:
         for made in networks:
-            models.leave_padding_out(made)
+            models.take_products(made)
     if variant.engine or variant.in_memory:
         networks = [models.Classifier(made, mean, std) for made in networks]
         pool = engine.make_pool(Split(images, labels, labels, np.arange(job.images)), device)

@@ -80,7 +80,7 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     model = models.Classifier(network(), zeros, zeros)
     load_weights(model, file)
     model.classes = tuple(about["classes"])
-    return model.eval()
+    return model.eval().to(memory_format=torch.channels_last)  # as engine.py places it on a CPU: the same digits
 
 
 def default_network(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:

@@ -137,13 +137,13 @@ def chunks(pool: Pool, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, 
 
 
 def memory_format(train: TrainConfig, device: torch.device) -> torch.memory_format:
-    """How images and convolution weights lie in memory: channels last where tensor cores multiply them.
+    """How images and convolution weights lie in memory: channels last on a CPU, and where tensor cores multiply them.
 
-    A rule, not a measurement: cuDNN's tensor-core convolutions (bf16 and tf32 on CUDA) take channels-last operands, and
-    would convert others at every layer. fp32 on CUDA stays as it is. Not measured on a device yet.
+    On a CPU that was measured (benchmarks/README.md). On CUDA it is a rule: cuDNN's tensor-core convolutions (bf16 and
+    tf32) take channels-last operands, and would convert others at every layer; fp32 stays as it is.
     """
     tensor_cores = device.type == "cuda" and train.precision in ("bf16", "tf32")
-    return torch.channels_last if tensor_cores else torch.contiguous_format
+    return torch.channels_last if tensor_cores or device.type == "cpu" else torch.contiguous_format
 
 
 def place(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
@@ -167,8 +167,6 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
     model.eval()
     parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
     layout = memory_format(train, images.device)
-    if train.precision == "bf16" and images.device.type == "cpu":  # there it wins in prediction, float32 does not
-        layout = torch.channels_last
     with autocast(train, images.device):
         return torch.cat([model(part.contiguous(memory_format=layout)).float() for part in parts])
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import CIFAR_RESNETS, ConfigError, ModelConfig
+from .convolutions import ProductConv2d
 
 
 class Classifier(nn.Module):
@@ -62,33 +63,15 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
         network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     if network.conv1.in_channels != 3 or config.stem == "cifar":
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
-    leave_padding_out(network)
+    take_products(network)
     return network
 
 
-def leave_padding_out(network: nn.Module) -> None:
-    """Make every convolution of a ResNet, undilated and ungrouped, a OnePixelConv2d; its weights stay as they are."""
+def take_products(network: nn.Module) -> None:
+    """Make every convolution of a ResNet, undilated and ungrouped, a ProductConv2d; its weights stay as they are."""
     for module in network.modules():
         if type(module) is nn.Conv2d:
-            module.__class__ = OnePixelConv2d  # torchvision's ResNets take no class for their convolutions
-
-
-class OnePixelConv2d(nn.Conv2d):
-    """A convolution that leaves out what would multiply padding where its output is a single pixel.
-
-    With the ImageNet stem, 32x32 images are one pixel in the last stage: a 3x3 kernel with padding 1 meets it with its
-    centre alone, and a quarter of a ResNet-18's products have a factor 0. Exact to rounding; the gradient of weights
-    that meet nothing is 0, as it is in the whole convolution. Names and state_dict are nn.Conv2d's.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:  # (n, in, h, w) -> (n, out, h', w')
-        sides = tuple(zip(x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True))
-        if any((size + 2 * pad - kernel) // stride for size, kernel, stride, pad in sides):
-            return super().forward(x)
-        # The kernel begins `pad` before the image: its entry pad + i meets row (or column) i, as far as both go.
-        (rows, top), (columns, left) = ((min(size, kernel - pad), pad) for size, kernel, _, pad in sides)
-        weight = self.weight[:, :, top : top + rows, left : left + columns].flatten(1)
-        return F.linear(x[:, :, :rows, :columns].flatten(1), weight, self.bias)[:, :, None, None]
+            module.__class__ = ProductConv2d  # torchvision's ResNets take no class for their convolutions
 
 
 class _Block(nn.Module):

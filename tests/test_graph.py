@@ -420,7 +420,7 @@ def test_a_training_moves_between_devices(stand_in, monkeypatch, there):
 def test_loaded_moments_lie_in_memory_as_their_weights_do():
     fit, other = fit_of(), fit_of()
     train_on(fit, 8, range(1))
-    other.model.to(memory_format=torch.channels_last)
+    other.model.to(memory_format=torch.contiguous_format)
     other.load_state_dict(reloaded(fit))
     for p in other.parameters:
         assert other.optimizer.state[p]["exp_avg"].stride() == p.stride()

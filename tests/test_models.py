@@ -6,13 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models as torchvision_models
 from torchvision.models import _api as torchvision_api
 
 from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, ConfigError, ModelConfig
 from distill.draws import torch_seed
-from distill.models import CifarResNet, Classifier, OnePixelConv2d, build
+from distill.models import CifarResNet, Classifier, build
 
 
 def without_weights(channels: int = 3, classes: int = 10, **options) -> nn.Module:
@@ -152,49 +151,14 @@ def test_pretrained_weights_are_taken_but_for_the_head_and_a_new_first_layer(mon
     assert new == {"fc.weight", "fc.bias"} | ({"conv1.weight"} if first_is_new else set())
 
 
-# ------------------------------------------------------------------------------------------- products with padding
-
-ONE_PIXEL = [  # kernel, stride, padding, height, width
-    *((3, 1, 1, 1, 1), (3, 2, 1, 2, 2), (3, 2, 1, 1, 1), (3, 2, 1, 1, 2), (1, 1, 0, 1, 1), (1, 2, 0, 2, 2)),
-    *((7, 2, 3, 1, 1), (7, 2, 3, 2, 2), (3, 1, 0, 3, 3), (5, 3, 1, 4, 5)),
-]
-LARGER = [(3, 1, 1, 2, 2), (3, 2, 1, 3, 3), (1, 1, 0, 1, 2), (3, 2, 1, 1, 3)]
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("kernel", "stride", "padding", "h", "w"), ONE_PIXEL + LARGER)
-def test_a_convolution_without_its_padding_is_the_convolution(kernel, stride, padding, h, w, bias):
-    torch.manual_seed(0)
-    whole = nn.Conv2d(3, 5, kernel, stride, padding, bias=bias).double()
-    ours = OnePixelConv2d(3, 5, kernel, stride, padding, bias=bias).double()
-    ours.load_state_dict(whole.state_dict())
-    images = [torch.randn(4, 3, h, w, dtype=torch.float64).requires_grad_() for _ in range(2)]
-    images[1].data.copy_(images[0])
-    direction = torch.randn_like(whole(images[0]))
-    for convolution, x in zip((whole, ours), images, strict=True):
-        (convolution(x) * direction).sum().backward()
-    torch.testing.assert_close(ours(images[1]), whole(images[0]), rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-12, atol=1e-13)
-    for p, exact in zip(ours.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, exact.grad, rtol=1e-12, atol=1e-13)
-        assert p.grad.stride() == p.stride()
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "size", "products"), [(3, 1, 1, 1), (3, 2, 2, 4), (1, 1, 1, 1), (1, 2, 2, 1), (7, 2, 2, 4)]
-)
-def test_products_with_padding_are_left_out(kernel, stride, size, products):
-    convolution = OnePixelConv2d(3, 5, kernel, stride, kernel // 2)
-    with FlopCounterMode(display=False) as counter:
-        convolution(torch.zeros(4, 3, size, size))
-    assert counter.get_total_flops() == 2 * 4 * 3 * 5 * products
+# ------------------------------------------------------------------------------------------- against torchvision's
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("training", [True, False])
 def test_our_resnets_compute_what_torchvisions_do(depth, training):
     """Logits and gradients in float64, from the same weights, for images of one pixel in the last stage."""
-    ours = build(ModelConfig(resnet=depth), 3, 10).double().train(training)
+    ours = build(ModelConfig(resnet=depth), 3, 10).double().train(training).to(memory_format=torch.channels_last)
     theirs = torchvision_models.get_model(f"resnet{depth}", num_classes=10).double().train(training)
     theirs.load_state_dict(ours.state_dict())
     x, direction = torch.randn(8, 3, 32, 32, dtype=torch.float64), torch.randn(8, 10, dtype=torch.float64)

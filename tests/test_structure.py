@@ -12,7 +12,20 @@ FILES = {path.stem: path for path in sorted((ROOT / "distill").glob("*.py")) if 
 
 # From the top down; cli.py may import anything.
 NETWORK = (
-    *("config", "draws", "datafiles", "data", "augment", "models", "objective", "decay", "metrics", "graph", "engine"),
+    *(
+        "config",
+        "draws",
+        "datafiles",
+        "data",
+        "augment",
+        "convolutions",
+        "models",
+        "objective",
+        "decay",
+        "metrics",
+        "graph",
+        "engine",
+    ),
     *("alpha", "rundir", "checkpoints", "chain", "lab", "workers", "estimate", "sweep", "progress"),
     *("plots", "report", "preview_report", "preview", "cli"),
 )
