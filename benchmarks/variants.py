@@ -26,7 +26,8 @@ class Variant:
     teacher_once: bool = False  # the teacher's pass over a whole chunk (needs in_memory)
     fused: bool = False  # fused Adam
     folded: bool = False  # ... and the regulariser folded into it
-    one_pixel: bool = False  # convolutions that leave out what multiplies padding
+    channels_last: bool = False  # in the weights, and so in every map
+    products: bool = False  # ... and convolutions that leave out what multiplies padding
     keeps_memory: bool = False  # glibc told to keep freed buffers
     engine: bool = False  # everything: engine.Fit itself
     precision: str = "fp32"
@@ -38,7 +39,8 @@ INGREDIENTS = (
     Variant("... and the teacher once a chunk", in_memory=True, teacher_once=True),
     Variant("fused Adam alone", fused=True),
     Variant("... and the regulariser folded into it", fused=True, folded=True),
-    Variant("one-pixel convolutions alone", one_pixel=True),
+    Variant("channels last alone", channels_last=True),
+    Variant("... and products without padding", channels_last=True, products=True),
     Variant("freed memory kept, alone", keeps_memory=True),
 )
 ENGINE = (Variant("engine, fp32", engine=True), Variant("engine, bf16", engine=True, precision="bf16"))
@@ -124,14 +126,17 @@ def make_burst(job: Job, variant: Variant):
     networks = [network(job.resnet, seed) for seed in range(1 + job.student)]
     if variant.engine or variant.keeps_memory:
         engine.set_up(train, device, job.threads)
-    if variant.engine or variant.one_pixel:
-        for made in networks:
+    for made in networks:
+        if variant.engine or variant.products:
             models.take_products(made)
+        if variant.channels_last:
+            made.to(memory_format=torch.channels_last)
     if variant.engine or variant.in_memory:
         networks = [models.Classifier(made, mean, std) for made in networks]
         pool = engine.make_pool(Split(images, labels, labels, np.arange(job.images)), device)
     student, teacher = networks[0], networks[1].eval().requires_grad_(False).to(device) if job.student else None
     if variant.engine:
+        teacher = teacher and engine.place(teacher, train, device)
         fit = engine.Fit(student, train, device)
         return lambda: fit.epoch(pool, plan, CLASSES, teacher, ALPHA, engine.Silent())
     program = Obvious(student, teacher, ALPHA, LR, REG_COEF, device)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from . import augment, engine, metrics, models
 from .alpha import Choice, choose
 from .checkpoints import Damaged, check_hash, load_weights, read_tensors, write_tensors
-from .config import AUTO, Arm, Config, ConfigError, arm_name
+from .config import AUTO, Arm, Config, ConfigError, arm_name, beginnings
 from .data import Dataset
 from .draws import ONE_AT_A_TIME, generator, torch_seed
 from .objective import LOSSES, one_hot
-from .rundir import Result, RunDir, name_model, read_about, read_result, sha256, write, write_csv, write_json
+from .rundir import Result, RunDir, as_result, name_model, read_about, sha256, write, write_csv, write_json
 
 STATE = "training_state.pt"
 METRICS = "epoch lr train_loss train_truth_loss train_teacher_loss train_reg train_acc val_loss val_acc seconds"
@@ -53,9 +53,9 @@ class Chains:
     def run(self, arm: Arm) -> list[Result]:
         """One chain: the teacher, then students, each taught by the one before. What is finished is kept."""
         chain = [self.teacher]
-        for k, weight in enumerate(arm, start=1):
-            brief = self.brief(arm_name(arm[:k]), self.config.chain.first_step + k, weight, chain[-1])
-            chain.append(self.fit(brief) if weight != AUTO else self.fit_estimated(brief))
+        for step, upto in enumerate(beginnings(arm), start=self.config.chain.first_step + 1):
+            brief = self.brief(arm_name(upto), step, upto[-1], chain[-1])
+            chain.append(self.fit(brief) if brief.alpha != AUTO else self.fit_estimated(brief))
         return [model.result for model in chain]
 
     @cached_property
@@ -103,7 +103,7 @@ class Chains:
         probe = self.fit(replace(brief, folder=brief.folder / "probe", name=name, arm=arm, alpha=0.0))
         if not noted.exists():
             write_json(noted, asdict(self.choose(brief, probe)))
-        choice = Choice(**json.loads(noted.read_text()))
+        choice = read_choice(noted)
         if choice.takes_probe:
             self.take(probe, brief, choice)
         else:
@@ -113,7 +113,7 @@ class Chains:
 
     def choose(self, brief: "Brief", probe: "Finished") -> Choice:
         """The alpha of a step from what its probe and the teacher of step 0 say of the held-out images."""
-        first, guess = (engine.predict_all(m.model, self.val, self.config.train) for m in (self.teacher, probe))
+        first, guess = self.teacher.val_logits, probe.val_logits
         rng = generator(self.seed, "bootstrap", brief.step)
         labels = self.val.labels.cpu().numpy()
         choice = choose(first.double().softmax(1).numpy(), guess.double().softmax(1).numpy(), labels, rng)
@@ -131,8 +131,8 @@ class Chains:
         """Make a probe the student of its step: the same weights and figures, with no training of its own."""
         write(brief.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
         result = replace(probe.result, arm=brief.arm, epochs=0, seconds=0.0)
-        estimate = asdict(choice) | {"val_brier": result.val_brier}
-        write_json(brief.folder / "result.json", read_about(probe.folder) | asdict(result) | {"auto": estimate})
+        about = read_about(probe.folder) | asdict(result) | estimate_of(choice, result)
+        write_json(brief.folder / "result.json", about)
         self.show.end_model(result)
 
     def fit(self, brief: "Brief", choice: Choice | None = None) -> "Finished":
@@ -228,8 +228,7 @@ class Chains:
             "configuration": self.config.identity,
             "reliability": metrics.reliability(logits, self.test.labels),
         }
-        if choice is not None:
-            about["auto"] = asdict(choice) | {"val_brier": result.val_brier}
+        about |= {} if choice is None else estimate_of(choice, result)
         write_json(folder / "result.json", asdict(result) | about)
         (folder / STATE).unlink(missing_ok=True)
         self.show.end_model(result)
@@ -244,6 +243,19 @@ class Chains:
         labels = pool.labels.cpu()
         loss = LOSSES[self.config.train.loss](logits.double(), one_hot(labels, logits.shape[1])).mean().item()
         return {"loss": loss} | metrics.evaluate(logits, labels), logits
+
+
+def read_choice(file: Path) -> Choice:
+    """An estimate that was written down. Raises ConfigError where the file is damaged."""
+    try:
+        return Choice(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); delete it to estimate alpha again") from None
+
+
+def estimate_of(choice: Choice, result: Result) -> dict:
+    """What result.json says of an estimate and what came of it."""
+    return {"auto": asdict(choice) | {"val_brier": result.val_brier}}
 
 
 @dataclass(frozen=True)
@@ -308,7 +320,7 @@ class Finished:
     def __init__(self, chains: Chains, folder: Path):
         self.chains, self.folder = chains, folder
         about = read_about(folder)
-        self.result, self.sha256, self.parent = read_result(folder), about["model_sha256"], about["parent"] or {}
+        self.result, self.sha256, self.parent = as_result(about), about["model_sha256"], about["parent"] or {}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -324,3 +336,8 @@ class Finished:
     def test_logits(self) -> Tensor:
         """(n, classes) float32 on the test split."""
         return engine.predict_all(self.model, self.chains.test, self.chains.config.train)
+
+    @cached_property
+    def val_logits(self) -> Tensor:
+        """(n, classes) float32 on the held-out images."""
+        return engine.predict_all(self.model, self.chains.val, self.chains.config.train)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import models
-from .config import CUSTOM_MODEL, ConfigError, ModelConfig, from_dict
+from . import engine, models
+from .config import CUSTOM_MODEL, ConfigError, ModelConfig, TrainConfig, from_dict
 from .rundir import read_about, sha256, write
 
 
@@ -80,7 +80,7 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     model = models.Classifier(network(), zeros, zeros)
     load_weights(model, file)
     model.classes = tuple(about["classes"])
-    return model.eval().to(memory_format=torch.channels_last)  # as engine.py places it on a CPU: the same digits
+    return engine.place(model, TrainConfig(), torch.device("cpu")).eval()
 
 
 def default_network(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:

@@ -453,6 +453,11 @@ def _scalar(section: str, name: str, value, kind: type):
     return value
 
 
+def beginnings(arm: Arm) -> list[Arm]:
+    """The chain up to each of its students, step by step."""
+    return [arm[:k] for k in range(1, len(arm) + 1)]
+
+
 def arm_name(arm: Arm) -> str:
     """What a chain is called: ``0.6``; ``0.2-0.4`` for 0.2 and then 0.4 throughout; ``auto``.
 

@@ -136,21 +136,25 @@ def chunks(pool: Pool, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, 
         yield augment.apply(images, part), pool.labels[part.order]
 
 
-def memory_format(train: TrainConfig, device: torch.device) -> torch.memory_format:
-    """How images and convolution weights lie in memory: channels last on a CPU, and where tensor cores multiply them.
+def channels_last(train: TrainConfig, device: torch.device) -> bool:
+    """Whether convolutions take channels-last weights, and with them work on channels-last maps.
 
-    On a CPU that was measured (benchmarks/README.md). On CUDA it is a rule: cuDNN's tensor-core convolutions (bf16 and
-    tf32) take channels-last operands, and would convert others at every layer; fp32 stays as it is.
+    On a CPU, where it was measured (benchmarks/README.md), and where CUDA's tensor cores multiply (bf16 and tf32):
+    cuDNN would convert other operands at every layer. The latter is a rule, not measured; fp32 on CUDA stays as it is.
     """
-    tensor_cores = device.type == "cuda" and train.precision in ("bf16", "tf32")
-    return torch.channels_last if tensor_cores or device.type == "cpu" else torch.contiguous_format
+    return device.type == "cpu" or (device.type == "cuda" and train.precision in ("bf16", "tf32"))
 
 
 def place(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
-    """The model on the device, its weights as ``memory_format`` has them."""
-    if (layout := memory_format(train, device)) == torch.contiguous_format:
-        return model.to(device)
-    return model.to(device, memory_format=layout)
+    """The model on the device, the weights of our own networks as ``channels_last`` has them.
+
+    Others stay as they are: what they do with maps, such as ``x.view(len(x), -1)``, may ask for one layout.
+    """
+    model = model.to(device)
+    for module in model.modules():
+        if channels_last(train, device) and getattr(module, "any_layout", False):
+            module.to(memory_format=torch.channels_last)
+    return model
 
 
 def autocast(train: TrainConfig, device: torch.device):
@@ -166,9 +170,8 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
     """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
     model.eval()
     parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
-    layout = memory_format(train, images.device)
     with autocast(train, images.device):
-        return torch.cat([model(part.contiguous(memory_format=layout)).float() for part in parts])
+        return torch.cat([model(part).float() for part in parts])
 
 
 def predict_all(model: nn.Module, pool: Pool, train: TrainConfig) -> Tensor:
@@ -287,20 +290,23 @@ class Fit:
         ``show`` is told of the progress (see Silent). Raises NotFinite.
         """
         size, batch = chunk_size(pool, self.train.batch_size), self.train.batch_size
-        updates = updates_per_epoch(len(plan), batch)
+        count = updates_per_epoch(len(plan), batch)
         objective = Objective(self.train.loss, self.train.temperature, alpha)
         sums = Sums(objective, batch, self.device)
-        rates = [learning_rate(self.train, self.epochs * updates + u, updates) for u in range(updates)]
+        rates = [learning_rate(self.train, self.epochs * count + u, count) for u in range(count)]
         self.lr = rates[-1]
         if self.rates_on_device:
             rates = torch.tensor(rates, device=self.device)  # copied once an epoch, as the plan is
         self.model.train()
-        for images, labels in chunks(pool, plan[: updates * batch], size):
+        for images, labels in chunks(pool, plan[: count * batch], size):
             truth = one_hot(labels, classes)
             soft = soft_targets(teacher, images, self.train)
-            logits, regs = torch.empty_like(truth), []
+            logits, regs, done = torch.empty_like(truth), [], 0
             here = rates[sums.updates :]
-            done = self._replay(images, truth, soft, objective, here, show, logits, regs, size // batch)
+            if updates := self._graph(images, truth, soft, objective, size // batch, show):
+                done = len(images) // batch * batch
+                logits[:done], values = updates.run(images, truth, soft, here, show.advance)
+                regs.extend(values.unbind())
             for i in range(done, len(images), batch):
                 rows = slice(i, i + batch)
                 logits[rows], reg = self.update(
@@ -316,26 +322,17 @@ class Fit:
             raise NotFinite(sums.updates)
         return figures
 
-    def _replay(
-        self,
-        images: Tensor,
-        truth: Tensor,
-        soft: Tensor | None,
-        objective: Objective,
-        rates,
-        show,
-        logits,
-        regs,
-        batches,
-    ) -> int:
-        """Train on a chunk's whole batches by the graph, where there is one for them; returns the images done.
+    def _graph(
+        self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, batches: int, show
+    ) -> graph.Updates | None:
+        """The graph for a chunk's whole batches, or None where it has none.
 
-        The graph is captured with the first chunk, for up to ``batches`` a chunk; logits and regs are filled and added
-        to. Where capture fails, a note says why, and updates go on eagerly.
+        Captured with the first chunk, for up to ``batches`` a chunk. Where capture fails, a note says why, and updates
+        go on eagerly.
         """
         batch, constants = self.train.batch_size, (objective.loss, objective.temperature, objective.alpha)
         if not self.captures or len(images) < batch:
-            return 0
+            return None
         if self.replayed is None:
 
             def update(images, truth, soft, rate):
@@ -346,15 +343,10 @@ class Fit:
             except Exception as error:  # anything that a network of one's own may do, and every kind that CUDA has
                 self.captures = False
                 show.note(f"no CUDA graph, updates go on one by one: {' '.join(str(error).split()) or repr(error)}")
-                return 0
+                return None
             self.replayed = constants, updates
         captured_with, updates = self.replayed
-        if captured_with != constants or not updates.fits(images, truth, soft):
-            return 0
-        done = len(images) // batch * batch
-        logits[:done], values = updates.run(images, truth, soft, rates, show.advance)
-        regs.extend(values.unbind())
-        return done
+        return updates if captured_with == constants and updates.fits(images, truth, soft) else None
 
     def update(
         self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, rate: float | Tensor
@@ -364,7 +356,7 @@ class Fit:
         ``rate`` is the learning rate; on a CUDA device it is a scalar there, so that nothing is copied.
         """
         with autocast(self.train, self.device):
-            logits = self.forward(images.contiguous(memory_format=memory_format(self.train, self.device)))
+            logits = self.forward(images)
         logits = logits.float()
         self.optimizer.zero_grad()
         objective(logits, truth, soft).mean().backward()

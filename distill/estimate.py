@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from . import augment, engine, models
-from .config import AUTO, Arm, Config, ConfigError, TrainConfig
+from .config import AUTO, Arm, Config, ConfigError, TrainConfig, beginnings
 from .data import Dataset, Source, Split
 from .draws import ONE_AT_A_TIME
-from .lab import Lab, count_models, prepare
+from .lab import Lab, prepare, said_models
 from .workers import apart, own_stream
 
 WARM_UP = 3  # updates before a burst
@@ -121,7 +121,7 @@ class Cost:
 
         At alpha = 1 the teacher is not asked; where alpha is estimated there is a probe, and at most one training more.
         """
-        weights = [part[-1] for part in {arm[:k] for arm in arms for k in range(1, len(arm) + 1)}]
+        weights = [upto[-1] for upto in {upto for arm in arms for upto in beginnings(arm)}]
         return sum((1 + (weight == AUTO)) * self.model(taught=weight != 1) for weight in weights)
 
     @property
@@ -162,7 +162,7 @@ def measure(lab: Lab) -> Cost:
 def tell(cost: Cost) -> str:
     """The cost in a few lines."""
     config, jobs = cost.config, cost.config.run.jobs
-    chains, models = independent_chains(config), count_models(config)
+    chains, models = independent_chains(config), said_models(config)
     together = "one after the other" if jobs == 1 else f"{jobs} jobs, were they not to slow one another down"
     return "\n".join(
         [
@@ -171,7 +171,7 @@ def tell(cost: Cost) -> str:
             f"models  {duration(cost.model(False))} for a teacher, {duration(cost.model(True))} for a student: "
             f"{config.train.epochs} x {cost.updates:,} updates, evaluation and checkpoints included",
             f"chain   {duration(cost.chain)}",
-            f"grid    {duration(cost.grid)}: {chains} chain{'s' * (chains > 1)}, {models} models, {together}",
+            f"grid    {duration(cost.grid)}: {chains} chain{'s' * (chains > 1)}, {models}, {together}",
             "from short bursts after a warm-up: reading data, capture and compilation, and a busy disk come on top",
         ]
     )

@@ -16,7 +16,7 @@ from torch import nn
 from . import engine
 from .chain import Chains
 from .checkpoints import default_network, load_weights
-from .config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError, arm_name
+from .config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError, arm_name, beginnings
 from .data import Dataset, Source, Split, load_source, make_dataset
 from .models import Classifier
 from .rundir import RunDir, read_about, write
@@ -157,7 +157,6 @@ def describe(lab: Lab) -> str:
     seeds = " ".join(map(str, chain.seed))
     alphas = ", alpha " + " ".join(map(arm_name, chain.arms)) if chain.arms else ""
     students = f" + {_count(chain.distillation_steps, 'student')} each" if chain.arms else " alone"
-    models = f"{'at most ' if chain.uses_auto else ''}{_count(count_models(config), 'model')}"
     teacher = "teacher" if chain.teacher_ckpt is None else f"given teacher (step {chain.first_step})"
     return "\n".join(
         [
@@ -166,7 +165,7 @@ def describe(lab: Lab) -> str:
             + (f", {noise:,} training labels corrupted" if noise else ""),
             f"model   {name}, {parameters:,} parameters",
             f"chains  seed {seeds}{alphas}: {teacher}{students}, "
-            f"{models} of {_count(epochs, 'epoch')} of {_count(updates, 'update')}",
+            f"{said_models(config)} of {_count(epochs, 'epoch')} of {_count(updates, 'update')}",
             f"output  {config.output}",
         ]
     )
@@ -182,9 +181,14 @@ def count_models(config: Config) -> int:
     Where alpha is estimated a probe is trained first, and sometimes taken: then it is the only one.
     """
     chain = config.chain
-    students = {arm[:k] for arm in chain.arms for k in range(1, len(arm) + 1)}
+    students = {upto for arm in chain.arms for upto in beginnings(arm)}
     trainings = sum(2 if student[-1] == AUTO else 1 for student in students)
     return len(chain.seed) * ((chain.teacher_ckpt is None) + trainings)
+
+
+def said_models(config: Config) -> str:
+    """``at most 12 models``; as many where none of them is estimated."""
+    return f"{'at most ' if config.chain.uses_auto else ''}{_count(count_models(config), 'model')}"
 
 
 def versions(device: torch.device) -> dict[str, str | int]:

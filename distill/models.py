@@ -68,7 +68,8 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
 
 
 def take_products(network: nn.Module) -> None:
-    """Make every convolution of a ResNet, undilated and ungrouped, a ProductConv2d; its weights stay as they are."""
+    """Make every convolution of torchvision's ResNet a ProductConv2d, and let its maps lie in memory in any way."""
+    network.any_layout = True
     for module in network.modules():
         if type(module) is nn.Conv2d:
             module.__class__ = ProductConv2d  # torchvision's ResNets take no class for their convolutions
@@ -95,6 +96,8 @@ class CifarResNet(nn.Module):
 
     Three stages of n blocks with ``width``, 2 ``width`` and 4 ``width`` channels and parameter-free shortcuts.
     """
+
+    any_layout = True  # for engine.place: nothing in it minds how maps lie in memory
 
     def __init__(self, depth: int, width: int, channels: int, classes: int):
         super().__init__()

@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from .config import AUTO, ChainConfig, arm_name
+from .config import AUTO, ChainConfig, arm_name, beginnings
 from .rundir import Result
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart, and a marker each for print.
@@ -38,7 +38,7 @@ def by_arm(results: list[Result], chain: ChainConfig, figure: str = "test_acc") 
             values.setdefault((result.arm, result.step), []).append(value)
     arms = {}
     for arm in chain.arms or ((),):
-        models = [None, *(arm_name(arm[:k]) for k in range(1, len(arm) + 1))]
+        models = [None, *map(arm_name, beginnings(arm))]
         steps = {chain.first_step + k: values.get((name, chain.first_step + k)) for k, name in enumerate(models)}
         arms[models[-1] or "teacher"] = {step: found for step, found in steps.items() if found}
     return arms
@@ -96,7 +96,7 @@ def reliability_figure(abouts: list[dict], chain: ChainConfig):
     figure = _figure(max(4, 2.8 * columns), 0.6 + 2.9 * rows)
     lines = {}
     for i, arm in enumerate(arms):
-        models = [None, *(arm_name(arm[:k]) for k in range(1, len(arm) + 1))]
+        models = [None, *map(arm_name, beginnings(arm))]
         axes = figure.add_subplot(rows, columns, i + 1, aspect="equal", xlim=(0, 1), ylim=(0, 1))
         axes.set_title(title(models[-1] or "teacher"), fontsize=10)
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)

@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.nn import functional
 
 from . import engine
 from .checkpoints import load_model
-from .config import CUSTOM_DATA, CUSTOM_MODEL, ConfigError, TrainConfig, UserError, read_config
+from .config import CUSTOM_DATA, CUSTOM_MODEL, ConfigError, TrainConfig, UserError, arm_name, beginnings, read_config
 from .data import Source
 from .draws import generator
 from .lab import Lab, prepare
@@ -61,7 +62,7 @@ def page(
     students = max(lab.config.chain.distillation_steps, 1)
     seen = teacher.seen(size)
     forecasts = preview(seen, students, lam)
-    outcomes = outcomes_of(arms_of(run, seed, teacher.folder), teacher, forecasts)
+    outcomes = outcomes_of(teacher, forecasts)
     title = f"{run}, seed {seed}: {seen.features.shape[1]} features of {len(seen.features):,} training images"
     text = tables(title, seen, forecasts, outcomes)
     folder = run / f"seed_{seed}"
@@ -128,8 +129,8 @@ class _Teacher:
     """The trained teacher of one seed, and the images that the seed trains on and holds out."""
 
     def __init__(self, lab: Lab, run: Path, seed: int):
-        self.lab, self.run, self.seed = lab, run, seed
-        self.folder = RunDir(run).model(seed, None, lab.config.chain.first_step)
+        self.lab, self.rundir, self.seed = lab, RunDir(run), seed
+        self.folder = self.rundir.model(seed, None, lab.config.chain.first_step)
         if not (self.folder / "result.json").exists():
             raise ConfigError(f"{self.folder} holds no finished teacher: train it first (--alpha 1 is enough)")
         self.data = lab.dataset(seed)
@@ -209,38 +210,19 @@ def _probabilities(logits: Tensor) -> np.ndarray:
 # ---- what a chain did
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A finished chain: its name and, for each student, the alpha that it was trained with and its folder."""
-
-    label: str
-    students: list[tuple[float, Path]]
-
-
-def arms_of(run: Path, seed: int, teacher: Path) -> list[Arm]:
-    """The chains of a seed that have a student, each from its last model back to ``teacher`` by its parents' names."""
-    about = {file.parent: read_about(file.parent) for file in run.glob(f"seed_{seed}/**/result.json")}
-    about = {folder: facts for folder, facts in about.items() if folder.name != "probe"}
-    parent = {folder: run / facts["parent"]["path"] for folder, facts in about.items() if facts["parent"]}
-    arms = []
-    for last in about.keys() - parent.values() - {teacher}:
-        chain = [last]
-        while chain[0] != teacher and parent.get(chain[0]) in about:
-            chain.insert(0, parent[chain[0]])
-        if chain[0] == teacher:
-            arms.append(Arm(about[last]["arm"], [(float(about[folder]["alpha"]), folder) for folder in chain[1:]]))
-    return sorted(arms, key=lambda arm: ([alpha for alpha, _ in arm.students], arm.label))
-
-
-def outcomes_of(arms: list[Arm], teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
-    """What came of each arm on the held-out images, beside what each twin expects of its weights."""
+def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
+    """What came of each chain on the held-out images, as far as it is finished, beside what each twin expects."""
     outcomes, first = [], teacher.score(teacher.folder)
-    for arm in arms:
-        alphas = np.array([alpha for alpha, _ in arm.students])
-        error, accuracy = (np.array([teacher.score(folder) for _, folder in arm.students]) - first).T
+    for arm in teacher.lab.config.chain.arms:
+        folders = [teacher.rundir.model(teacher.seed, arm_name(upto), k) for k, upto in enumerate(beginnings(arm), 1)]
+        folders = list(takewhile(lambda folder: (folder / "result.json").exists(), folders))
+        if not folders:
+            continue
+        alphas = np.array([read_about(folder)["alpha"] for folder in folders])
+        error, accuracy = (np.array([teacher.score(folder) for folder in folders]) - first).T
         expected = [np.array(each.twin.score(alphas, np.arange(len(alphas) + 1))) for each in forecasts]
         changes = np.array([values[:, 1:] - values[:, :1] for values in expected])
-        outcomes.append(Outcome(arm.label, alphas, error, accuracy, changes))
+        outcomes.append(Outcome(arm_name(arm[: len(folders)]), alphas, error, accuracy, changes))
     return outcomes
 
 

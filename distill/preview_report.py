@@ -36,7 +36,7 @@ class Outcome:
     expected: np.ndarray
 
 
-def agreement(expected, observed) -> tuple[float, float]:
+def accord(expected, observed) -> tuple[float, float]:
     """Pearson's correlation of changes, and the share that has the sign expected, where a change is expected at all.
 
     At alpha = 1 none is. NaN where nothing can be said.
@@ -124,7 +124,7 @@ def _side_by_side(outcomes: list[Outcome], names: list[str]) -> str:
             rows.append([arm.label, str(k + 1), f"{alpha:.3g}", *(f"{change:+.4f}" for change in error + accuracy)])
     lines = ["change against the teacher: as observed, and as each twin expects it", aligned(rows)]
     for i, name in enumerate(names):
-        said = (_said(what, *agreement(*_pairs(outcomes, i, j))) for j, what in enumerate(("error", "accuracy")))
+        said = (_said(what, *accord(*_pairs(outcomes, i, j))) for j, what in enumerate(("error", "accuracy")))
         lines.append(f"{name}: {'; '.join(said)}")
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .config import ChainConfig, read_config
 from .plots import accuracy_figure, by_arm, diagnostics_figure, reliability_figure, spread, title
-from .rundir import Result, RunDir, write
+from .rundir import Result, RunDir, as_result, write
 
 
 def table(results: list[Result], chain: ChainConfig) -> str:
@@ -78,9 +78,10 @@ def draw(results: list[Result], abouts: list[dict], chain: ChainConfig, folder: 
 def report(path: Path) -> str:
     """Draw a run's figures and return its tables; an empty string where no model is finished."""
     rundir = RunDir(path)
-    results = rundir.write_results()
+    abouts = rundir.abouts()
+    results = rundir.write_results([*map(as_result, abouts)])
     if not results:
         return ""
-    chain, abouts = read_config(path / "config.toml").chain, rundir.abouts()
+    chain = read_config(path / "config.toml").chain
     draw(results, abouts, chain, path)
     return "\n\n".join(filter(None, [table(results, chain), estimates(abouts)]))

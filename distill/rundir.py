@@ -142,11 +142,6 @@ def as_result(about: dict) -> Result:
     return Result(**{name: about[name] for name in RESULT_COLUMNS})
 
 
-def read_result(folder: Path) -> Result:
-    """The figures of a finished model. Raises ConfigError where the file is missing or damaged."""
-    return as_result(read_about(folder))
-
-
 class RunDir:
     """The folder of one run."""
 
@@ -200,13 +195,13 @@ class RunDir:
         return [as_result(about) for about in self.abouts()]
 
     def abouts(self) -> list[dict]:
-        """The whole result.json of every finished model, in the order of ``results``."""
+        """The whole result.json of every finished model, in that order."""
         found = (read_about(file.parent) for file in self.path.glob("seed_*/**/result.json"))
         return sorted(found, key=lambda about: _order(as_result(about)))
 
-    def write_results(self) -> list[Result]:
-        """Write results.csv anew from the finished models, and return their results."""
-        results = self.results()
+    def write_results(self, results: list[Result] | None = None) -> list[Result]:
+        """Write results.csv anew from the finished models (read here unless they are given); return their results."""
+        results = self.results() if results is None else results
         write_csv(self.path / "results.csv", RESULT_COLUMNS, [asdict(r) for r in results])
         return results
 

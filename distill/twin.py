@@ -14,9 +14,8 @@ from scipy.optimize import nnls
 
 from distill import krr
 from distill.linalg import Spectrum, decompose, product
-from distill.weights import alphas_to_weights, best_alpha, weights_to_alphas
+from distill.weights import greedy_within, weights_to_alphas
 
-KERNELS = ("linear", "rbf")
 ALPHAS = np.round(np.linspace(0, 1, 21), 10)  # of the risk map
 LAMS = np.geomspace(1e-6, 10, 141)  # in units of the kernel's largest eigenvalue
 
@@ -129,22 +128,6 @@ def make_twin(
 
 
 # ---- best weights, within the [0, 1] that a network's alpha has
-
-
-def greedy_within(residuals) -> tuple[np.ndarray, np.ndarray]:
-    """The best alpha of each student in turn, clipped to [0, 1], given the ones before: (clipped, free), (k-1,) each.
-
-    `residuals` (k, ...) as for `weights.greedy_alphas`, which does not clip. The risk is a parabola in one alpha, so
-    the clipped one is the best in the range. 1 where it does not matter.
-    """
-    R = np.reshape(residuals, (len(residuals), -1))
-    weights, clipped, free = np.ones(1), [], []
-    for k in range(2, len(R) + 1):
-        alpha = best_alpha(-R[0], -(weights @ R[1:k]), np.zeros(R.shape[1]))
-        free.append(1.0 if math.isnan(alpha) else alpha)
-        clipped.append(min(max(free[-1], 0.0), 1.0))
-        weights = alphas_to_weights(clipped)
-    return np.array(clipped), np.array(free)
 
 
 def joint_within(residuals) -> np.ndarray:

@@ -72,16 +72,31 @@ def greedy_alphas(residuals) -> tuple[np.ndarray, np.ndarray]:
     `residuals` (k, ...): r_j = target - (the prediction of A^j y), held out, or `gcv_residuals`. A risk is
     the mean square of a residual. Where a weight does not matter it is 1, the fit without a teacher.
     """
+    alphas, _, risks = _greedy(residuals, -math.inf, math.inf)
+    return alphas, risks
+
+
+def greedy_within(residuals) -> tuple[np.ndarray, np.ndarray]:
+    """`greedy_alphas` clipped to [0, 1], each before the next is sought: (clipped, free), (k-1,) each.
+
+    The risk is a parabola in one alpha, so the clipped one is the best in the range.
+    """
+    return _greedy(residuals, 0.0, 1.0)[:2]
+
+
+def _greedy(residuals, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The weights within [low, high], the same before clipping, and the risks."""
     R = np.asarray(residuals, dtype=np.float64).reshape(len(residuals), -1)
-    weights, alphas, risks = np.ones(1), [], [np.mean(R[0] ** 2)]
+    weights, alphas, free, risks = np.ones(1), [], [], [np.mean(R[0] ** 2)]
     for k in range(2, len(R) + 1):
         first, probe = R[0], weights @ R[1:k]  # a fit on y^(k-1) alone multiplies each A^j by A
         # residuals for predictions: t - g = r_g and f - g = r_g - r_1, so `best_alpha` of -r against 0
         alpha = best_alpha(-first, -probe, np.zeros_like(first))
-        alphas.append(1.0 if math.isnan(alpha) else alpha)
+        free.append(1.0 if math.isnan(alpha) else alpha)
+        alphas.append(min(max(free[-1], low), high))
         weights = alphas_to_weights(alphas)
         risks.append(np.mean((weights @ R[:k]) ** 2))
-    return np.array(alphas), np.array(risks)
+    return np.array(alphas), np.array(free), np.array(risks)
 
 
 def auto_schedule(residuals) -> np.ndarray:

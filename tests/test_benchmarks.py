@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+import tiny
 import torch
 
-from benchmarks import training, variants
+from benchmarks import accuracy, training, variants
 from benchmarks.variants import INGREDIENTS, OBVIOUS, Job, Process
-from distill import decay, engine
+from distill import decay, engine, sweep
 
 CPU = torch.device("cpu")
 
@@ -42,4 +44,32 @@ def test_rows_of_other_depths_stay_in_the_file(tmp_path):
     assert json.loads(file.read_text())["results"] == [
         {"resnet": 18, "ratio": 2.0},
         {"resnet": 50, "ratio": 3.0},
+    ]
+
+
+def test_precisions_are_compared_model_by_model(tmp_path, monkeypatch):
+    asked, program = [], sweep.run
+
+    def run(config):
+        asked.append((config.train.precision, config.output))
+        return program(config, tiny.source())
+
+    monkeypatch.setattr(sweep, "run", run)
+    config = tiny.config(tmp_path, alpha=0.3, seed=(1, 2))
+    found = accuracy.accuracies(config, "bf16")
+    assert asked == [("bf16", tmp_path / "bf16")]
+    assert {model: len(values) for model, values in found.items()} == {(None, 0): 2, ("0.3", 1): 2, ("0.3", 2): 2}
+
+
+def test_differences_between_precisions_by_hand():
+    exact, other = {(None, 0): np.array([0.5, 0.7])}, {(None, 0): np.array([0.6, 0.7])}
+    row = accuracy.table({"fp32": exact, "bf16": other}).splitlines()[1].split()
+    # differences 0.1 and 0: mean 0.05, standard error 0.05, Student's t with one degree of freedom 12.7062
+    assert row == ["teacher", "0", "0.6000", "±", "0.1414", "0.6500", "±", "0.0707", "+0.0500", "±", "0.6353"]
+
+
+def test_a_bad_option_is_one_line(capsys):
+    assert accuracy.main(["--alhpa", "1"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "benchmarks.accuracy: error: unknown option --alhpa (did you mean --alpha?)"
     ]

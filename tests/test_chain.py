@@ -684,3 +684,10 @@ def test_what_was_looked_ahead_at_may_be_run_in_the_same_directory(tmp_path):
     assert [(r.arm, r.step) for r in results] == [(None, 0), ("0.3", 1), ("0.3", 2)]
     with pytest.raises(UserError, match=r"--alpha 0\.5 instead of 0\.3"):
         distill.run(config(tmp_path / "a", **go | {"alpha": 0.5, "distillation_steps": 2}), source=source())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"alpha": 0.5, "strange": 1}'])
+def test_a_damaged_estimate_is_refused_by_name(tmp_path, content):
+    (tmp_path / "choice.json").write_text(content)
+    with pytest.raises(UserError, match=r"choice\.json is damaged .*delete it"):
+        chain.read_choice(tmp_path / "choice.json")

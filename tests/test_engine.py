@@ -602,17 +602,6 @@ def test_bf16_keeps_weights_and_losses_in_float32(monkeypatch):
     assert figures["loss"] != exact["loss"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_cpu_predicts_with_channels_last(precision):
-    """What a model is shown lies in memory by a rule of the configuration alone, so that the bits do too."""
-    images, seen = pool_of(12).images, []
-    model = classifier()
-    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    engine.predict(model, images, TrainConfig(precision=precision))
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(seen[0], images)
-
-
 @pytest.fixture
 def switches(monkeypatch):
     """torch's global switches, put back afterwards."""
@@ -716,27 +705,44 @@ def test_the_bits_do_not_depend_on_the_memory_layout_of_one_channel():
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda", "cuda:1"])
 def test_channels_come_last_on_a_cpu_and_where_tensor_cores_multiply(precision, device):
-    last = engine.memory_format(TrainConfig(precision=precision), torch.device(device)) == torch.channels_last
+    last = engine.channels_last(TrainConfig(precision=precision), torch.device(device))
     assert last == (device == "cpu" or (device.startswith("cuda") and precision != "fp32"))
 
 
 def test_channels_last_training_is_the_same_training(monkeypatch, small_chunks):
     """In weights, moments, images and the teacher's pass; only the order of sums differs."""
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "memory_format", lambda train, device: torch.contiguous_format)
+        patch.setattr(engine, "channels_last", lambda train, device: False)
         plain, teacher = trained(pool_of(22), a_teacher()), a_teacher()
     student = Spy(classifier())
     fit = engine.Fit(student, TrainConfig(batch_size=4, lr=1e-2), CPU)
-    shown, layouts = student.model.forward, []
-    student.model.forward = lambda x: (layouts.append(x.is_contiguous(memory_format=torch.channels_last)), shown(x))[1]
+    layouts = []
+    for model in (student.model, teacher):
+        model.network.blocks[2].bn2.register_forward_hook(lambda *args: layouts.append(args[2].stride()[1]))
     fit.epoch(pool_of(22), plan_of(22), CLASSES, engine.place(teacher, fit.train, CPU), 0.5, SHOW)
-    assert all(layouts)
+    assert set(layouts) == {1}
     weight = student.model.network.blocks[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
     assert fit.optimizer.state[weight]["exp_avg"].stride() == weight.stride()
     for name, value in student.model.state_dict().items():
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_of_ones_own_keeps_its_layout():
+    """Flattening with ``view``, as many do, asks for contiguous maps."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, CLASSES)
+
+        def forward(self, x):
+            return self.head(self.convolution(x).view(len(x), -1))
+
+    fit = engine.Fit(Classifier(Own(), torch.zeros(3), torch.ones(3)), TrainConfig(batch_size=4), CPU)
+    fit.epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), 0.5, SHOW)
+    assert fit.model.network.convolution.weight.is_contiguous()
 
 
 def test_compiling_is_torchs_and_trains_the_same_weights(monkeypatch, small_chunks):

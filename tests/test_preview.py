@@ -6,6 +6,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from distill import checkpoints, data, engine, preview, sweep
-from distill.config import ConfigError, TrainConfig, to_toml
-from distill.preview import arms_of, balanced_subset, features, main, page, small
-from distill.preview_report import Outcome, agreement, figure, tables
-from distill.rundir import RESULT_COLUMNS, read_about, write_json
+from distill.config import ChainConfig, ConfigError, TrainConfig, to_toml
+from distill.preview import balanced_subset, features, main, outcomes_of, page, small
+from distill.preview_report import Outcome, accord, figure, tables
+from distill.rundir import RESULT_COLUMNS, RunDir, read_about, write_json
 from distill.twin import ALPHAS, make_twin
 
 ROOT = Path(__file__).parents[1]
@@ -128,39 +129,35 @@ def leave(run: Path, folder: str, parent: str | None, alpha: float | None) -> No
     write_json(run / folder / "result.json", about | {"model_sha256": "", "classes": [], "channels": 1, "model": {}})
 
 
-def test_arms_are_followed_from_parent_to_parent(tmp_path):
+def outcomes_at(run: Path, alphas: tuple, schedules: tuple = ()) -> list[Outcome]:
+    """Of seed 1 in a run directory, without twins."""
+    chain = ChainConfig(alpha=alphas, alpha_schedule=schedules, distillation_steps=2)
+    score = preview._Teacher.score
+    teacher = SimpleNamespace(lab=SimpleNamespace(config=SimpleNamespace(chain=chain)), rundir=RunDir(run), seed=1)
+    teacher.folder, teacher.score = run / "seed_1/step_0", lambda folder: score(None, folder)
+    return outcomes_of(teacher, [])
+
+
+def test_chains_are_looked_at_as_far_as_they_are_finished(tmp_path):
     leave(tmp_path, "seed_1/step_0", None, None)
     leave(tmp_path, "seed_1/alpha_0.2/step_1", "seed_1/step_0", 0.2)
     leave(tmp_path, "seed_1/alpha_0.2/step_2", "seed_1/alpha_0.2/step_1", 0.2)
     leave(tmp_path, "seed_1/alpha_0.2-0.4/step_2", "seed_1/alpha_0.2/step_1", 0.4)
     leave(tmp_path, "seed_1/alpha_auto/step_1", "seed_1/step_0", 0.17)
-    (tmp_path / "seed_1/alpha_auto/step_1/probe").mkdir()  # no student of the chain
-    about = (tmp_path / "seed_1/alpha_auto/step_1/result.json").read_text()
-    (tmp_path / "seed_1/alpha_auto/step_1/probe/result.json").write_text(about)
-    leave(tmp_path, "seed_1/alpha_lost/step_2", "seed_1/alpha_lost/step_1", 0.5)  # whose teacher is gone
+    leave(tmp_path, "seed_1/alpha_0.5/step_2", "seed_1/alpha_0.5/step_1", 0.5)  # its teacher was deleted
     leave(tmp_path, "seed_2/alpha_0.9/step_1", "seed_2/step_0", 0.9)
-    arms = arms_of(tmp_path, 1, tmp_path / "seed_1/step_0")
-    found = {
-        arm.label: [(alpha, folder.relative_to(tmp_path / "seed_1")) for alpha, folder in arm.students] for arm in arms
+    outcomes = outcomes_at(tmp_path, (0.2, 0.5, 0.9, "auto"), ((0.2, 0.4),))
+    assert {each.label: each.alphas.tolist() for each in outcomes} == {
+        "0.2": [0.2, 0.2],
+        "auto": [0.17],
+        "0.2-0.4": [0.2, 0.4],
     }
-    assert found == {
-        "auto": [(0.17, Path("alpha_auto/step_1"))],
-        "0.2": [(0.2, Path("alpha_0.2/step_1")), (0.2, Path("alpha_0.2/step_2"))],
-        "0.2-0.4": [(0.2, Path("alpha_0.2/step_1")), (0.4, Path("alpha_0.2-0.4/step_2"))],
-    }
-    assert [arm.label for arm in arms] == ["auto", "0.2", "0.2-0.4"]
+    assert len(outcomes) == 3
 
 
-def test_a_teacher_alone_has_no_arm(tmp_path):
+def test_a_teacher_alone_has_no_outcome(tmp_path):
     leave(tmp_path, "seed_1/step_0", None, None)
-    assert arms_of(tmp_path, 1, tmp_path / "seed_1/step_0") == []
-
-
-def test_a_chain_may_begin_at_a_given_teacher(tmp_path):
-    leave(tmp_path, "seed_1/step_3", "/elsewhere/model.pt", None)
-    leave(tmp_path, "seed_1/alpha_0.2/step_4", "seed_1/step_3", 0.2)
-    (arm,) = arms_of(tmp_path, 1, tmp_path / "seed_1/step_3")
-    assert arm.students == [(0.2, tmp_path / "seed_1/alpha_0.2/step_4")]
+    assert outcomes_at(tmp_path, (0.2,)) == []
 
 
 def test_the_outcome_is_what_the_models_say_of_the_held_out_images(run):
@@ -172,15 +169,15 @@ def test_the_outcome_is_what_the_models_say_of_the_held_out_images(run):
     assert_allclose(teacher.score(folder), (error, accuracy), rtol=1e-5)
 
 
-def test_agreement_by_hand():
+def test_accord_by_hand():
     expected, observed = np.array([0.0, 0.1, -0.2, 0.3]), np.array([0.5, 0.2, 0.1, 0.4])
-    correlation, share = agreement(expected, observed)
+    correlation, share = accord(expected, observed)
     assert correlation == pytest.approx(np.corrcoef(expected, observed)[0, 1])
     assert share == pytest.approx(2 / 3)  # where nothing is expected there is no sign
-    assert np.isnan(agreement(np.zeros(3), np.ones(3))).all()
+    assert np.isnan(accord(np.zeros(3), np.ones(3))).all()
     for lone in (np.array([0.1]), np.full(3, 0.1)):  # of which there is no correlation
-        assert np.isnan(agreement(lone, 2 * lone)[0])
-        assert agreement(lone, 2 * lone)[1] == 1
+        assert np.isnan(accord(lone, 2 * lone)[0])
+        assert accord(lone, 2 * lone)[1] == 1
 
 
 # ---- the page

@@ -13,7 +13,7 @@ from distill.rundir import (
     RESULT_COLUMNS,
     Result,
     RunDir,
-    read_result,
+    read_about,
     sha256,
     write,
     write_csv,
@@ -94,12 +94,12 @@ def test_json_keeps_every_bit_of_a_float(tmp_path):
 def test_a_damaged_result_is_refused_by_name(tmp_path, content):
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(UserError, match=r"result\.json is damaged"):
-        read_result(tmp_path)
+        read_about(tmp_path)
 
 
 def test_a_folder_without_a_result_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="holds no finished model"):
-        read_result(tmp_path / "nothing")
+        read_about(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"runs": 3}'])
@@ -124,7 +124,7 @@ def test_options_may_change_until_something_is_trained(tmp_path):
 def test_json_that_is_no_result_is_refused_by_name(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=r"result\.json is damaged"):
-        read_result(tmp_path)
+        read_about(tmp_path)
 
 
 def test_sha256_of_a_known_text(tmp_path):

@@ -12,22 +12,10 @@ FILES = {path.stem: path for path in sorted((ROOT / "distill").glob("*.py")) if 
 
 # From the top down; cli.py may import anything.
 NETWORK = (
-    *(
-        "config",
-        "draws",
-        "datafiles",
-        "data",
-        "augment",
-        "convolutions",
-        "models",
-        "objective",
-        "decay",
-        "metrics",
-        "graph",
-        "engine",
-    ),
-    *("alpha", "rundir", "checkpoints", "chain", "lab", "workers", "estimate", "sweep", "progress"),
-    *("plots", "report", "preview_report", "preview", "cli"),
+    *("config", "draws", "datafiles", "data", "augment", "convolutions", "models"),
+    *("objective", "decay", "metrics", "graph", "engine"),
+    *("alpha", "rundir", "checkpoints", "chain", "lab", "workers"),
+    *("estimate", "sweep", "progress", "plots", "report", "preview_report", "preview", "cli"),
 )
 KERNEL = ("linalg", "weights", "krr", "twin", "estimator")  # and toy.py with its parts, toy_*.py
 WITHOUT_TORCH = ("config", "draws", "datafiles", "data", "rundir", "plots", "report", "preview_report", "cli")

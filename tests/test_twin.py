@@ -10,7 +10,6 @@ from numpy.testing import assert_allclose
 from distill import krr
 from distill.twin import (
     ALPHAS,
-    KERNELS,
     LAMS,
     forecast,
     greedy_within,
@@ -68,13 +67,13 @@ def twin(kernel="rbf"):
     return make_twin(kernel, *problem(), lam=0.3)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
 @pytest.mark.parametrize("alphas", [(0.3, 0.3, 0.3), (0.0, 0.9, 0.2), (1.0, 0.0, 0.5)])
 def test_every_student_is_a_ridge_regression_with_an_intercept(kernel, alphas):
     assert_allclose(twin(kernel).predict(alphas, [0, 1, 2, 3]), chain_directly(kernel, 0.3, alphas), atol=1e-10)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_the_limit_is_an_ordinary_fit_with_another_ridge(kernel):
     X, Y, Z, _ = problem()
     c, b = ridge_with_intercept(raw_kernel(kernel, X, X), Y, 0.3 / 0.4)
@@ -86,12 +85,12 @@ def test_without_ground_truth_the_limit_is_the_class_frequencies():
     assert_allclose(twin().predict(0, [math.inf])[0], np.tile(Y.mean(0), (Q, 1)), atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_predictions_sum_to_one(kernel):
     assert_allclose(twin(kernel).predict(0.3, [0, 1, 5, math.inf]).sum(-1), 1, atol=1e-10)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_degrees_of_freedom_are_the_trace_of_the_hat_matrix(kernel):
     X, *_ = problem()
     K = raw_kernel(kernel, X, X)
@@ -103,7 +102,7 @@ def test_degrees_of_freedom_are_the_trace_of_the_hat_matrix(kernel):
     assert_allclose(twin(kernel).degrees_of_freedom(0, [0, 1]), [np.trace(hat) for hat in hats], atol=1e-9)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_neither_order_nor_units_of_anything_matter(kernel):
     X, Y, Z, T = problem()
     rng = np.random.default_rng(1)
@@ -236,7 +235,7 @@ def cross_validation(K, Y, lam):
     return (N - 1) * np.mean(((Y - hat @ Y) ** 2).sum(0)) / (N - np.trace(hat)) ** 2
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_the_ridge_is_the_one_that_cross_validation_prefers(kernel):
     X, Y, Z, T = problem()
     found = make_twin(kernel, X, Y, Z, T)
@@ -254,7 +253,7 @@ def test_cross_validation_does_not_mistake_an_interpolant_for_a_good_fit():
     assert found.lam == pytest.approx(10 * found.spectrum.d[0])
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_the_ridge_is_found_that_made_the_teacher(kernel):
     X, Y, Z, T = problem()
     K = raw_kernel(kernel, X, X)
