@@ -3,7 +3,7 @@
     python -m benchmarks.accuracy --config configs/quickstart.toml
     python -m benchmarks.accuracy --device cuda --resnet 18 --alpha 0.35 --seed 1 2 3 --max-epochs 10
 
-Options are the program's own. Runs go to --output/<precision>, and are gone on with there. Printed are test accuracies
+Options are the program's own. Runs go to <output>-<precision>, and are gone on with there. Printed are test accuracies
 by step, mean and standard deviation over seeds, and what a precision changes against fp32: the mean over seeds of the
 differences, with its 95 % interval by Student's t. Rounding alone drives trajectories apart, so that the last is what
 is to be compared with 0.
@@ -16,7 +16,7 @@ import numpy as np
 
 from distill import sweep
 from distill.cli import parse
-from distill.config import Config, UserError
+from distill.config import Config, ConfigError, UserError
 from distill.engine import pick_device
 from distill.report import aligned
 from studies.analyse import interval
@@ -25,7 +25,7 @@ from studies.analyse import interval
 def accuracies(config: Config, precision: str) -> dict[tuple[str | None, int], np.ndarray]:
     """Test accuracies (seeds,) by chain and step, of a run in this precision."""
     train = replace(config.train, precision=precision)
-    here = replace(config.run, output=str(config.output / precision))
+    here = replace(config.run, output=f"{config.output}-{precision}")
     found: dict[tuple[str | None, int], list[float]] = {}
     for result in sweep.run(replace(config, train=train, run=here)):
         found.setdefault((result.arm, result.step), []).append(result.test_acc)
@@ -33,13 +33,17 @@ def accuracies(config: Config, precision: str) -> dict[tuple[str | None, int], n
 
 
 def table(by_precision: dict[str, dict[tuple[str | None, int], np.ndarray]]) -> str:
-    """A row per model: its accuracy in each precision, and the differences from fp32."""
+    """A row per model: its accuracy in each precision, and the differences from fp32; of one seed, without spread."""
+
+    def cell(form: str, mean: float, spread: float) -> str:
+        return form.format(mean) + ("" if np.isnan(spread) else f" ± {spread:.4f}")
+
     others = [precision for precision in by_precision if precision != "fp32"]
     rows = [["alpha", "step", *by_precision, *(f"{other} - fp32" for other in others)]]
     for (arm, step), exact in by_precision["fp32"].items():
         values = [found[arm, step] for found in by_precision.values()]
-        cells = [f"{v.mean():.4f} ± {v.std(ddof=1) if len(v) > 1 else 0:.4f}" for v in values]
-        cells += ["{:+.4f} ± {:.4f}".format(*interval(by_precision[other][arm, step] - exact)) for other in others]
+        cells = [cell("{:.4f}", v.mean(), v.std(ddof=1) if len(v) > 1 else np.nan) for v in values]
+        cells += [cell("{:+.4f}", *interval(by_precision[other][arm, step] - exact)) for other in others]
         rows.append([arm or "teacher", str(step), *cells])
     return aligned(rows)
 
@@ -47,7 +51,10 @@ def table(by_precision: dict[str, dict[tuple[str | None, int], np.ndarray]]) -> 
 def main(argv: list[str] | None = None) -> int:
     """Train in every precision, print the table; returns the exit status."""
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        for word in {"--precision", "--estimate", "--resume"} & {word.partition("=")[0] for word in words}:
+            raise ConfigError(f"{word} has no meaning here: every precision is trained, each in a directory of its own")
+        config = parse(words)
         cuda = pick_device(config.run.device).type == "cuda"
         precisions = ("fp32", "tf32", "bf16") if cuda else ("fp32", "bf16")
         print(table({precision: accuracies(config, precision) for precision in precisions}))

@@ -32,6 +32,7 @@ def gradient(config: ModelConfig, batch: int, seed: int, precision: str) -> torc
     if precision == "fp64":
         logits = network.double()(images.double())
     else:
+        network = engine.place(network, TrainConfig(precision=precision), torch.device("cpu"))
         with engine.autocast(TrainConfig(precision=precision), torch.device("cpu")):
             logits = network(images).float()
     F.mse_loss(logits.softmax(1), F.one_hot(labels, CLASSES).to(logits.dtype)).backward()

@@ -55,8 +55,8 @@ def check_same_losses(device: torch.device) -> float:
     program = Obvious(plain, teacher, ALPHA, LR, REG_COEF, device)
     ours, guide = (models.Classifier(network(18, seed), np.float32(MEAN), np.float32(STD)) for seed in (0, 1))
     for model in (ours, guide):
-        models.take_products(model)
-        model.to(device)
+        models.take_products(model.network)
+        engine.place(model, TrainConfig(), device)
     for _ in range(4):
         images = torch.from_numpy(rng.integers(0, 256, (16, 3, 32, 32), np.uint8)).to(device)
         labels = torch.from_numpy(rng.integers(0, CLASSES, 16)).to(device)

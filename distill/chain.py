@@ -217,7 +217,7 @@ class Chains:
                 given, *map(torch.from_numpy, (self.data.train.labels, self.data.train.true_labels))
             ),
         )
-        write_tensors(folder / "model.pt", {name: tensor.cpu() for name, tensor in model.state_dict().items()})
+        write_tensors(folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
         about = {
             "selected_epoch": last.get("epoch"),
             "model_sha256": sha256(folder / "model.pt"),
@@ -248,7 +248,9 @@ class Chains:
 def read_choice(file: Path) -> Choice:
     """An estimate that was written down. Raises ConfigError where the file is damaged."""
     try:
-        return Choice(**json.loads(file.read_text(encoding="utf-8")))
+        choice = Choice(**json.loads(file.read_text(encoding="utf-8")))
+        float(choice.alpha)
+        return choice
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{file} is damaged ({error}); delete it to estimate alpha again") from None
 

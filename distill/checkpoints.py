@@ -67,6 +67,8 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
 
     It takes images (n, c, h, w), uint8 or floating point in [0, 1], and returns logits (n, classes); ``classes`` has
     the class names, ``mean`` and ``std`` the normalisation. ``network`` makes the network where it was one of your own.
+    Weights lie channels last in memory, as in training, so that logits are those that were scored to the last digit;
+    for code that asks for ``weight.view(-1)`` there is ``.to(memory_format=torch.contiguous_format)``.
     """
     file = path / "model.pt" if (path := Path(path)).is_dir() else path
     about = read_about(file.parent)

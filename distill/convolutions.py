@@ -18,58 +18,88 @@ PIXELS = {
 
 
 class ProductConv2d(nn.Conv2d):
-    """A convolution, undilated and ungrouped; its names and state are nn.Conv2d's."""
+    """A plain convolution (see ``suits``): names, state, and all that it does not make of products, are nn.Conv2d's."""
 
     def forward(self, x: Tensor) -> Tensor:  # (n, in, h, w) -> (n, out, h', w')
-        if torch.compiler.is_compiling():  # the compiler has its own ways
-            return super().forward(x)
         device = x.device.type
+        limit = PIXELS.get(device, 0)
+        if not limit or x.ndim != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return super().forward(x)
         if device == "cpu" and self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0):
             return _first(F.linear(_last(x), self.weight.flatten(1), self.bias))
-        sides = zip(x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
-        h, w = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in sides)
-        if not 0 < h * w <= PIXELS.get(device, 0):
-            return super().forward(x)
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        out = _Products.apply(x, self.weight, (h, w), terms(x.shape[2:], self.kernel_size, self.stride, self.padding))
-        return out if self.bias is None else out + self.bias[:, None, None]
+        elif x.dtype != self.weight.dtype:
+            return super().forward(x)  # which says so
+        sides = zip(x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
+        h, w = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in sides)
+        if h < 1 or w < 1 or h * w > limit:
+            return super().forward(x)
+        out = _first(_Products.apply(x, self.weight, (h, w), self.stride, self.padding))
+        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
+
+
+def suits(module: nn.Module) -> bool:
+    """Whether a module is a plain convolution: undilated, ungrouped, padded with zeros."""
+    plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return plain and module.groups == 1 and module.dilation == (1, 1)
 
 
 class _Products(torch.autograd.Function):
-    """The products, in the images' precision; the weights' gradient is summed in the weights' own."""
+    """The products (n, h', w', out), in the images' precision; the weights' gradient is summed in the weights' own."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, size: tuple, terms: list) -> Tensor:
-        images, kernels = _last(x), _last(weight)
-        if size != (1, 1):  # all of a kernel is needed; for one pixel the terms' parts alone are converted
-            kernels = kernels.to(x.dtype)
+    def forward(x: Tensor, weight: Tensor, size: tuple, stride: tuple, pad: tuple) -> Tensor:
+        images, kernels = _last(x), _kernels(x, weight, size)
         out = images.new_zeros(len(x), *size, len(weight))
-        for i, j, row, columns, krow, kcolumns in terms:
+        for i, j, row, columns, krow, kcolumns in terms(x.shape[2:], weight.shape[2:], stride, pad):
             part = kernels[:, krow, kcolumns].flatten(1).to(x.dtype)
             out[:, i, j].addmm_(images[:, row, columns].flatten(1), part.t())
-        ctx.save_for_backward(images, kernels)
-        ctx.terms, ctx.weight_dtype = terms, weight.dtype
-        return _first(out)
+        return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        (images, kernels), grads = ctx.saved_tensors, _last(grad)
-        on_images = on_kernels = None
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.geometry = inputs[2:]
+
+    @staticmethod
+    def vmap(info, in_dims: tuple, x: Tensor, weight: Tensor, size: tuple, stride: tuple, pad: tuple):
+        def whole(x: Tensor, weight: Tensor) -> Tensor:
+            return _last(F.conv2d(x, weight.to(x.dtype), None, stride, pad))
+
+        return torch.func.vmap(whole, in_dims[:2])(x, weight), 0
+
+    @staticmethod
+    def backward(ctx, grads: Tensor):
+        (x, weight), (size, stride, pad) = ctx.saved_tensors, ctx.geometry
+        if torch.is_grad_enabled():  # the gradient is to be differentiated once more, which torch's own can be
+            mask, rest = (*ctx.needs_input_grad[:2], False), (stride, pad, (1, 1), False, (0, 0), 1)
+            on_images, on_kernels, _ = torch.ops.aten.convolution_backward(
+                _first(grads), x, weight.to(x.dtype), None, *rest, mask
+            )
+            return on_images, on_kernels if on_kernels is None else on_kernels.to(weight.dtype), None, None, None
+        images, grads, on_images, on_kernels = _last(x), grads.contiguous(), None, None
+        products = terms(x.shape[2:], weight.shape[2:], stride, pad)
         if ctx.needs_input_grad[0]:
-            on_images = torch.zeros_like(images)
-            for i, j, row, columns, krow, kcolumns in ctx.terms:
+            on_images, kernels = torch.zeros_like(images), _kernels(x, weight, size)
+            for i, j, row, columns, krow, kcolumns in products:
                 part = kernels[:, krow, kcolumns].flatten(1).to(grads.dtype)
                 on_images[:, row, columns].flatten(1).addmm_(grads[:, i, j], part)
             on_images = _first(on_images)
         if ctx.needs_input_grad[1]:
-            on_kernels = torch.zeros_like(kernels, dtype=ctx.weight_dtype)
-            images, grads = images.to(ctx.weight_dtype), grads.to(ctx.weight_dtype)
-            for i, j, row, columns, krow, kcolumns in ctx.terms:
+            n, c, kh, kw = weight.shape
+            on_kernels = weight.new_zeros(n, kh, kw, c)
+            images, grads = images.to(weight.dtype), grads.to(weight.dtype)
+            for i, j, row, columns, krow, kcolumns in products:
                 pixels = images[:, row, columns].flatten(1)
                 on_kernels[:, krow, kcolumns].flatten(1).addmm_(grads[:, i, j].t(), pixels)
             on_kernels = _first(on_kernels)
-        return on_images, on_kernels, None, None
+        return on_images, on_kernels, None, None, None
+
+
+def _kernels(x: Tensor, weight: Tensor, size: tuple) -> Tensor:
+    """(out, kh, kw, in): all at once where all is needed; of one pixel's, terms copy and convert their parts alone."""
+    return weight.permute(0, 2, 3, 1) if size == (1, 1) else _last(weight).to(x.dtype)
 
 
 @lru_cache

@@ -151,9 +151,10 @@ def place(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Modu
     Others stay as they are: what they do with maps, such as ``x.view(len(x), -1)``, may ask for one layout.
     """
     model = model.to(device)
+    layout = torch.channels_last if channels_last(train, device) else torch.contiguous_format
     for module in model.modules():
-        if channels_last(train, device) and getattr(module, "any_layout", False):
-            module.to(memory_format=torch.channels_last)
+        if getattr(module, "any_layout", False):
+            module.to(memory_format=layout)
     return model
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import CIFAR_RESNETS, ConfigError, ModelConfig
-from .convolutions import ProductConv2d
+from .convolutions import ProductConv2d, suits
 
 
 class Classifier(nn.Module):
@@ -68,10 +68,10 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
 
 
 def take_products(network: nn.Module) -> None:
-    """Make every convolution of torchvision's ResNet a ProductConv2d, and let its maps lie in memory in any way."""
+    """Make every plain convolution of torchvision's ResNet a ProductConv2d; its maps may lie in memory in any way."""
     network.any_layout = True
     for module in network.modules():
-        if type(module) is nn.Conv2d:
+        if suits(module):
             module.__class__ = ProductConv2d  # torchvision's ResNets take no class for their convolutions
 
 

@@ -136,7 +136,7 @@ class _Teacher:
         self.data = lab.dataset(seed)
         self.val = engine.make_pool(self.data.val, lab.device)
         self.truth = np.eye(len(self.data.classes))[self.data.val.true_labels]
-        self.model = load_model(self.folder, lab.network).to(lab.device)
+        self.model = engine.place(load_model(self.folder, lab.network), lab.config.train, lab.device)
 
     def seen(self, size: int) -> Seen:
         """Features at ``size`` training images and at all held-out ones, with what is known of their classes."""
@@ -212,18 +212,20 @@ def _probabilities(logits: Tensor) -> np.ndarray:
 
 def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
     """What came of each chain on the held-out images, as far as it is finished, beside what each twin expects."""
-    outcomes, first = [], teacher.score(teacher.folder)
+    outcomes: dict[str, Outcome] = {}  # by name: unfinished chains may have the same beginning
+    first = teacher.score(teacher.folder)
     for arm in teacher.lab.config.chain.arms:
         folders = [teacher.rundir.model(teacher.seed, arm_name(upto), k) for k, upto in enumerate(beginnings(arm), 1)]
         folders = list(takewhile(lambda folder: (folder / "result.json").exists(), folders))
-        if not folders:
+        name = arm_name(arm[: len(folders)])
+        if len(folders) <= (len(outcomes[name].alphas) if name in outcomes else 0):
             continue
         alphas = np.array([read_about(folder)["alpha"] for folder in folders])
         error, accuracy = (np.array([teacher.score(folder) for folder in folders]) - first).T
         expected = [np.array(each.twin.score(alphas, np.arange(len(alphas) + 1))) for each in forecasts]
         changes = np.array([values[:, 1:] - values[:, :1] for values in expected])
-        outcomes.append(Outcome(arm_name(arm[: len(folders)]), alphas, error, accuracy, changes))
-    return outcomes
+        outcomes[name] = Outcome(name, alphas, error, accuracy, changes)
+    return list(outcomes.values())
 
 
 # ---- the command

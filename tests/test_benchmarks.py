@@ -1,6 +1,7 @@
 """The training benchmark's variants: each of them trains, and the obvious program has the same loss as ours."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_precisions_are_compared_model_by_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "run", run)
     config = tiny.config(tmp_path, alpha=0.3, seed=(1, 2))
     found = accuracy.accuracies(config, "bf16")
-    assert asked == [("bf16", tmp_path / "bf16")]
+    assert asked == [("bf16", Path(f"{tmp_path}-bf16"))]
     assert {model: len(values) for model, values in found.items()} == {(None, 0): 2, ("0.3", 1): 2, ("0.3", 2): 2}
 
 
@@ -73,3 +74,20 @@ def test_a_bad_option_is_one_line(capsys):
     assert capsys.readouterr().err.splitlines() == [
         "benchmarks.accuracy: error: unknown option --alhpa (did you mean --alpha?)"
     ]
+
+
+def test_one_seed_has_no_spread():
+    one = {(None, 0): np.array([0.5])}
+    assert accuracy.table({"fp32": one, "bf16": one}).splitlines()[1].split() == [
+        "teacher",
+        "0",
+        "0.5000",
+        "0.5000",
+        "+0.0000",
+    ]
+
+
+@pytest.mark.parametrize("words", [["--precision", "bf16"], ["--estimate"], ["--resume=runs/a"]])
+def test_options_without_a_meaning_are_refused(words, capsys):
+    assert accuracy.main(words) == 2
+    assert f"{words[0].partition('=')[0]} has no meaning here" in capsys.readouterr().err

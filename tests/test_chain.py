@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -686,7 +687,10 @@ def test_what_was_looked_ahead_at_may_be_run_in_the_same_directory(tmp_path):
         distill.run(config(tmp_path / "a", **go | {"alpha": 0.5, "distillation_steps": 2}), source=source())
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"alpha": 0.5, "strange": 1}'])
+WORDS = json.dumps(dict.fromkeys((field.name for field in fields(chain.Choice)), "x"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"alpha": 0.5, "strange": 1}', WORDS])
 def test_a_damaged_estimate_is_refused_by_name(tmp_path, content):
     (tmp_path / "choice.json").write_text(content)
     with pytest.raises(UserError, match=r"choice\.json is damaged .*delete it"):

@@ -146,7 +146,7 @@ def test_chains_are_looked_at_as_far_as_they_are_finished(tmp_path):
     leave(tmp_path, "seed_1/alpha_auto/step_1", "seed_1/step_0", 0.17)
     leave(tmp_path, "seed_1/alpha_0.5/step_2", "seed_1/alpha_0.5/step_1", 0.5)  # its teacher was deleted
     leave(tmp_path, "seed_2/alpha_0.9/step_1", "seed_2/step_0", 0.9)
-    outcomes = outcomes_at(tmp_path, (0.2, 0.5, 0.9, "auto"), ((0.2, 0.4),))
+    outcomes = outcomes_at(tmp_path, (0.2, 0.5, 0.9, "auto"), ((0.2, 0.8), (0.2, 0.4), (0.2, 0.6)))
     assert {each.label: each.alphas.tolist() for each in outcomes} == {
         "0.2": [0.2, 0.2],
         "auto": [0.17],
