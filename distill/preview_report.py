@@ -227,9 +227,10 @@ def _draw_weights(axes, each: Forecast) -> None:
     for i, (name, schedule) in enumerate(each.schedules.items()):
         look = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": (8, 5.5, 3)[i]}  # still seen where they agree
         axes.plot(steps, schedule.alphas, LINES[i], label=name, clip_on=False, **look)
-    axes.set(title=f"{each.twin.name}: best weights in [0, 1]", ylabel="alpha", ylim=(-0.05, 1.05))
+    axes.set(title=f"{each.twin.name}: best weights in [0, 1]", ylabel="alpha", yticks=np.linspace(0, 1, 6))
+    axes.set_ylim(-0.05, 1.75)  # room for the legend above the weights
     axes.grid(alpha=0.3)
-    axes.legend(loc="best")
+    axes.legend(loc="upper left")
     _step_ticks(axes, steps, steps)
 
 
