@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The most pixels of an output made of products. On CUDA, where it is not measured, more would be more kernels to launch.
+# The most pixels of an output made of products. On CUDA, not measured, more would mean more kernels to launch.
 PIXELS = {"cpu": 4, "cuda": 1}
 
 
