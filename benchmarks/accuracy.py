@@ -18,6 +18,7 @@ from distill import sweep
 from distill.cli import parse
 from distill.config import Config, ConfigError, UserError
 from distill.engine import pick_device
+from distill.plots import spread
 from distill.report import aligned
 from studies.analyse import interval
 
@@ -35,14 +36,15 @@ def accuracies(config: Config, precision: str) -> dict[tuple[str | None, int], n
 def table(by_precision: dict[str, dict[tuple[str | None, int], np.ndarray]]) -> str:
     """A row per model: its accuracy in each precision, and the differences from fp32; of one seed, without spread."""
 
-    def cell(form: str, mean: float, spread: float) -> str:
-        return form.format(mean) + ("" if np.isnan(spread) else f" ± {spread:.4f}")
+    def cell(form: str, mean: float, sd: float) -> str:
+        return form.format(mean) + (f" ± {sd:.4f}" if several else "")
 
+    several = any(len(values) > 1 for values in by_precision["fp32"].values())
     others = [precision for precision in by_precision if precision != "fp32"]
     rows = [["alpha", "step", *by_precision, *(f"{other} - fp32" for other in others)]]
     for (arm, step), exact in by_precision["fp32"].items():
         values = [found[arm, step] for found in by_precision.values()]
-        cells = [cell("{:.4f}", v.mean(), v.std(ddof=1) if len(v) > 1 else np.nan) for v in values]
+        cells = [cell("{:.4f}", *spread(v.tolist())) for v in values]
         cells += [cell("{:+.4f}", *interval(by_precision[other][arm, step] - exact)) for other in others]
         rows.append([arm or "teacher", str(step), *cells])
     return aligned(rows)

@@ -1,5 +1,7 @@
 """Chains side by side: images per second of K of them together, each with its share of the cores, as --jobs K has it.
 
+One of these alone is timed too: K times that is what K could bring, did they share nothing.
+
     python -m benchmarks.jobs                  # ResNet-20, batch 128, students
     python -m benchmarks.jobs --resnet 18 --batch 16
 
@@ -27,18 +29,20 @@ def main() -> None:
     options = parser.parse_args()
     cores = os.cpu_count()
     sides = []
-    for k in (1, options.jobs):
-        job = Job(options.resnet, options.batch, True, UPDATES, "cpu", max(1, cores // k))
+    share = max(1, cores // options.jobs)
+    for k, threads in ((1, cores), (options.jobs, share), (1, share)):
+        job = Job(options.resnet, options.batch, True, UPDATES, "cpu", threads)
         sides.append([Process(job, ENGINE[0]) for _ in range(k)])
     rates = [[images_per_second(side, options.batch) for side in sides] for _ in range(ROUNDS)]
     for process in itertools.chain(*sides):
         process.end()
-    ratios = [together / one for one, together in rates]
-    one, together = (statistics.median(column) for column in zip(*rates, strict=True))
+    ratios = [together / one for one, together, _ in rates]
+    most = statistics.median(options.jobs * alone / one for one, _, alone in rates)
+    one, together, alone = (statistics.median(column) for column in zip(*rates, strict=True))
     print(
         f"ResNet-{options.resnet}, batch {options.batch}: one chain with {cores} threads {one:.0f} images/s, "
         f"{options.jobs} side by side {together:.0f}; ratio {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f})"
+        f"({min(ratios):.2f} to {max(ratios):.2f}), at most {most:.2f} by one of them alone ({alone:.0f} images/s)"
     )
 
 

@@ -187,7 +187,7 @@ def count_models(config: Config) -> int:
 
 
 def said_models(config: Config) -> str:
-    """``at most 12 models``; as many where none of them is estimated."""
+    """``at most 12 models``, or ``12 models`` where no alpha is estimated."""
     return f"{'at most ' if config.chain.uses_auto else ''}{_count(count_models(config), 'model')}"
 
 

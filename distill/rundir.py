@@ -195,7 +195,7 @@ class RunDir:
         return [as_result(about) for about in self.abouts()]
 
     def abouts(self) -> list[dict]:
-        """The whole result.json of every finished model, in that order."""
+        """The whole result.json of every finished model, by seed, arm (the teacher first) and step."""
         found = (read_about(file.parent) for file in self.path.glob("seed_*/**/result.json"))
         return sorted(found, key=lambda about: _order(as_result(about)))
 
