@@ -1,6 +1,6 @@
 """Images per second of training: the engine against the obvious program, and what each of its ingredients gives.
 
-    python -m benchmarks.training               # ResNet-18/34/50, batches of 16 and 128, teacher and student
+    python -m benchmarks.training               # ResNet-18/34/50, batches of 16 and 128, teacher and student: an hour
     python -m benchmarks.training --resnet 50   # one depth; the others' rows stay as they are in the file
     python -m benchmarks.training --quick       # ResNet-18, student alone, without the single ingredients; no file
 
@@ -151,15 +151,26 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def table(results: list[dict]) -> str:
-    """The results as a Markdown table."""
-    lines = ["| network | batch | step | variant | images/s | ratio, median (range) | of the matrix-product rate |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    for r in results:
-        lines.append(
-            f"| ResNet-{r['resnet']} | {r['batch']} | {r['step']} | {r['variant']} | {r['images_per_second']:.0f} "
-            f"| {r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) | {r['of_matmul_rate']:.0%} |"
-        )
+def tables(results: list[dict]) -> str:
+    """The results as Markdown: for students and for teachers, ratios, and images/s with their share of the machine."""
+    return "\n\n".join(
+        f"{step}: {what}\n\n{table([row for row in results if row['step'] == step], cell)}"
+        for step in sorted({row["step"] for row in results})
+        for what, cell in {
+            "ratio to the obvious program, median (range)": "{ratio:.2f} ({ratio_min:.2f} to {ratio_max:.2f})",
+            "images/s (of the matrix-product rate)": "{images_per_second:.0f} ({of_matmul_rate:.0%})",
+        }.items()
+    )
+
+
+def table(results: list[dict], cell: str) -> str:
+    """A line a variant, a column a network and batch size."""
+    cells = {(row["variant"], row["resnet"], row["batch"]): cell.format(**row) for row in results}
+    columns = dict.fromkeys((resnet, batch) for _, resnet, batch in cells)
+    lines = ["| variant |" + "".join(f" ResNet-{resnet}, {batch} |" for resnet, batch in columns)]
+    lines.append("|---|" + "---|" * len(columns))
+    for variant in dict.fromkeys(variant for variant, *_ in cells):
+        lines.append(f"| {variant} |" + "".join(f" {cells.get((variant, *column), '')} |" for column in columns))
     return "\n".join(lines)
 
 
@@ -178,9 +189,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda [default: auto]")
     parser.add_argument("--quick", action="store_true", help="ResNet-18, student alone, obvious program and engine")
     parser.add_argument("--resnet", type=int, nargs="+", default=[18, 34, 50], help="depths [default: 18 34 50]")
-    parser.add_argument(
-        "--ingredients", type=int, nargs="*", default=[18], help="depths with single ingredients [default: 18]"
-    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds [default: 3]")
     options = parser.parse_args()
     device = engine.pick_device(options.device)
@@ -189,12 +197,12 @@ def main() -> None:
     depths, steps = ([18], (True,)) if options.quick else (options.resnet, (False, True))
     for resnet, batch, student in itertools.product(depths, (16, 128), steps):
         job = Job(resnet, batch, student, updates_for(resnet, batch, student, str(device)), str(device))
-        alone = INGREDIENTS if student and not options.quick and resnet in options.ingredients else ()
+        alone = () if options.quick else tuple(v for v in INGREDIENTS if student or not v.teacher_once)
         results += measure(job, (OBVIOUS, *alone, *ENGINE), options.rounds, machine)
-        print(table(results).splitlines()[-1], flush=True)
+        print("ResNet-{resnet}, batch {batch}, {step}, {variant}: {ratio:.2f}".format(**results[-1]), flush=True)
         if not options.quick:
             write(RESULTS / f"training-{kind}.json", machine, results)
-    print(json.dumps(machine, indent=1), table(results), sep="\n\n")
+    print(json.dumps(machine, indent=1), tables(results), sep="\n\n")
 
 
 if __name__ == "__main__":

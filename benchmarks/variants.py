@@ -42,6 +42,7 @@ INGREDIENTS = (
     Variant("channels last alone", channels_last=True),
     Variant("... and products without padding", channels_last=True, products=True),
     Variant("freed memory kept, alone", keeps_memory=True),
+    Variant("bf16 autocast alone", precision="bf16"),
 )
 ENGINE = (Variant("engine, fp32", engine=True), Variant("engine, bf16", engine=True, precision="bf16"))
 
@@ -108,6 +109,14 @@ def network(resnet: int, seed: int):
     return made
 
 
+def autocast(made, device_type: str) -> None:
+    """Have a network run in bfloat16 where autocast sees fit, and answer in float32 all the same."""
+    import torch
+
+    forward = torch.autocast(device_type, torch.bfloat16)(made.forward)
+    made.forward = lambda images: forward(images).float()
+
+
 def make_burst(job: Job, variant: Variant):
     """A function that trains a burst of this variant, set up and ready to go."""
     import numpy as np
@@ -131,6 +140,8 @@ def make_burst(job: Job, variant: Variant):
             models.take_products(made)
         if variant.channels_last:
             made.to(memory_format=torch.channels_last)
+        if variant.precision == "bf16" and not variant.engine:
+            autocast(made, device.type)
     if variant.engine or variant.in_memory:
         networks = [models.Classifier(made, mean, std) for made in networks]
         pool = engine.make_pool(Split(images, labels, labels, np.arange(job.images)), device)

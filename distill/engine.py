@@ -55,18 +55,18 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
         _keep_freed_memory()
     if train.precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}")
-    tf32 = "tf32" if train.precision == "tf32" else "ieee"
     if device.type == "cuda":
         if device.index is not None:  # a bare "cuda" is the current device, and set_device refuses it
             torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high" if tf32 == "tf32" else "highest")
-        torch.backends.cudnn.conv.fp32_precision = tf32  # torch's own default here is tf32
-        torch.backends.cudnn.rnn.fp32_precision = tf32  # torch refuses to tell the one where the other differs
+        torch.set_float32_matmul_precision("high" if train.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = train.precision == "tf32"  # torch's own default is True
         torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
     if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports two seconds' worth
         torch.use_deterministic_algorithms(train.deterministic)
+        # Or torch writes NaN over all memory that it hands out, at hundreds of kernels an update: nothing reads it.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _keep_freed_memory() -> None:

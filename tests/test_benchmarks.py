@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import accuracy, training, variants
+from benchmarks import accuracy, obvious, training, variants
 from benchmarks.variants import INGREDIENTS, OBVIOUS, Job, Process
 from distill import decay, engine, sweep
 
@@ -30,6 +30,16 @@ def test_a_variant_has_its_ingredient_and_no_other(variant, monkeypatch):
     assert predicted == ([12] if variant.teacher_once else [])
 
 
+def test_bf16_alone_is_autocast_of_both_networks_and_losses_in_float32(monkeypatch):
+    inside, losses = [], []
+    convolve, loss = torch.nn.Conv2d.forward, obvious.Obvious.loss
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *a: (out := convolve(*a), inside.append(out.dtype))[0])
+    monkeypatch.setattr(obvious.Obvious, "loss", lambda *a: (losses.extend(t.dtype for t in a[1::2]), loss(*a))[1])
+    variants.make_burst(Job(8, 4, True, 1, "cpu"), INGREDIENTS[-1])()
+    assert set(inside) == {torch.bfloat16}
+    assert losses == [torch.float32, torch.float32]  # the student's logits, and the teacher's
+
+
 def test_a_process_answers_with_the_seconds_of_a_burst():
     process = Process(Job(8, 4, True, 2, "cpu"), OBVIOUS)
     assert 0 < process.seconds() < 60
@@ -46,6 +56,25 @@ def test_rows_of_other_depths_stay_in_the_file(tmp_path):
         {"resnet": 18, "ratio": 2.0},
         {"resnet": 50, "ratio": 3.0},
     ]
+
+
+def test_a_table_has_a_line_a_variant_and_a_column_a_network():
+    rows = [("a", 18, 16, 1.0), ("b", 18, 16, 2.0), ("a", 50, 16, 3.0)]
+    rows = [dict(zip(("variant", "resnet", "batch", "ratio"), row, strict=True)) for row in rows]
+    assert training.table(rows, "{ratio:.1f}").splitlines() == [
+        "| variant | ResNet-18, 16 | ResNet-50, 16 |",
+        "|---|---|---|",
+        "| a | 1.0 | 3.0 |",
+        "| b | 2.0 |  |",
+    ]
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    folder = Path(training.__file__).parent
+    results = json.loads((folder / "results" / "training-cpu-2cores.json").read_text())["results"]
+    told = (folder / "README.md").read_text()
+    for block in training.tables(results).split("\n\n")[1::2]:
+        assert block in told
 
 
 def test_precisions_are_compared_model_by_model(tmp_path, monkeypatch):

@@ -605,17 +605,19 @@ def test_bf16_keeps_weights_and_losses_in_float32(monkeypatch):
 @pytest.fixture
 def switches(monkeypatch):
     """torch's global switches, put back afterwards."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision()
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     yield
     torch.use_deterministic_algorithms(False)
-    cudnn.benchmark, cudnn.conv.fp32_precision, matmul.fp32_precision = before
+    cudnn.benchmark, cudnn.allow_tf32, precision = before
+    torch.set_float32_matmul_precision(precision)
 
 
 def test_set_up_switches_determinism_on_and_off(switches):
     engine.set_up(TrainConfig(deterministic=True), CPU, None)
     assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
     engine.set_up(TrainConfig(), CPU, None)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -629,11 +631,12 @@ def test_set_up_makes_a_numbered_gpu_the_current_one(monkeypatch, switches, name
     assert numbers == chosen
 
 
-@pytest.mark.parametrize(("precision", "products"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
-def test_set_up_chooses_how_a_gpu_multiplies(switches, precision, products):
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_set_up_chooses_how_a_gpu_multiplies(switches, precision):
     engine.set_up(TrainConfig(precision=precision), torch.device("cuda"), None)
-    assert torch.backends.cuda.matmul.fp32_precision == products
-    assert torch.backends.cudnn.conv.fp32_precision == products
+    for switch in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        assert switch.allow_tf32 == (precision == "tf32")  # which torch does not tell where its switches disagree
+    assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == (precision == "tf32")
 
 
 def test_set_up_takes_the_number_of_threads(switches):

@@ -18,9 +18,9 @@ from torch import nn
 
 import distill
 from distill import augment, decay, engine, graph
-from distill.config import TrainConfig
+from distill.config import ModelConfig, TrainConfig
 from distill.data import Split
-from distill.models import CifarResNet, Classifier
+from distill.models import CifarResNet, Classifier, build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CLASSES, BATCH = 4, 4
@@ -494,7 +494,8 @@ def test_on_a_gpu_a_capture_leaves_no_trace(deterministic, optimizer, epochs):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(deterministic):
+@pytest.mark.parametrize("resident", [True, False])
+def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(deterministic, resident):
     class Asks(nn.Module):
         def __init__(self):
             super().__init__()
@@ -506,9 +507,22 @@ def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(determini
     models = []
     for captures in (True, False):
         fit, show = fit_of(CUDA, network=Asks, graph=captures), Notes()
-        train_on(fit, 22, range(2), show=show)
+        train_on(fit, 22, range(2), pool=pool_of(22, CUDA, resident), show=show)
         models.append(everything(fit))
         assert len(show.notes) == captures
+    assert_same_bits(*models)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # in bf16 with channels last
+def test_on_a_gpu_the_papers_network_repeats_itself_bit_for_bit(deterministic, precision):
+    """No layer of it is one that torch refuses to repeat."""
+    models, show = [], Notes()
+    for _ in range(2):
+        fit = fit_of(CUDA, network=lambda: build(ModelConfig(resnet=18), 3, CLASSES), precision=precision)
+        train_on(fit, 22, range(1), show=show)
+        models.append(everything(fit))
+    assert not show.notes
     assert_same_bits(*models)
 
 
