@@ -167,7 +167,7 @@ def test_a_gradient_may_be_differentiated_again(kernel, stride, size):
         torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize(("kernel", "size"), [(3, 1), (3, 2), (1, 3)])
 def test_what_may_be_done_with_a_convolution_may_be_done_with_ours(kernel, size):
     whole, ours = pair(kernel, 1, kernel // 2)

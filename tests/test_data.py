@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -604,23 +605,31 @@ def test_an_archive_of_something_else_is_refused(tmp_path, monkeypatch):
     assert nothing_unfinished(tmp_path)
 
 
+def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path, monkeypatch):
+    archive = tmp_path / "data" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.addfile(tarfile.TarInfo("../../outside"))
+    monkeypatch.setenv("SELF_DISTILLER_CIFAR_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    assert f"cannot unpack {archive}" in refused(archive.parent / BATCHES)
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", archive.name]
+
+
 def test_interrupted_unpacking_leaves_no_folder_that_looks_complete(mirror, tmp_path, monkeypatch):
-    import torchvision.datasets.utils as utils
+    whole = tarfile.TarFile.extractall
 
-    whole = utils.extract_archive
-
-    def half(archive, folder):
-        whole(archive, folder)
+    def half(archive, folder, **options):
+        whole(archive, folder, **options)
         for name in ("data_batch_5", "test_batch"):
             os.remove(os.path.join(folder, BATCHES, name))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(utils, "extract_archive", half)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", half)
     with pytest.raises(KeyboardInterrupt):
         load_cifar(tmp_path / BATCHES)
     assert not (tmp_path / BATCHES).exists()
     assert nothing_unfinished(tmp_path)
-    monkeypatch.setattr(utils, "extract_archive", whole)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", whole)
     (tmp_path / ".unfinished-killed" / BATCHES).mkdir(parents=True)  # what kill -9 leaves
     assert len(load_cifar(tmp_path / BATCHES).train_labels) == 200
 
