@@ -11,7 +11,7 @@ marked ``gpu`` are there to be run.
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
@@ -21,6 +21,7 @@ from .draws import ONE_AT_A_TIME
 
 WARM_UP = 3  # updates before a capture: libraries choose their algorithms and take their workspaces in them
 _capturing = threading.RLock()  # torch allows one capture in a process at a time
+_failure: str | None = None  # why a capture failed in this process: what that leaves behind in torch bears no other
 
 
 def possible(device: torch.device) -> bool:
@@ -56,9 +57,14 @@ class Recording:
     def capture(self, work: Callable[[], None]) -> None:
         """Record the work; its Python runs once more, its kernels do not. Waits for the device."""
         current, mode = torch.cuda.current_stream(self.stream.device), "thread_local"  # others may allocate memory
+        pool = torch.cuda.graph_pool_handle()
         try:
-            with _capturing, torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode=mode):
+            with _capturing, torch.cuda.graph(self.graph, pool, self.stream, mode):
                 work()
+        except BaseException:
+            with suppress(Exception):  # before 2.12 torch forgets to, and then frees no memory that two streams used
+                torch._C._cuda_endAllocateToPool(self.stream.device.index, pool)
+            raise
         finally:  # a capture that fails as it ends leaves its own stream the current one
             torch.cuda.set_stream(current)
 
@@ -82,8 +88,8 @@ class Updates:
     ``update(images, truth, soft, rate)`` makes one update on a batch, ``rate`` a float32 scalar on the device, and
     returns its logits (b, classes) and its regulariser (). It is captured with the shapes of the given chunk: images
     (m, c, h, w), truth and soft (m, classes), soft None without a teacher, m >= batch; ``batches`` is the most that a
-    chunk may hold. Raises whatever capture raises, and NoGraph; either way the model, its optimiser and torch's
-    generators are left as they were.
+    chunk may hold. Raises whatever the updates raise, and NoGraph, always once a capture has failed in this process;
+    either way the model, its optimiser and torch's generators are left as they were.
     """
 
     def __init__(
@@ -97,6 +103,8 @@ class Updates:
         batch: int,
         batches: int,
     ):
+        if _failure is not None:
+            raise NoGraph(_failure)
         n, self.batch = batches, batch
         self.chunk = tuple(
             t if t is None else torch.zeros((n, batch, *t.shape[1:]), dtype=t.dtype, device=t.device)
@@ -120,7 +128,10 @@ class Updates:
             if drew():
                 raise NoGraph("the network draws random numbers")
             optimizer.zero_grad()  # so that the captured backward pass makes gradients in the graph's own memory
-            self.recording.capture(lambda: self._work(update))
+            try:
+                self.recording.capture(lambda: self._work(update))
+            except Exception as error:
+                raise _give_up(error) from error
 
     def fits(self, images: Tensor, truth: Tensor, soft: Tensor | None) -> bool:
         """Whether a chunk has the shapes that were captured, and no more batches."""
@@ -161,6 +172,14 @@ class Updates:
         torch.where(here[:, None, None], logits, self.logits, out=self.logits)
         torch.where(here, reg, self.regs, out=self.regs)
         self.next += 1
+
+
+def _give_up(error: Exception) -> NoGraph:
+    """Let no other capture be tried in this process, for what went wrong first."""
+    global _failure
+    first = error.__context__ or error  # ending a capture that has failed is an error of its own
+    _failure = str(first) or repr(first)
+    return NoGraph(_failure)
 
 
 @contextmanager

@@ -54,14 +54,16 @@ def stand_in(monkeypatch):
     StandIn.made = []
     monkeypatch.setattr(graph, "Recording", StandIn)
     monkeypatch.setattr(graph, "possible", lambda device: True)
+    monkeypatch.setattr(graph, "_failure", None)
     monkeypatch.setattr(decay, "folds", lambda *_: False)  # as on CUDA: on a CPU an optimiser's first step is another
     monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
     return StandIn
 
 
 @pytest.fixture
-def deterministic():
+def deterministic(monkeypatch):
     """A GPU that repeats its bits."""
+    monkeypatch.setattr(graph, "_failure", None)
     train = TrainConfig(deterministic=True)
     engine.set_up(train, CUDA, None)
     yield
@@ -191,14 +193,18 @@ class FakeCuda:
         self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: self.log.append("replay"))
         self.Stream = lambda device: self.stream("side")
         graph._side_stream.cache_clear()
-        for name in ("current_stream", "default_stream", "set_stream", "stream", "graph", "CUDAGraph", "Stream"):
-            monkeypatch.setattr(torch.cuda, name, getattr(self, name if name != "stream" else "on"))
+        self.graph_pool_handle = lambda: (0, 7)
+        names = "current_stream", "default_stream", "set_stream", "graph", "graph_pool_handle", "CUDAGraph", "Stream"
+        for name in names:
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate_to_pool)
 
     def stream(self, name):
         def wait_stream(other):
             self.log.append(f"{name} waits for {other.name}")
 
-        return SimpleNamespace(name=name, device=CUDA, wait_stream=wait_stream)
+        return SimpleNamespace(name=name, device=torch.device("cuda:1"), wait_stream=wait_stream)
 
     def current_stream(self, device):
         return self.now
@@ -217,10 +223,15 @@ class FakeCuda:
         finally:
             self.now = before
 
+    def end_allocate_to_pool(self, device: int, pool):
+        self.log.append(f"no more memory for {pool} on {device}")
+        raise RuntimeError("not recording")  # as torch has it when nothing was left to end
+
     @contextmanager
-    def graph(self, graph, stream, capture_error_mode):
-        assert inspect.signature(REAL_GRAPH).bind(graph, stream=stream, capture_error_mode=capture_error_mode)
-        self.log.append(f"capture on {stream.name}, {capture_error_mode}")
+    def graph(self, *arguments):
+        given = inspect.signature(REAL_GRAPH).bind(*arguments).arguments
+        stream = given["stream"]
+        self.log.append(f"capture on {stream.name}, {given['capture_error_mode']}, in {given['pool']}")
         before, self.now = self.now, stream
         yield
         if self.fails:
@@ -241,7 +252,11 @@ def test_a_recording_has_a_stream_and_leaves_the_current_one(monkeypatch, in_a_t
     fake.log.clear()
     with pytest.raises(RuntimeError, match="invalidated") if fails else nullcontext():
         recording.capture(lambda: fake.log.append(f"work on {fake.now.name}"))
-    assert fake.log == [f"capture on {name}, thread_local", f"work on {name}"]
+    assert fake.log == [
+        f"capture on {name}, thread_local, in (0, 7)",
+        f"work on {name}",
+        *["no more memory for (0, 7) on 1"] * fails,
+    ]
     assert fake.now.name == home
     recording.replay()
     assert fake.log[-1] == "replay"
@@ -336,6 +351,31 @@ def test_a_failed_capture_is_told_of_once_and_changes_nothing(stand_in, monkeypa
     assert_same_bits(everything(fit), everything(eager))
     assert show.notes == ["no CUDA graph, updates go on one by one: operation not permitted when stream is capturing"]
     assert len(stand_in.made) == 1
+
+
+def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first(stand_in, monkeypatch):
+    def failing(self, work):
+        try:
+            raise ValueError("not while capturing")
+        finally:
+            raise RuntimeError("the capture was invalidated")
+
+    monkeypatch.setattr(StandIn, "capture", failing)
+    fits, show = [fit_of(), fit_of(), fit_of(graph=False)], Notes()
+    for fit in fits:
+        train_on(fit, 22, range(1), show=show)
+    assert show.notes == ["no CUDA graph, updates go on one by one: not while capturing"] * 2  # a person sees it once
+    assert len(stand_in.made) == 1
+    assert_same_bits(everything(fits[0]), everything(fits[2]))
+    assert_same_bits(everything(fits[1]), everything(fits[2]))
+
+
+def test_after_a_failed_warm_up_other_models_are_captured(stand_in, monkeypatch):
+    with monkeypatch.context() as patch:
+        fails_in(patch, "warm_up")
+        train_on(fit_of(), 22, range(1))
+    train_on(fit_of(), 22, range(1))
+    assert stand_in.made[1].replays == 5
 
 
 def with_dropout() -> nn.Module:
