@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds [default: 3]")
     options = parser.parse_args()
     device = engine.pick_device(options.device)
+    engine.set_up(TrainConfig(), device, None)  # losses are compared in float32, on CUDA too
     machine, results = describe_machine(device), []
     kind = f"cpu-{os.cpu_count()}cores" if device.type == "cpu" else machine["device"].replace(" ", "-")
     depths, steps = ([18], (True,)) if options.quick else (options.resnet, (False, True))

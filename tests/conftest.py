@@ -110,3 +110,19 @@ def tiny_imagefolder(tmp_path_factory) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{i:04d}.png")
     return data_dir
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Graphs on the CPU, by the stand-in; chunks of eight images of 8x8, two batches each."""
+    from tiny import StandIn
+
+    from distill import decay, engine, graph
+
+    StandIn.made = []
+    monkeypatch.setattr(graph, "Recording", StandIn)
+    monkeypatch.setattr(graph, "possible", lambda device: True)
+    monkeypatch.setattr(graph, "_failure", None)
+    monkeypatch.setattr(decay, "folds", lambda *_: False)  # as on CUDA: on a CPU an optimiser's first step is another
+    monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
+    return StandIn

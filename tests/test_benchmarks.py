@@ -8,9 +8,10 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import accuracy, obvious, training, variants
+from benchmarks import accuracy, obvious, training, training_gpu, variants
 from benchmarks.variants import INGREDIENTS, OBVIOUS, Job, Process
-from distill import decay, engine, sweep
+from distill import decay, engine, estimate, sweep
+from distill.config import ModelConfig
 
 CPU = torch.device("cpu")
 
@@ -120,3 +121,60 @@ def test_one_seed_has_no_spread():
 def test_options_without_a_meaning_are_refused(words, capsys):
     assert accuracy.main(words) == 2
     assert f"{words[0].partition('=')[0]} has no meaning here" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- what measures a GPU, on a CPU with stand-ins
+
+
+@pytest.fixture
+def small_gpu(stand_in, monkeypatch):
+    """training_gpu.py with tiny networks and bursts."""
+    monkeypatch.setattr(training_gpu, "ModelConfig", lambda **_: ModelConfig(resnet=8, width=2))
+    for name, value in {"IMAGES": 512, "BURST": 128, "JOBS": (1, 2)}.items():
+        monkeypatch.setattr(training_gpu, name, value)
+    monkeypatch.setattr(estimate, "BURST_SECONDS", 0.01)
+    monkeypatch.setattr(engine, "set_up", lambda train, device, threads: None)  # it refuses tf32 on a CPU
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return stand_in
+
+
+def test_a_gpu_is_measured_against_the_obvious_program(small_gpu):
+    rows = training_gpu.against_the_obvious([8], 1, CPU)
+    assert len(rows) == 4 * 5  # two batch sizes, two steps; the obvious program and four variants
+    assert {row["ratio"] for row in rows if row["variant"] == "obvious program"} == {1.0}
+    assert all(row["images_per_second"] > 0 and row["notes"] == [] for row in rows)
+    assert sum(made.replays > 0 for made in small_gpu.made) == 4 * 3  # one of the four has no graphs
+
+
+def test_a_gpus_updates_are_measured_against_their_graph(small_gpu, monkeypatch):
+    def clock(burst, device):
+        return training_gpu.seconds(burst, device)
+
+    monkeypatch.setattr(training_gpu, "device_seconds", clock)  # else by CUDA's own events
+    rows = training_gpu.kernel_time([8], 1, CPU)
+    assert [(row["batch"], row["step"]) for row in rows] == [(b, s) for b in (16, 128) for s in ("teacher", "student")]
+    assert all(row["engine_over_graph"] == row["engine_ms"] / row["graph_ms"] for row in rows)
+    bursts = 1 + 1 + 1  # before, in the warm-up, and in the round; the replays are as many less the first
+    assert [made.replays for made in small_gpu.made] == [(2 * bursts - 1) * 128 // row["batch"] for row in rows]
+
+
+def test_chains_side_by_side_on_a_gpu_are_measured_in_threads(small_gpu):
+    one, two = training_gpu.side_by_side(8, 1, CPU)
+    assert (one["jobs"], two["jobs"], one["ratio"]) == (1, 2, 1.0)
+    assert two["ratio"] == pytest.approx(two["images_per_second"] / one["images_per_second"])
+    assert len(small_gpu.made) == 1 + 2
+
+
+def test_a_modern_setting_is_measured_against_a_batch_that_lies_ready(small_gpu):
+    rows = training_gpu.modern(1, CPU)
+    names = ["static batch, graph", "static batch, eager", "engine"]
+    assert [(row["step"], row["variant"]) for row in rows] == [(s, n) for s in ("teacher", "student") for n in names]
+    assert [made.replays for made in small_gpu.made] == [2, 2] * 2  # of one update: a warm-up and a round
+
+
+def test_the_gpu_benchmark_wants_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["training_gpu", "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        training_gpu.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("--device cpu: this benchmark is for CUDA devices")

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import config, contents, killed_at, source
+from tiny import StandIn, config, contents, killed_at, source
 from torch import nn
 
 import distill
-from distill import augment, decay, engine, graph
+from distill import augment, engine, graph
 from distill.config import ModelConfig, TrainConfig
 from distill.data import Split
 from distill.models import CifarResNet, Classifier, build
@@ -25,39 +25,6 @@ from distill.models import CifarResNet, Classifier, build
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CLASSES, BATCH = 4, 4
 SHOW = engine.Silent()
-
-
-class StandIn:
-    """What a Recording does, without a device: a capture runs nothing, a replay runs what was captured."""
-
-    made: "list[StandIn]"
-
-    def __init__(self, device):
-        self.replays = 0
-        StandIn.made.append(self)
-
-    def warm_up(self, work):
-        for _ in range(graph.WARM_UP):
-            work()
-
-    def capture(self, work):
-        self.work = work
-
-    def replay(self):
-        self.work()
-        self.replays += 1
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Graphs on the CPU, by the stand-in; chunks of eight images of 8x8, two batches each."""
-    StandIn.made = []
-    monkeypatch.setattr(graph, "Recording", StandIn)
-    monkeypatch.setattr(graph, "possible", lambda device: True)
-    monkeypatch.setattr(graph, "_failure", None)
-    monkeypatch.setattr(decay, "folds", lambda *_: False)  # as on CUDA: on a CPU an optimiser's first step is another
-    monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
-    return StandIn
 
 
 @pytest.fixture

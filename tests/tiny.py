@@ -10,12 +10,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill import graph
 from distill.config import SECTION_OF, Config, from_dict, read_toml
 from distill.data import Source, from_arrays
 
 
 class Killed(BaseException):
     """The end of the process, as far as a test inside it can have one: nothing catches it."""
+
+
+class StandIn:
+    """What a Recording does, without a device: a capture runs nothing, a replay runs what was captured."""
+
+    made: "list[StandIn]"
+
+    def __init__(self, device):
+        self.replays = 0
+        StandIn.made.append(self)
+
+    def warm_up(self, work):
+        for _ in range(graph.WARM_UP):
+            work()
+
+    def capture(self, work):
+        self.work = work
+
+    def replay(self):
+        self.work()
+        self.replays += 1
 
 
 def source(seed: int = 0) -> Source:
