@@ -456,6 +456,37 @@ def test_the_rate_on_record_is_that_of_the_last_update(stand_in, tmp_path):
     assert [float(row.split(",")[1]) for row in rows] == [engine.learning_rate(train, u, 5) for u in (4, 9)]
 
 
+# ----------------------------------------------------------------------------------------------------------- no waiting
+
+
+class TheEnd(Exception):
+    """An epoch has come to where it reads its figures."""
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("options", [{}, {"loss": "kl", "temperature": 2.0}, {"loss": "ce", "reg": "l2"}], ids=str)
+def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatch, graphs, options):
+    """On the meta device, whose tensors have no values: whoever asked for one, and so waited, would get an error."""
+    meta, show = torch.device("meta"), Notes()
+
+    def optimizer(model, train):  # torch's own have no fused kernels there
+        made = torch.optim.SGD(model.parameters(), lr=0.1)
+        made.step = lambda: None
+        return made
+
+    def read(self):
+        raise TheEnd
+
+    monkeypatch.setattr(engine, "make_optimizer", optimizer)
+    monkeypatch.setattr(engine.Sums, "read", read)
+    fit = fit_of(meta, network=lambda: build(ModelConfig(resnet=18), 3, CLASSES), graph=graphs, **options)
+    pool = engine.Pool(*(t.to(meta) for t in (pool_of(22).images, pool_of(22).labels)), meta)
+    with pytest.raises(TheEnd):
+        train_on(fit, 22, range(1), pool=pool, show=show)
+    assert not show.notes
+    assert [made.replays for made in stand_in.made] == [5] * graphs
+
+
 # ------------------------------------------------------------------------------------------------------ the real thing
 
 
