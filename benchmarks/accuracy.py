@@ -54,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     """Train in every precision, print the table; returns the exit status."""
     try:
         words = sys.argv[1:] if argv is None else argv
+        if {"-h", "--help"} & set(words):
+            print(__doc__.strip())
+            return 0
         for word in {"--precision", "--estimate", "--resume"} & {word.partition("=")[0] for word in words}:
             raise ConfigError(f"{word} has no meaning here: every precision is trained, each in a directory of its own")
         config = parse(words)

@@ -10,6 +10,8 @@ from distill.cli import main
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    if words and words[0].endswith(".toml"):
-        words = ["--config", *words]
+    for i, word in enumerate(words):
+        if word.endswith(".toml") and words[max(i - 1, 0)] != "--config":
+            words[i : i + 1] = ["--config", word]
+            break
     raise SystemExit(main([*words, "--estimate"]))

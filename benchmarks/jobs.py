@@ -9,23 +9,24 @@ One process with all cores is timed in turn with K processes that begin together
 machine alone meanwhile.
 """
 
-import argparse
 import itertools
 import os
 import statistics
 import time
 
+from benchmarks.options import DEPTHS, Parser, positive
 from benchmarks.variants import ENGINE, Job, Process
 
-IMAGES, ROUNDS = 1024, 11  # of a burst: a chunk of CIFAR
+IMAGES = 1024  # of a burst: a chunk of CIFAR
 
 
 def main() -> None:
     """Print images/s for one chain and for K, and their ratio: median and range over the rounds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resnet", type=int, default=20, help="depth [default: 20]")
-    parser.add_argument("--batch", type=int, default=128, help="images per update [default: 128]")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="K [default: the number of cores]")
+    parser = Parser("jobs", __doc__)
+    parser.add_argument("--resnet", type=int, choices=DEPTHS, default=20, help="depth [default: 20]")
+    parser.add_argument("--batch", type=positive, default=128, help="images per update [default: 128]")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count(), help="K [default: the number of cores]")
+    parser.add_argument("--rounds", type=positive, default=11, help="rounds [default: 11]")
     options = parser.parse_args()
     cores = os.cpu_count()
     sides = []
@@ -33,7 +34,7 @@ def main() -> None:
     for k, threads in ((1, cores), (options.jobs, share), (1, share)):
         job = Job(options.resnet, options.batch, True, max(1, IMAGES // options.batch), "cpu", threads)
         sides.append([Process(job, ENGINE[0]) for _ in range(k)])
-    rates = [[images_per_second(side, job.images) for side in sides] for _ in range(ROUNDS)]
+    rates = [[images_per_second(side, job.images) for side in sides] for _ in range(options.rounds)]
     for process in itertools.chain(*sides):
         process.end()
     ratios = [together / one for one, together, _ in rates]

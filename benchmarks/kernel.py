@@ -8,7 +8,6 @@ rounds. A map by refits would take hours, so refits are timed on a sample of its
 them. Prints a Markdown table, and writes the figures with hardware and versions as JSON.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import rbf_kernel
 from threadpoolctl import threadpool_info
 
+from benchmarks.options import Parser, positive
 from distill import krr
 from distill.estimator import SelfDistilledKernelRidge
 from distill.linalg import cholesky
@@ -225,14 +225,18 @@ def table(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="of each comparison (default: %(default)s)")
+    parser = Parser("kernel", __doc__)
+    parser.add_argument("--rounds", type=positive, default=7, help="of each comparison [default: %(default)s]")
     parser.add_argument("--large", action="store_true", help="also n = 10,000")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "kernel-2cores.json")
+    default = Path(__file__).parent / "results" / "kernel-2cores.json"
+    parser.add_argument("--output", type=Path, default=default, help="JSON file [default: %(default)s]")
     parser.add_argument("--grow", nargs=2, metavar=("N", "JOB"), help="one row of (e), as JSON")
     args = parser.parse_args()
     if args.grow:
-        print(json.dumps(grow(int(args.grow[0]), args.grow[1])))
+        n, job = args.grow
+        if not n.isdecimal() or int(n) < 1 or job not in ("chain", "map"):
+            parser.error(f"--grow wants a number of points and chain or map, not {n} {job}")
+        print(json.dumps(grow(int(n), job)))
         return
     X, y, X_val, y_val = problem()
     K, K_val = rbf_kernel(X, gamma=GAMMA), rbf_kernel(X_val, X, gamma=GAMMA)

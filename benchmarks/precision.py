@@ -12,6 +12,7 @@ import statistics
 import torch
 import torch.nn.functional as F
 
+from benchmarks.options import Parser
 from distill import engine, models
 from distill.config import ModelConfig, TrainConfig
 
@@ -41,6 +42,7 @@ def gradient(config: ModelConfig, batch: int, seed: int, precision: str) -> torc
 
 def main() -> None:
     """Print a table: the median over seeds, and the range."""
+    Parser("precision", __doc__).parse_args()
     print("| network | batch | fp32 | bf16 |\n|---|---|---|---|")
     for (name, config), batch in itertools.product(NETWORKS.items(), BATCHES):
         cosines = {"fp32": [], "bf16": []}

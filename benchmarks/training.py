@@ -1,16 +1,16 @@
 """Images per second of training: the engine against the obvious program, and what each of its ingredients gives.
 
-    python -m benchmarks.training               # ResNet-18/34/50, batches of 16 and 128, teacher and student: an hour
+    python -m benchmarks.training               # ResNet-18/34/50, batches of 16 and 128, teacher and student
     python -m benchmarks.training --resnet 50   # one depth; the others' rows stay as they are in the file
-    python -m benchmarks.training --quick       # ResNet-18, student alone, without the single ingredients; no file
+    python -m benchmarks.training --quick       # ResNet-18's student alone, without the single ingredients; no file
 
-Every variant of a row is a process of its own (variants.py), warmed up; they train in turn, one at a time, round after
-round, and ratios are taken within a round. Leave the machine alone meanwhile: with another process on the cores,
-OpenMP's waiting threads make timings worthless. Results go to benchmarks/results/training-<machine>.json, and the table
-is printed. The obvious program's loss is checked against ours on the same batches first.
+All takes some half an hour on two cores. Every variant of a row is a process of its own (variants.py), warmed up; they
+train in turn, one at a time, round after round, and ratios are taken within a round. Leave the machine alone meanwhile:
+with another process on the cores, OpenMP's waiting threads make timings worthless. Results go to
+benchmarks/results/training-<machine>.json, and tables are printed. The obvious program's loss is checked against ours
+on the same batches first.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -25,6 +25,8 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.obvious import Obvious
+from benchmarks.options import DEPTHS, Parser, positive
+from benchmarks.options import device as device_option
 from benchmarks.variants import (
     ALPHA,
     CLASSES,
@@ -45,6 +47,7 @@ from distill.config import TrainConfig
 from distill.objective import Objective, add_regulariser, one_hot
 
 RESULTS = Path(__file__).parent / "results"
+MACHINE = ("device", "cores", "threads", "python", "torch", "torchvision")  # which tell results apart
 BURST_SECONDS = 1.5  # about; a burst has at least 4 updates
 
 
@@ -175,34 +178,41 @@ def table(results: list[dict], cell: str) -> str:
 
 
 def write(file: Path, machine: dict, results: list[dict]) -> None:
-    """Write the results, beside those of other depths that the file holds."""
-    depths = {row["resnet"] for row in results}
-    held = json.loads(file.read_text())["results"] if file.exists() else []
-    rows = sorted([row for row in held if row["resnet"] not in depths] + results, key=lambda row: row["resnet"])
-    file.parent.mkdir(exist_ok=True)
+    """Write the results, beside those of other depths that the file holds from the same machine and versions."""
+    depths, held = {row["resnet"] for row in results}, json.loads(file.read_text()) if file.exists() else {}
+    same = held and all(held["machine"].get(name) == machine.get(name) for name in MACHINE)
+    others = [row for row in held["results"] if row["resnet"] not in depths] if same else []
+    rows = sorted(others + results, key=lambda row: row["resnet"])
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"machine": machine, "results": rows}, indent=1) + "\n")
 
 
 def main() -> None:
     """Measure, print the table, write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda [default: auto]")
-    parser.add_argument("--quick", action="store_true", help="ResNet-18, student alone, obvious program and engine")
-    parser.add_argument("--resnet", type=int, nargs="+", default=[18, 34, 50], help="depths [default: 18 34 50]")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds [default: 3]")
+    parser = Parser("training", __doc__)
+    parser.add_argument(
+        "--device", type=device_option, default="auto", help="auto, cpu, cuda, cuda:<i> [default: auto]"
+    )
+    parser.add_argument("--quick", action="store_true", help="student alone, obvious program and engine; no file")
+    parser.add_argument("--resnet", type=int, choices=DEPTHS, nargs="+", help="depths [default: 18 34 50; quick: 18]")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds [default: 3]")
+    parser.add_argument("--output", type=Path, help="JSON file [default: benchmarks/results/training-<machine>.json]")
     options = parser.parse_args()
-    device = engine.pick_device(options.device)
+    device = options.device
     engine.set_up(TrainConfig(), device, None)  # losses are compared in float32, on CUDA too
     machine, results = describe_machine(device), []
     kind = f"cpu-{os.cpu_count()}cores" if device.type == "cpu" else machine["device"].replace(" ", "-")
-    depths, steps = ([18], (True,)) if options.quick else (options.resnet, (False, True))
-    for resnet, batch, student in itertools.product(depths, (16, 128), steps):
+    depths, steps = (
+        options.resnet or ([18] if options.quick else [18, 34, 50]),
+        (True,) if options.quick else (False, True),
+    )
+    for resnet, batch, student in itertools.product(options.resnet or depths, (16, 128), steps):
         job = Job(resnet, batch, student, updates_for(resnet, batch, student, str(device)), str(device))
         alone = () if options.quick else tuple(v for v in INGREDIENTS if student or not v.teacher_once)
         results += measure(job, (OBVIOUS, *alone, *ENGINE), options.rounds, machine)
         print("ResNet-{resnet}, batch {batch}, {step}, {variant}: {ratio:.2f}".format(**results[-1]), flush=True)
         if not options.quick:
-            write(RESULTS / f"training-{kind}.json", machine, results)
+            write(options.output or RESULTS / f"training-{kind}.json", machine, results)
     print(json.dumps(machine, indent=1), tables(results), sep="\n\n")
 
 

@@ -13,7 +13,6 @@ Four questions, each answered within one process, variants in turn, round after 
 Results go to benchmarks/results/training-cuda.json. Nothing of this has been run yet.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -26,8 +25,9 @@ import numpy as np
 import torch
 
 from benchmarks.obvious import Images, Obvious, loader
+from benchmarks.options import DEPTHS, Parser, cuda, positive
 from distill import augment, engine, graph, models
-from distill.config import ConfigError, ModelConfig, TrainConfig
+from distill.config import ModelConfig, TrainConfig
 from distill.data import Dataset, Split
 from distill.estimate import Trial, images_per_second
 from distill.lab import versions
@@ -263,30 +263,27 @@ def say(row: dict) -> None:
 
 def main() -> None:
     """Measure, print, write the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="cuda or cuda:<i> [default: cuda]")
-    parser.add_argument("--quick", action="store_true", help="ResNet-18 alone, three rounds")
-    parser.add_argument("--resnet", type=int, nargs="+", default=[18, 50], help="depths [default: 18 50]")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds [default: 5]")
+    parser = Parser("training_gpu", __doc__)
+    parser.add_argument("--device", type=cuda, default="cuda", help="cuda or cuda:<i> [default: cuda]")
+    parser.add_argument("--quick", action="store_true", help="ResNet-18 alone, three rounds, unless told otherwise")
+    parser.add_argument("--resnet", type=int, choices=DEPTHS, nargs="+", help="depths [default: 18 50]")
+    parser.add_argument("--rounds", type=positive, help="rounds [default: 5]")
+    parser.add_argument("--output", type=Path, default=RESULTS / "training-cuda.json", help="JSON file [%(default)s]")
     options = parser.parse_args()
-    try:
-        device = engine.pick_device(options.device)
-        if device.type != "cuda":
-            raise ConfigError(f"--device {options.device}: this benchmark is for CUDA devices")
-    except ConfigError as error:
-        parser.error(str(error))
-    device = torch.device("cuda", device.index or 0)
-    depths, rounds = ([18], 3) if options.quick else (options.resnet, options.rounds)
+    device, depths = options.device, options.resnet or ([18] if options.quick else [18, 50])
+    rounds = options.rounds or (3 if options.quick else 5)
     engine.set_up(TrainConfig(), device, None)
-    results = {
-        "machine": versions(device) | {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count()},
-        "against_the_obvious": against_the_obvious(depths, rounds, device),
-        "kernel_time": kernel_time(depths, rounds, device),
-        "side_by_side": side_by_side(depths[-1], rounds, device),
-        "modern": modern(rounds, device),
+    results = {"machine": versions(device) | {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count()}}
+    parts = {
+        "against_the_obvious": lambda: against_the_obvious(depths, rounds, device),
+        "kernel_time": lambda: kernel_time(depths, rounds, device),
+        "side_by_side": lambda: side_by_side(depths[-1], rounds, device),
+        "modern": lambda: modern(rounds, device),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "training-cuda.json").write_text(json.dumps(results, indent=1) + "\n")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        results[name] = part()
+        options.output.write_text(json.dumps(results, indent=1) + "\n")  # what is measured stays, whatever comes next
 
 
 if __name__ == "__main__":

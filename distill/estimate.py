@@ -1,7 +1,8 @@
-"""What a run will cost here, from two short bursts of its own training, and how many jobs pay. Writes nothing."""
+"""What a run will cost here, from short bursts of its own training, and how many jobs pay. Writes no run."""
 
 import io
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from .lab import Lab, prepare, said_models
 from .workers import apart, own_stream
 
 WARM_UP = 3  # updates before a burst
-BURST_SECONDS = 2.0  # a timed burst takes about so long, and three updates at least
+BURST_SECONDS = 1.0  # a timed burst takes about so long, and three updates at least
+BURSTS = 3  # of a teacher and of a student, in turn
+MUCH = 1.5  # the slowest burst over the fastest, from which on a person is warned
 EVALUATED = 256  # images of a timed evaluation
 JOBS = (1, 2, 4, 8)  # that are tried on a CUDA device
 WORTH = 1.05  # more jobs are taken where they bring this many times the images a second
@@ -63,13 +66,17 @@ class Trial:
             raise ConfigError(f"{error}; try a smaller --lr") from None
         return time.perf_counter() - started
 
-    def update(self, taught: bool) -> float:
-        """Seconds of one update, after a warm-up, from a burst of about BURST_SECONDS."""
-        fit = self.fit()
-        self.burst(fit, taught, WARM_UP)
-        once = self.burst(fit, taught, WARM_UP) / min(WARM_UP, self.updates)
-        updates = min(max(WARM_UP, round(BURST_SECONDS / once)), self.updates)
-        return self.burst(fit, taught, updates) / updates
+    def updates_of_both(self) -> list[tuple[float, float]]:
+        """Seconds of an update of a teacher and of a student, after a warm-up, in turn: a pair a burst."""
+        fits, counts = {taught: self.fit() for taught in (False, True)}, {}
+        for taught, fit in fits.items():
+            self.burst(fit, taught, WARM_UP)
+            once = self.burst(fit, taught, WARM_UP) / min(WARM_UP, self.updates)
+            counts[taught] = min(max(WARM_UP, round(BURST_SECONDS / once)), self.updates)
+        return [
+            tuple(self.burst(fit, taught, counts[taught]) / counts[taught] for taught, fit in fits.items())
+            for _ in range(BURSTS)
+        ]
 
     def evaluation(self) -> float:
         """Seconds of evaluating one image."""
@@ -105,10 +112,11 @@ class Cost:
     train: int  # images
     held_out: int  # images
     test: int  # images
-    teacher: float  # an update without a teacher
-    student: float  # an update with a teacher's pass
+    teacher: float  # an update without a teacher, the median of its bursts
+    student: float  # an update with a teacher's pass, likewise
     evaluation: float  # of one image
     checkpoint: float  # after an epoch
+    scatter: float = 1.0  # the slowest burst over the fastest, of teacher or student
 
     def model(self, taught: bool) -> float:
         """Seconds of one model: its epochs, an evaluation and a checkpoint after each, the evaluation at its end."""
@@ -146,35 +154,45 @@ class Cost:
 def measure(lab: Lab) -> Cost:
     """Time the bursts of a run's own training, with its jobs' number of threads, one job alone."""
     trial = trial_of(lab)
+    bursts = list(zip(*trial.updates_of_both(), strict=True))
+    teacher, student = map(statistics.median, bursts)
     return Cost(
         lab.config,
         trial.updates,
         train=len(trial.data.train),
         held_out=0 if trial.data.val is None else len(trial.data.val),
         test=len(trial.data.test),
-        teacher=trial.update(taught=False),
-        student=trial.update(taught=True),
+        teacher=teacher,
+        student=student,
         evaluation=trial.evaluation(),
         checkpoint=trial.checkpoint(),
+        scatter=max(max(times) / min(times) for times in bursts),
     )
 
 
 def tell(cost: Cost) -> str:
     """The cost in a few lines."""
-    config, jobs = cost.config, cost.config.run.jobs
-    chains, models = independent_chains(config), said_models(config)
+    config, chains, models = cost.config, independent_chains(cost.config), said_models(cost.config)
+    jobs = min(config.run.jobs, chains)
     together = "one after the other" if jobs == 1 else f"{jobs} jobs, were they not to slow one another down"
     return "\n".join(
         [
-            f"update  {1e3 * cost.teacher:.3g} ms of a teacher, {1e3 * cost.student:.3g} ms of a student "
+            f"update  {milliseconds(cost.teacher)} of a teacher, {milliseconds(cost.student)} of a student "
             f"with its teacher's pass, batches of {config.train.batch_size}",
             f"models  {duration(cost.model(False))} for a teacher, {duration(cost.model(True))} for a student: "
             f"{config.train.epochs} x {cost.updates:,} updates, evaluation and checkpoints included",
             f"chain   {duration(cost.chain)}",
             f"grid    {duration(cost.grid)}: {chains} chain{'s' * (chains > 1)}, {models}, {together}",
-            "from short bursts after a warm-up: reading data, capture and compilation, and a busy disk come on top",
+            f"from {BURSTS} short bursts each after a warm-up, the slowest {cost.scatter:.2f} times the fastest"
+            + (": is this machine doing something else?" if cost.scatter > MUCH else ""),
+            "reading data, capture and compilation, and a busy disk come on top",
         ]
     )
+
+
+def milliseconds(seconds: float) -> str:
+    """``3.42 ms`` or ``1,410 ms``."""
+    return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
 def duration(seconds: float) -> str:

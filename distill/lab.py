@@ -140,10 +140,11 @@ def describe(lab: Lab) -> str:
     """What is about to run, in a few lines."""
     config, data = lab.config, lab.dataset(lab.config.chain.seed[0])
     cuda = lab.device.type == "cuda"
+    jobs = f"{config.run.jobs} jobs of " if config.run.jobs > 1 else ""
     device = (
         torch.cuda.get_device_name(lab.device)
         if cuda
-        else f"{platform.machine()}, {_count(torch.get_num_threads(), 'thread')}"
+        else f"{platform.machine()}, {jobs}{_count(torch.get_num_threads(), 'thread')}"
     )
     parts = {name: split for name in ("train", "val", "test") if (split := getattr(data, name)) is not None}
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in parts.items())

@@ -1,6 +1,8 @@
 """The training benchmark's variants: each of them trains, and the obvious program has the same loss as ours."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +51,18 @@ def test_a_process_answers_with_the_seconds_of_a_burst():
 
 
 def test_rows_of_other_depths_stay_in_the_file(tmp_path):
-    file = tmp_path / "results" / "training.json"
-    training.write(file, {}, [{"resnet": 50, "ratio": 1.0}])
-    training.write(file, {}, [{"resnet": 18, "ratio": 2.0}])
-    training.write(file, {}, [{"resnet": 50, "ratio": 3.0}])
+    file, here = tmp_path / "results" / "training.json", {"device": "a", "cores": 2, "torch": "2.11"}
+    training.write(file, here | {"date": "Monday"}, [{"resnet": 50, "ratio": 1.0}])
+    training.write(file, here, [{"resnet": 18, "ratio": 2.0}])
+    training.write(file, here | {"date": "Tuesday"}, [{"resnet": 50, "ratio": 3.0}])
     assert json.loads(file.read_text())["results"] == [
         {"resnet": 18, "ratio": 2.0},
         {"resnet": 50, "ratio": 3.0},
     ]
+    training.write(
+        file, here | {"torch": "2.12"}, [{"resnet": 18, "ratio": 4.0}]
+    )  # what else was measured is another's
+    assert json.loads(file.read_text())["results"] == [{"resnet": 18, "ratio": 4.0}]
 
 
 def test_a_table_has_a_line_a_variant_and_a_column_a_network():
@@ -104,6 +110,43 @@ def test_a_bad_option_is_one_line(capsys):
     assert capsys.readouterr().err.splitlines() == [
         "benchmarks.accuracy: error: unknown option --alhpa (did you mean --alpha?)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "message"),
+    [
+        ("training", ["--device", "cuda:99"], "argument --device: --device cuda:99: "),
+        ("training", ["--device", "foo"], "argument --device: device must be auto, cpu"),
+        ("training", ["--resnet", "19"], "argument --resnet: invalid choice: 19"),
+        ("training", ["--quick", "--rounds", "0"], "argument --rounds: must be a whole number from 1, not 0"),
+        ("training_gpu", ["--device", "cpu"], "argument --device: cpu: this benchmark is for CUDA devices"),
+        ("training_gpu", ["--device", "foo"], "argument --device: device must be auto, cpu"),
+        ("jobs", ["--jobs", "0"], "argument --jobs: must be a whole number from 1, not 0"),
+        ("jobs", ["--batch", "-5"], "argument --batch: "),
+        ("jobs", ["--resnet", "19"], "argument --resnet: invalid choice: 19"),
+        ("precision", ["--bogus"], "unrecognized arguments: --bogus"),
+        ("kernel", ["--rounds", "x"], "argument --rounds: must be a whole number from 1, not x"),
+        ("kernel", ["--grow", "100", "foo"], "--grow wants a number of points and chain or map, not 100 foo"),
+        ("kernel", ["--grow", "0", "map"], "--grow wants a number of points and chain or map, not 0 map"),
+    ],
+)
+def test_bad_options_are_one_line(module, words, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [module, *words])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{module}").main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.startswith(f"benchmarks.{module}: error: {message}")
+
+
+@pytest.mark.parametrize("module", ["training", "training_gpu", "jobs", "precision", "kernel", "accuracy"])
+def test_help_is_the_modules_own(module, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [module, "--help"])
+    benchmark = importlib.import_module(f"benchmarks.{module}")
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(benchmark.main())
+    assert not ended.value.code
+    assert benchmark.__doc__.splitlines()[0] in capsys.readouterr().out
 
 
 def test_one_seed_has_no_spread():
@@ -172,9 +215,18 @@ def test_a_modern_setting_is_measured_against_a_batch_that_lies_ready(small_gpu)
     assert [made.replays for made in small_gpu.made] == [2, 2] * 2  # of one update: a warm-up and a round
 
 
-def test_the_gpu_benchmark_wants_a_gpu(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["training_gpu", "--device", "cpu"])
-    with pytest.raises(SystemExit) as ended:
+def test_a_gpus_measurements_are_kept_part_by_part(tmp_path, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError
+
+    parts = ("against_the_obvious", "kernel_time", "side_by_side", "modern")
+    for name, part in zip(parts, (lambda *_: [1], lambda *_: [2], fails, fails), strict=True):
+        monkeypatch.setattr(training_gpu, name, part)
+    monkeypatch.setattr(training_gpu, "cuda", lambda text: CPU)
+    monkeypatch.setattr(engine, "set_up", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["training_gpu", "--output", str(tmp_path / "new" / "gpu.json")])
+    with pytest.raises(torch.OutOfMemoryError):
         training_gpu.main()
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("--device cpu: this benchmark is for CUDA devices")
+    kept = json.loads((tmp_path / "new" / "gpu.json").read_text())
+    assert (kept["against_the_obvious"], kept["kernel_time"]) == ([1], [2])
+    assert kept["machine"]["torch"] == torch.__version__

@@ -59,6 +59,42 @@ def test_durations_are_told_in_their_unit(seconds, text):
     assert estimate.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.00342, "3.42 ms"), (0.0996, "99.6 ms"), (0.283, "283 ms"), (1.41, "1,410 ms")]
+)
+def test_updates_are_told_in_milliseconds(seconds, text):
+    assert estimate.milliseconds(seconds) == text
+
+
+def test_bursts_that_differ_much_are_told_of(tmp_path):
+    calm, busy = (estimate.tell(replace(cost(tmp_path), scatter=scatter)) for scatter in (1.2, 2.3))
+    assert "the slowest 1.20 times the fastest\n" in calm
+    assert "the slowest 2.30 times the fastest: is this machine doing something else?\n" in busy
+
+
+def test_more_jobs_than_chains_are_not_spoken_of(tmp_path):
+    assert "1 chain, 3 models, one after the other" in estimate.tell(cost(tmp_path, jobs=8))
+    assert "2 chains, 6 models, 2 jobs" in estimate.tell(cost(tmp_path, jobs=8, seed=[1, 2]))
+
+
+def test_teacher_and_student_take_turns_and_medians_count(tmp_path, monkeypatch):
+    trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
+    asked, seconds = [], iter([0.1] * 4 + [1, 5, 2, 6, 9, 4])  # two warm-ups each, and three bursts in turn
+
+    def burst(fit, taught, updates):
+        asked.append(taught)
+        return next(seconds)
+
+    monkeypatch.setattr(trial, "burst", burst)
+    monkeypatch.setattr(trial, "evaluation", lambda: 0.1)
+    monkeypatch.setattr(trial, "checkpoint", lambda: 0.1)
+    monkeypatch.setattr(estimate, "trial_of", lambda lab: trial)
+    made = estimate.measure(lab.prepare(config(tmp_path), source()))
+    assert asked == [False, False, True, True] + [False, True] * 3
+    assert (made.teacher, made.student) == (2 / made.updates, 5 / made.updates)
+    assert made.scatter == 9
+
+
 def test_the_bursts_are_of_the_run_itself(tmp_path, monkeypatch):
     """Its batch size, its chunks, with a teacher and without; and nothing is left on disk."""
     seen, epoch = [], engine.Fit.epoch
