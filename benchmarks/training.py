@@ -120,6 +120,12 @@ def measure(job: Job, variants: tuple[Variant, ...], rounds: int, machine: dict)
     return rows
 
 
+def suited(job: Job) -> tuple[Variant, ...]:
+    """The ingredients that a job has a use for: a first model has no teacher, and a GPU's memory is not glibc's."""
+    on_cpu = job.device == "cpu"
+    return tuple(v for v in INGREDIENTS if (job.student or not v.teacher_once) and (on_cpu or not v.keeps_memory))
+
+
 def updates_for(resnet: int, batch: int, student: bool, device: str) -> int:
     """Updates in a burst of about BURST_SECONDS of the obvious program."""
     process = Process(job := Job(resnet, batch, student, 4, device), OBVIOUS)
@@ -202,14 +208,10 @@ def main() -> None:
     engine.set_up(TrainConfig(), device, None)  # losses are compared in float32, on CUDA too
     machine, results = describe_machine(device), []
     kind = f"cpu-{os.cpu_count()}cores" if device.type == "cpu" else machine["device"].replace(" ", "-")
-    depths, steps = (
-        options.resnet or ([18] if options.quick else [18, 34, 50]),
-        (True,) if options.quick else (False, True),
-    )
+    depths, steps = ([18], (True,)) if options.quick else ([18, 34, 50], (False, True))
     for resnet, batch, student in itertools.product(options.resnet or depths, (16, 128), steps):
         job = Job(resnet, batch, student, updates_for(resnet, batch, student, str(device)), str(device))
-        alone = () if options.quick else tuple(v for v in INGREDIENTS if student or not v.teacher_once)
-        results += measure(job, (OBVIOUS, *alone, *ENGINE), options.rounds, machine)
+        results += measure(job, (OBVIOUS, *(() if options.quick else suited(job)), *ENGINE), options.rounds, machine)
         print("ResNet-{resnet}, batch {batch}, {step}, {variant}: {ratio:.2f}".format(**results[-1]), flush=True)
         if not options.quick:
             write(options.output or RESULTS / f"training-{kind}.json", machine, results)

@@ -133,6 +133,7 @@ def make_burst(job: Job, variant: Variant):
     plan = augment.plan(0, 0, 0, job.images, 32, True, True)
     train = TrainConfig(batch_size=job.batch, precision=variant.precision, lr=LR, reg_coef=REG_COEF)
     networks = [network(job.resnet, seed) for seed in range(1 + job.student)]
+    torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32 in every variant
     if variant.engine or variant.keeps_memory:
         engine.set_up(train, device, job.threads)
     for made in networks:

@@ -9,6 +9,7 @@ device the update is a graph (graph.py) that is replayed.
 import ctypes
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .objective import Objective, one_hot
 
 CHUNK_PIXELS = 2**20  # of the images augmented at once: 1,024 of CIFAR
 PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, small enough for most devices
+_own = threading.local()
 RESIDENT_SHARE = 0.5  # of the free device memory that a training set may take before it stays on the host
 
 
@@ -113,10 +115,17 @@ def chunk_size(pool: Pool, batch_size: int) -> int:
     return max(1, CHUNK_PIXELS // (h * w * batch_size)) * batch_size
 
 
+def _copy_stream(device: torch.device):
+    """This thread's own: torch has 32 streams and gives them out in turn, so that a new one may be another's."""
+    if not hasattr(_own, "copies"):
+        _own.copies = torch.cuda.Stream(device)
+    return _own.copies
+
+
 def chunks(pool: Pool, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order, fetched a chunk ahead."""
     resident = pool.images.device.type == pool.device.type
-    ahead = None if resident else torch.cuda.Stream(pool.device)
+    ahead = None if resident else _copy_stream(pool.device)
     order, plan = plan.order, plan.to(pool.device)  # waits for the device, once an epoch
 
     def fetch(start: int) -> Tensor:
@@ -171,7 +180,7 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
     """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
     model.eval()
     parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
-    with autocast(train, images.device):
+    with graph.alone(images.device, train.graph), autocast(train, images.device):
         return torch.cat([model(part).float() for part in parts])
 
 
@@ -310,9 +319,10 @@ class Fit:
                 regs.extend(values.unbind())
             for i in range(done, len(images), batch):
                 rows = slice(i, i + batch)
-                logits[rows], reg = self.update(
-                    images[rows], truth[rows], soft if soft is None else soft[rows], objective, here[i // batch]
-                )
+                with graph.alone(self.device, self.train.graph):
+                    logits[rows], reg = self.update(
+                        images[rows], truth[rows], soft if soft is None else soft[rows], objective, here[i // batch]
+                    )
                 regs.append(reg)
                 show.advance(len(images[rows]))
             sums.add(logits, labels, truth, soft, torch.stack(regs))

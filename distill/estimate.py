@@ -29,7 +29,7 @@ WORTH = 1.05  # more jobs are taken where they bring this many times the images 
 MEMORY_SHARE = 0.8  # of the free device memory that jobs may be expected to take
 
 
-class Trial:
+class Trial(engine.Silent):
     """A data set on the device, and bursts of training on it; ``network()`` makes a new network."""
 
     def __init__(
@@ -46,6 +46,10 @@ class Trial:
         n, width = len(self.pool), data.train.images.shape[-1]
         self.plan = augment.plan(0, 0, 0, n, width, augmented, data.flip)
         self.updates = engine.updates_per_epoch(n, train.batch_size)
+        self.notes: list[str] = []  # of training: a capture that failed
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def _model(self) -> nn.Module:
         with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
@@ -61,7 +65,7 @@ class Trial:
         plan, teacher = self.plan[: updates * self.train.batch_size], self.teacher if taught else None
         started = time.perf_counter()
         try:
-            fit.epoch(self.pool, plan, len(self.data.classes), teacher, 0.5, engine.Silent())  # waits at its end
+            fit.epoch(self.pool, plan, len(self.data.classes), teacher, 0.5, self)  # waits at its end
         except engine.NotFinite as error:
             raise ConfigError(f"{error}; try a smaller --lr") from None
         return time.perf_counter() - started
@@ -73,6 +77,7 @@ class Trial:
             self.burst(fit, taught, WARM_UP)
             once = self.burst(fit, taught, WARM_UP) / min(WARM_UP, self.updates)
             counts[taught] = min(max(WARM_UP, round(BURST_SECONDS / once)), self.updates)
+            self.burst(fit, taught, counts[taught])  # on CUDA a teacher's pass of another size is searched for anew
         return [
             tuple(self.burst(fit, taught, counts[taught]) / counts[taught] for taught, fit in fits.items())
             for _ in range(BURSTS)
@@ -260,7 +265,7 @@ def probe(trial: Trial, most: int) -> int:
             rate = images_per_second(trial, jobs)
         except torch.OutOfMemoryError:
             break
-        if rate < WORTH * best_rate:
+        if rate < WORTH * best_rate or trial.notes:
             break
         best, best_rate = jobs, rate
     return best
@@ -278,6 +283,7 @@ def images_per_second(trial: Trial, jobs: int) -> float:
             trial.burst(fit, True, WARM_UP)  # its graph captured
             once = trial.burst(fit, True, WARM_UP) / min(WARM_UP, trial.updates)
             updates = min(max(WARM_UP, round(BURST_SECONDS / jobs / once)), trial.updates)
+            trial.burst(fit, True, updates)  # as in updates_of_both
             ready.wait()
             started = time.perf_counter()
             trial.burst(fit, True, updates)

@@ -11,7 +11,7 @@ marked ``gpu`` are there to be run.
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 
 import torch
@@ -20,13 +20,24 @@ from torch import Tensor, nn
 from .draws import ONE_AT_A_TIME
 
 WARM_UP = 3  # updates before a capture: libraries choose their algorithms and take their workspaces in them
-_capturing = threading.RLock()  # torch allows one capture in a process at a time
+_lock = threading.RLock()  # one capture in a process at a time; see ``alone``
+_underway = False  # a capture
+_discarded: list = []  # graphs to be freed when none is
 _failure: str | None = None  # why a capture failed in this process: what that leaves behind in torch bears no other
 
 
 def possible(device: torch.device) -> bool:
     """Whether updates on this device can be graphs at all."""
     return device.type == "cuda"
+
+
+def alone(device: torch.device, captures: bool):
+    """To be held around layers that run otherwise than by a replay, in a run that captures its updates.
+
+    Before cuDNN runs a new shape it may search for an algorithm and wait for the whole device, which would end a
+    capture in another thread.
+    """
+    return _lock if captures and possible(device) and _failure is None else nullcontext()
 
 
 class NoGraph(Exception):
@@ -56,25 +67,49 @@ class Recording:
 
     def capture(self, work: Callable[[], None]) -> None:
         """Record the work; its Python runs once more, its kernels do not. Waits for the device."""
-        current, mode = torch.cuda.current_stream(self.stream.device), "thread_local"  # others may allocate memory
-        pool = torch.cuda.graph_pool_handle()
-        try:
-            with _capturing, torch.cuda.graph(self.graph, pool, self.stream, mode):
-                work()
-        except BaseException:
-            with suppress(Exception):  # before 2.12 torch forgets to, and then frees no memory that two streams used
-                torch._C._cuda_endAllocateToPool(self.stream.device.index, pool)
-            raise
-        finally:  # a capture that fails as it ends leaves its own stream the current one
-            torch.cuda.set_stream(current)
+        global _underway
+        device, mode = self.stream.device, "thread_local"  # others may allocate memory
+        current, pool = torch.cuda.current_stream(device), torch.cuda.graph_pool_handle()
+        with _lock:
+            _discarded.clear()
+            _underway = True
+            try:
+                with torch.cuda.graph(self.graph, pool, self.stream, mode):
+                    work()
+            except BaseException:
+                _tidy(self.stream, pool)
+                raise
+            finally:  # a capture that fails as it ends leaves its own stream the current one
+                _underway = False
+                torch.cuda.set_stream(current)
 
     def replay(self) -> None:
         """Do the work again, on the current stream. Does not wait for it."""
         self.graph.replay()
 
     def __del__(self):
-        with _capturing:  # graphs are registered with torch's generator, and it has no lock of its own
-            self.__dict__.pop("graph", None)
+        _discarded.append(self.__dict__.pop("graph", None))
+        # Freeing a graph ends a capture that is underway, and torch's generator, which knows the graph, has no lock.
+        # Never waits: what is collected while a backward pass runs would wait for whoever waits for that pass.
+        if _lock.acquire(blocking=False):
+            try:
+                if not _underway:
+                    _discarded.clear()
+            finally:
+                _lock.release()
+
+
+def _tidy(stream, pool) -> None:
+    """After a failed capture: torch before 2.12 goes on believing that it captures.
+
+    It would free no memory that two streams have used, nor the capture's own, and draw nothing on the device. Later
+    versions have ended all that themselves, and refuse the first line.
+    """
+    with suppress(Exception):
+        torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+        torch._C._cuda_releasePool(stream.device.index, pool)
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+            torch.zeros(1, device=stream.device)  # a capture that succeeds sets the generator right
 
 
 @cache
@@ -123,7 +158,7 @@ class Updates:
             self.next.zero_()
             self._work(update)
 
-        with ONE_AT_A_TIME, no_trace(model, optimizer, truth.device) as drew:
+        with ONE_AT_A_TIME, _lock, no_trace(model, optimizer, truth.device) as drew:
             self.recording.warm_up(first_batch)
             if drew():
                 raise NoGraph("the network draws random numbers")

@@ -24,12 +24,10 @@ def run(
     ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
     Raises UserError (ConfigError, DataError) with a one-line message.
     """
-    draws = torch.get_rng_state()
-    try:
-        with memory_errors(config):
-            return run_lab(prepare_with_jobs(config, source, network), show or engine.Silent())
-    finally:
-        torch.set_rng_state(draws)  # the caller's own draws go on as if nothing had happened
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    # The caller's own draws go on as if nothing had happened.
+    with torch.random.fork_rng(devices), memory_errors(config):
+        return run_lab(prepare_with_jobs(config, source, network), show or engine.Silent())
 
 
 def run_lab(lab: Lab, show) -> list[Result]:

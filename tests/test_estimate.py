@@ -79,7 +79,7 @@ def test_more_jobs_than_chains_are_not_spoken_of(tmp_path):
 
 def test_teacher_and_student_take_turns_and_medians_count(tmp_path, monkeypatch):
     trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
-    asked, seconds = [], iter([0.1] * 4 + [1, 5, 2, 6, 9, 4])  # two warm-ups each, and three bursts in turn
+    asked, seconds = [], iter([0.1] * 6 + [1, 5, 2, 6, 9, 4])  # two warm-ups and a burst each, and three in turn
 
     def burst(fit, taught, updates):
         asked.append(taught)
@@ -90,7 +90,7 @@ def test_teacher_and_student_take_turns_and_medians_count(tmp_path, monkeypatch)
     monkeypatch.setattr(trial, "checkpoint", lambda: 0.1)
     monkeypatch.setattr(estimate, "trial_of", lambda lab: trial)
     made = estimate.measure(lab.prepare(config(tmp_path), source()))
-    assert asked == [False, False, True, True] + [False, True] * 3
+    assert asked == [False] * 3 + [True] * 3 + [False, True] * 3
     assert (made.teacher, made.student) == (2 / made.updates, 5 / made.updates)
     assert made.scatter == 9
 
@@ -203,8 +203,27 @@ def test_the_probe_takes_jobs_as_long_as_they_pay(monkeypatch, rates, most, jobs
 
     device_memory(monkeypatch, free=10**9, peak=1)
     monkeypatch.setattr(estimate, "images_per_second", rate)
-    trial = type("Trial", (), {"device": torch.device("cuda")})
+    trial = type("Trial", (), {"device": torch.device("cuda"), "notes": []})
     assert estimate.probe(trial, most) == jobs
+
+
+def test_the_probe_stops_where_a_capture_fails(monkeypatch):
+    def rate(trial, jobs):
+        if jobs == 4:
+            trial.notes.append("no CUDA graph")
+        return 100 * jobs
+
+    device_memory(monkeypatch, free=10**9, peak=1)
+    monkeypatch.setattr(estimate, "images_per_second", rate)
+    trial = type("Trial", (), {"device": torch.device("cuda"), "notes": []})
+    assert estimate.probe(trial, 8) == 2
+
+
+def test_a_trial_keeps_what_its_training_says(tmp_path, monkeypatch):
+    trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
+    monkeypatch.setattr(engine.Fit, "_graph", lambda *arguments: arguments[-1].note("no CUDA graph"))
+    trial.burst(trial.fit(), False, 1)
+    assert trial.notes == ["no CUDA graph"]
 
 
 def device_memory(monkeypatch, free: int, peak: int) -> None:
@@ -218,9 +237,9 @@ def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
     device_memory(monkeypatch, free=100, peak=30)
     monkeypatch.setattr(estimate, "images_per_second", lambda trial, jobs: 100 * jobs)
     # a job has taken 30: two may take 60 of 80. Two have then taken 30 together: four may.
-    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda")}), 4) == 4
+    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "notes": []}), 4) == 4
     device_memory(monkeypatch, free=100, peak=50)
-    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda")}), 4) == 1
+    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "notes": []}), 4) == 1
 
 
 def test_jobs_are_timed_together(tmp_path):

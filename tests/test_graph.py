@@ -7,6 +7,7 @@ the same with the real one.
 import copy
 import inspect
 import io
+import threading
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -153,8 +154,8 @@ def test_a_cpu_captures_nothing_and_its_rates_are_numbers(monkeypatch):
 class FakeCuda:
     """The streams and graphs of torch.cuda, which keep what they are asked for; ``fails`` at the end of a capture."""
 
-    def __init__(self, monkeypatch, in_a_thread: bool, fails: bool = False):
-        self.log, self.fails = [], fails
+    def __init__(self, monkeypatch, in_a_thread: bool, fails: bool = False, old: bool = False):
+        self.log, self.fails, self.old = [], fails, old
         self.default = self.stream("default")
         self.now = self.stream("own") if in_a_thread else self.default
         self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: self.log.append("replay"))
@@ -166,6 +167,7 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "stream", self.on)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate_to_pool)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release_pool)
 
     def stream(self, name):
         def wait_stream(other):
@@ -192,13 +194,17 @@ class FakeCuda:
 
     def end_allocate_to_pool(self, device: int, pool):
         self.log.append(f"no more memory for {pool} on {device}")
-        raise RuntimeError("not recording")  # as torch has it when nothing was left to end
+        if not self.old:
+            raise RuntimeError("not recording")  # as torch has it when nothing was left to end
+
+    def release_pool(self, device: int, pool):
+        self.log.append(f"{pool} on {device} released")
 
     @contextmanager
-    def graph(self, *arguments):
-        given = inspect.signature(REAL_GRAPH).bind(*arguments).arguments
+    def graph(self, *arguments, **named):
+        given = inspect.signature(REAL_GRAPH).bind(*arguments, **named).arguments
         stream = given["stream"]
-        self.log.append(f"capture on {stream.name}, {given['capture_error_mode']}, in {given['pool']}")
+        self.log.append(f"capture on {stream.name}, {given['capture_error_mode']}, in {given.get('pool')}")
         before, self.now = self.now, stream
         yield
         if self.fails:
@@ -227,6 +233,61 @@ def test_a_recording_has_a_stream_and_leaves_the_current_one(monkeypatch, in_a_t
     assert fake.now.name == home
     recording.replay()
     assert fake.log[-1] == "replay"
+
+
+def test_a_failed_capture_is_ended_for_an_old_torch(monkeypatch):
+    fake = FakeCuda(monkeypatch, in_a_thread=True, fails=True, old=True)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        graph.Recording(CUDA).capture(lambda: None)
+    assert fake.log == [
+        "capture on own, thread_local, in (0, 7)",
+        "no more memory for (0, 7) on 1",
+        "(0, 7) on 1 released",
+        "capture on own, thread_local, in None",  # which sets the generator right
+    ]
+
+
+def test_a_graph_is_freed_neither_in_a_capture_nor_by_a_thread_that_would_wait(monkeypatch):
+    FakeCuda(monkeypatch, in_a_thread=True)
+    monkeypatch.setattr(graph, "_discarded", [])
+    kept, free = [graph.Recording(CUDA) for _ in range(3)], []
+
+    def discard():
+        kept.pop()
+        free.append(not graph._discarded)
+
+    capturing = graph.Recording(CUDA)
+    capturing.capture(discard)
+    with graph._lock:
+        thread = threading.Thread(target=discard)
+        thread.start()
+        thread.join(timeout=10)
+    discard()
+    assert free == [False, False, True]
+
+
+def test_layers_run_alone_where_another_thread_may_capture(monkeypatch):
+    assert graph.alone(CUDA, captures=True) is graph._lock
+    assert isinstance(graph.alone(CUDA, captures=False), nullcontext)
+    assert isinstance(graph.alone(CPU, captures=True), nullcontext)
+    monkeypatch.setattr(graph, "_failure", "once")  # none will
+    assert isinstance(graph.alone(CUDA, captures=True), nullcontext)
+
+
+def test_a_network_runs_alone_but_for_its_replays(stand_in, monkeypatch):
+    alone, forward = [], Classifier.forward
+
+    def seen(self, x):
+        alone.append(graph._lock._is_owned())
+        return forward(self, x)
+
+    monkeypatch.setattr(Classifier, "forward", seen)
+    fit = fit_of()
+    train_on(fit, 8, [0])
+    assert alone == [True, *[True] * graph.WARM_UP, False, False]  # the teacher; the warm-up; the stand-in's replays
+    alone.clear()
+    train_on(fit, 7, [1])
+    assert alone == [True, False, True]  # the teacher, a replay, and the last three images
 
 
 def test_what_is_put_back_after_a_failed_warm_up_waits_for_it(monkeypatch):
