@@ -53,21 +53,11 @@ def random_split() -> Split:
     return Split(rng.integers(0, 256, (IMAGES, 3, 32, 32), np.uint8), labels, labels, np.arange(IMAGES))
 
 
-class Notes(engine.Silent):
-    """Keeps what the engine says: a capture that failed must not pass for a slow graph."""
-
-    def __init__(self):
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 class Job:
     """A fit of one network with its data and its teacher, and bursts of it."""
 
     def __init__(self, model: ModelConfig, train: TrainConfig, student: bool, device: torch.device):
-        self.model, self.train, self.device, self.show = model, train, device, Notes()
+        self.model, self.train, self.device, self.show = model, train, device, engine.Notes()
         engine.set_up(train, device, None)
         self.pool = engine.make_pool(random_split(), device)
         self.fit = engine.Fit(network(model, 0), train, device)
@@ -233,7 +223,7 @@ def side_by_side(resnet: int, rounds: int, device: torch.device) -> list[dict]:
         ratios = [a / b for a, b in zip(found, rates[1], strict=True)]
         rate, ratio = statistics.median(found), statistics.median(ratios)
         results.append({"resnet": resnet, "jobs": jobs, "images_per_second": rate, "ratio": ratio})
-        results[-1] |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
+        results[-1] |= {"ratio_min": min(ratios), "ratio_max": max(ratios), "notes": trial.show.notes}
         say(results[-1])
     return results
 

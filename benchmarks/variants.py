@@ -109,12 +109,9 @@ def network(resnet: int, seed: int):
     return made
 
 
-def autocast(made, device_type: str) -> None:
-    """Have a network run in bfloat16 where autocast sees fit, and answer in float32 all the same."""
-    import torch
-
-    forward = torch.autocast(device_type, torch.bfloat16)(made.forward)
-    made.forward = lambda images: forward(images).float()
+def in_float32(forward):
+    """Autocast answers in bfloat16; losses are float32 in every variant."""
+    return lambda images: forward(images).float()
 
 
 def make_burst(job: Job, variant: Variant):
@@ -142,7 +139,7 @@ def make_burst(job: Job, variant: Variant):
         if variant.channels_last:
             made.to(memory_format=torch.channels_last)
         if variant.precision == "bf16" and not variant.engine:
-            autocast(made, device.type)
+            made.forward = in_float32(engine.autocast(train, device)(made.forward))
     if variant.engine or variant.in_memory:
         networks = [models.Classifier(made, mean, std) for made in networks]
         pool = engine.make_pool(Split(images, labels, labels, np.arange(job.images)), device)

@@ -24,8 +24,8 @@ from .objective import Objective, one_hot
 
 CHUNK_PIXELS = 2**20  # of the images augmented at once: 1,024 of CIFAR
 PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, small enough for most devices
-_own = threading.local()
 RESIDENT_SHARE = 0.5  # of the free device memory that a training set may take before it stays on the host
+_own = threading.local()
 
 
 class NotFinite(ArithmeticError):
@@ -67,8 +67,8 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
     if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports two seconds' worth
         torch.use_deterministic_algorithms(train.deterministic)
-        # Or torch writes NaN over all memory that it hands out, at hundreds of kernels an update: nothing reads it.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        # Else torch writes NaN over all memory that it hands out: nothing here reads it.
+        torch.utils.deterministic.fill_uninitialized_memory = not train.deterministic
 
 
 def _keep_freed_memory() -> None:
@@ -116,16 +116,17 @@ def chunk_size(pool: Pool, batch_size: int) -> int:
 
 
 def _copy_stream(device: torch.device):
-    """This thread's own: torch has 32 streams and gives them out in turn, so that a new one may be another's."""
-    if not hasattr(_own, "copies"):
-        _own.copies = torch.cuda.Stream(device)
-    return _own.copies
+    """This thread's own: torch has 32 streams a device and gives them out in turn: a new one may be another's."""
+    streams = _own.__dict__.setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)
+    return streams[device]
 
 
 def chunks(pool: Pool, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order, fetched a chunk ahead."""
     resident = pool.images.device.type == pool.device.type
-    ahead = None if resident else _copy_stream(pool.device)
+    ahead = None if resident else _copy_stream(pool.labels.device)
     order, plan = plan.order, plan.to(pool.device)  # waits for the device, once an epoch
 
     def fetch(start: int) -> Tensor:
@@ -258,6 +259,16 @@ class Silent:
 
     def end_model(self, result) -> None:
         """A model is finished, with this Result."""
+
+
+class Notes(Silent):
+    """Tells nobody, and keeps what should be known: a capture that failed must not pass for a slow graph."""
+
+    def __init__(self):
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 class Fit:

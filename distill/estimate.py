@@ -29,7 +29,7 @@ WORTH = 1.05  # more jobs are taken where they bring this many times the images 
 MEMORY_SHARE = 0.8  # of the free device memory that jobs may be expected to take
 
 
-class Trial(engine.Silent):
+class Trial:
     """A data set on the device, and bursts of training on it; ``network()`` makes a new network."""
 
     def __init__(
@@ -46,10 +46,7 @@ class Trial(engine.Silent):
         n, width = len(self.pool), data.train.images.shape[-1]
         self.plan = augment.plan(0, 0, 0, n, width, augmented, data.flip)
         self.updates = engine.updates_per_epoch(n, train.batch_size)
-        self.notes: list[str] = []  # of training: a capture that failed
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+        self.show = engine.Notes()
 
     def _model(self) -> nn.Module:
         with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
@@ -65,7 +62,7 @@ class Trial(engine.Silent):
         plan, teacher = self.plan[: updates * self.train.batch_size], self.teacher if taught else None
         started = time.perf_counter()
         try:
-            fit.epoch(self.pool, plan, len(self.data.classes), teacher, 0.5, self)  # waits at its end
+            fit.epoch(self.pool, plan, len(self.data.classes), teacher, 0.5, self.show)  # waits at its end
         except engine.NotFinite as error:
             raise ConfigError(f"{error}; try a smaller --lr") from None
         return time.perf_counter() - started
@@ -265,7 +262,7 @@ def probe(trial: Trial, most: int) -> int:
             rate = images_per_second(trial, jobs)
         except torch.OutOfMemoryError:
             break
-        if rate < WORTH * best_rate or trial.notes:
+        if rate < WORTH * best_rate or trial.show.notes:
             break
         best, best_rate = jobs, rate
     return best

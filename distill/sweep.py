@@ -25,7 +25,7 @@ def run(
     Raises UserError (ConfigError, DataError) with a one-line message.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    # The caller's own draws go on as if nothing had happened.
+    # The caller's own draws go on as if nothing had happened, on CUDA too where it is in use.
     with torch.random.fork_rng(devices), memory_errors(config):
         return run_lab(prepare_with_jobs(config, source, network), show or engine.Silent())
 

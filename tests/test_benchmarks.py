@@ -206,6 +206,7 @@ def test_chains_side_by_side_on_a_gpu_are_measured_in_threads(small_gpu):
     assert (one["jobs"], two["jobs"], one["ratio"]) == (1, 2, 1.0)
     assert two["ratio"] == pytest.approx(two["images_per_second"] / one["images_per_second"])
     assert len(small_gpu.made) == 1 + 2
+    assert one["notes"] == []
 
 
 def test_a_modern_setting_is_measured_against_a_batch_that_lies_ready(small_gpu):

@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -620,6 +622,7 @@ def test_set_up_switches_determinism_on_and_off(switches):
     assert not torch.utils.deterministic.fill_uninitialized_memory
     engine.set_up(TrainConfig(), CPU, None)
     assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory  # as torch begins
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("cuda", []), ("cuda:0", [0]), ("cuda:1", [1])])
@@ -652,6 +655,19 @@ def test_a_deterministic_epoch_goes_through(switches):
     """No operation of training is one that torch refuses to repeat."""
     engine.set_up(TrainConfig(deterministic=True), CPU, None)
     trained(pool_of(16), a_teacher(), deterministic=True)
+
+
+def test_copies_have_a_stream_for_each_thread_and_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, object()))
+    monkeypatch.setattr(engine, "_own", threading.local())
+    devices = [torch.device("cuda", i) for i in (0, 1)]
+    here = [engine._copy_stream(device) for device in devices]
+    assert [stream[0] for stream in here] == devices
+    assert [engine._copy_stream(device) for device in devices] == here
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(engine._copy_stream, devices[0]).result()
+    assert there[0] == devices[0]
+    assert there != here[0]
 
 
 def on_gpu(resident: bool | None = None) -> dict[str, torch.Tensor]:

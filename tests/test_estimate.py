@@ -203,19 +203,19 @@ def test_the_probe_takes_jobs_as_long_as_they_pay(monkeypatch, rates, most, jobs
 
     device_memory(monkeypatch, free=10**9, peak=1)
     monkeypatch.setattr(estimate, "images_per_second", rate)
-    trial = type("Trial", (), {"device": torch.device("cuda"), "notes": []})
+    trial = type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()})
     assert estimate.probe(trial, most) == jobs
 
 
 def test_the_probe_stops_where_a_capture_fails(monkeypatch):
     def rate(trial, jobs):
         if jobs == 4:
-            trial.notes.append("no CUDA graph")
+            trial.show.notes.append("no CUDA graph")
         return 100 * jobs
 
     device_memory(monkeypatch, free=10**9, peak=1)
     monkeypatch.setattr(estimate, "images_per_second", rate)
-    trial = type("Trial", (), {"device": torch.device("cuda"), "notes": []})
+    trial = type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()})
     assert estimate.probe(trial, 8) == 2
 
 
@@ -223,7 +223,7 @@ def test_a_trial_keeps_what_its_training_says(tmp_path, monkeypatch):
     trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
     monkeypatch.setattr(engine.Fit, "_graph", lambda *arguments: arguments[-1].note("no CUDA graph"))
     trial.burst(trial.fit(), False, 1)
-    assert trial.notes == ["no CUDA graph"]
+    assert trial.show.notes == ["no CUDA graph"]
 
 
 def device_memory(monkeypatch, free: int, peak: int) -> None:
@@ -237,9 +237,9 @@ def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
     device_memory(monkeypatch, free=100, peak=30)
     monkeypatch.setattr(estimate, "images_per_second", lambda trial, jobs: 100 * jobs)
     # a job has taken 30: two may take 60 of 80. Two have then taken 30 together: four may.
-    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "notes": []}), 4) == 4
+    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()}), 4) == 4
     device_memory(monkeypatch, free=100, peak=50)
-    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "notes": []}), 4) == 1
+    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()}), 4) == 1
 
 
 def test_jobs_are_timed_together(tmp_path):

@@ -349,14 +349,6 @@ def test_warm_up_does_train(stand_in):
     assert seen[0]["0 step"] == graph.WARM_UP
 
 
-class Notes(engine.Silent):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
-
-
 def fails_in(monkeypatch, method: str) -> None:
     def failing(self, work):
         work()
@@ -371,7 +363,7 @@ def fails_in(monkeypatch, method: str) -> None:
 def test_a_failed_capture_is_told_of_once_and_changes_nothing(stand_in, monkeypatch, method, optimizer, epochs_before):
     eager = fit_of(optimizer=optimizer, graph=False)
     train_on(eager, 22, range(epochs_before))
-    fit, show = fit_of(optimizer=optimizer), Notes()
+    fit, show = fit_of(optimizer=optimizer), engine.Notes()
     fit.load_state_dict(copy.deepcopy(eager.state_dict()))
     fails_in(monkeypatch, method)
     rest = range(epochs_before, epochs_before + 2)
@@ -389,7 +381,7 @@ def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first
             raise RuntimeError("the capture was invalidated")
 
     monkeypatch.setattr(StandIn, "capture", failing)
-    fits, show = [fit_of(), fit_of(), fit_of(graph=False)], Notes()
+    fits, show = [fit_of(), fit_of(), fit_of(graph=False)], engine.Notes()
     for fit in fits:
         train_on(fit, 22, range(1), show=show)
     assert show.notes == ["no CUDA graph, updates go on one by one: not while capturing"] * 2  # a person sees it once
@@ -414,7 +406,7 @@ def test_a_network_that_draws_is_not_captured_and_draws_the_same(stand_in):
     models = []
     for captures in (True, False):
         torch.manual_seed(5)
-        fit, show = fit_of(network=with_dropout, graph=captures), Notes()
+        fit, show = fit_of(network=with_dropout, graph=captures), engine.Notes()
         train_on(fit, 22, range(2), show=show)
         models.append(everything(fit))
         assert show.notes == ["no CUDA graph, updates go on one by one: the network draws random numbers"] * captures
@@ -528,7 +520,7 @@ class TheEnd(Exception):
 @pytest.mark.parametrize("options", [{}, {"loss": "kl", "temperature": 2.0}, {"loss": "ce", "reg": "l2"}], ids=str)
 def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatch, graphs, options):
     """On the meta device, whose tensors have no values: whoever asked for one, and so waited, would get an error."""
-    meta, show = torch.device("meta"), Notes()
+    meta, show = torch.device("meta"), engine.Notes()
 
     def optimizer(model, train):  # torch's own have no fused kernels there
         made = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -555,7 +547,7 @@ def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatc
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=str)
 def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch, options, alpha):
     monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
-    replayed, eager, show = fit_of(CUDA, **options), fit_of(CUDA, **options, graph=False), Notes()
+    replayed, eager, show = fit_of(CUDA, **options), fit_of(CUDA, **options, graph=False), engine.Notes()
     for epoch in range(3):
         train_on(replayed, 22, [epoch], alpha, show=show)
         assert not show.notes
@@ -573,7 +565,7 @@ def test_on_a_gpu_a_single_replayed_update_is_the_eager_one(deterministic, preci
     """From the same state: the moves of the weights, not only the weights."""
     options = {"precision": precision, "optimizer": "sgd", "lr": 0.1, "compile": compile}
     engine.set_up(TrainConfig(deterministic=True, precision=precision), CUDA, None)
-    start, fits, show = everything(fit_of(CUDA)), [], Notes()
+    start, fits, show = everything(fit_of(CUDA)), [], engine.Notes()
     for captures in (True, False):
         fits.append(fit_of(CUDA, **options, graph=captures))
         train_on(fits[-1], BATCH, [0], show=show)
@@ -605,7 +597,7 @@ def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(determini
 
     models = []
     for captures in (True, False):
-        fit, show = fit_of(CUDA, network=Asks, graph=captures), Notes()
+        fit, show = fit_of(CUDA, network=Asks, graph=captures), engine.Notes()
         train_on(fit, 22, range(2), pool=pool_of(22, CUDA, resident), show=show)
         models.append(everything(fit))
         assert len(show.notes) == captures
@@ -616,7 +608,7 @@ def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(determini
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # in bf16 with channels last
 def test_on_a_gpu_the_papers_network_repeats_itself_bit_for_bit(deterministic, precision):
     """No layer of it is one that torch refuses to repeat."""
-    models, show = [], Notes()
+    models, show = [], engine.Notes()
     for _ in range(2):
         fit = fit_of(CUDA, network=lambda: build(ModelConfig(resnet=18), 3, CLASSES), precision=precision)
         train_on(fit, 22, range(1), show=show)
