@@ -272,6 +272,18 @@ class Brief:
     teacher: "Finished | None"
 
 
+def epochs_on_disk(folder: Path) -> int:
+    """Finished epochs of a model in training. Raises ConfigError where its state is damaged."""
+    if not (folder / STATE).exists():
+        return 0
+    try:
+        return len(read_tensors(folder / STATE)["rows"])
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{folder / STATE} is no state of this training; delete it to begin that model anew"
+        ) from None
+
+
 class Training:
     """A model in training and its record, both on disk after every epoch, in one file."""
 

@@ -50,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", default=None, help="TOML file of options; those given here win over it"
     )
     parser.add_argument(
-        "--estimate", action="store_true", help="say what the run would cost on this machine, and write nothing"
+        "--estimate",
+        action="store_true",
+        help="say what the run costs on this machine, and what is left of it; write nothing",
     )
     parser.add_argument("--resume", metavar="DIR", default=None, help="go on with the run in this directory")
     for section, cls in SECTIONS.items():
@@ -161,13 +163,19 @@ def _refuse(message: str) -> int:
 
 
 def _estimate(config: Config) -> None:
-    from .estimate import measure, prepare_with_jobs, tell
+    from .estimate import done_in, measure, prepare_with_jobs, tell, tell_left
     from .lab import describe, memory_errors
+    from .rundir import RunDir
 
     with memory_errors(config):
         lab = prepare_with_jobs(config, progress=True)
+        RunDir(config.output).check(config, lab.source.fingerprint)
         print(describe(lab), flush=True)
-        print(tell(measure(lab)))
+        done = done_in(config)
+        cost = measure(lab)
+        print(tell(cost))
+        if done:
+            print(tell_left(cost, done))
 
 
 def _run(config: Config) -> None:

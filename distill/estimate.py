@@ -5,18 +5,21 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from . import augment, engine, models
-from .config import AUTO, Arm, Config, ConfigError, TrainConfig, beginnings
+from .chain import epochs_on_disk
+from .config import AUTO, Arm, Config, ConfigError, TrainConfig, arm_name, beginnings
 from .data import Dataset, Source, Split
 from .draws import ONE_AT_A_TIME
 from .lab import Lab, prepare, said_models
+from .rundir import RunDir
 from .workers import apart, own_stream
 
 WARM_UP = 3  # updates before a burst
@@ -126,31 +129,36 @@ class Cost:
         epoch = self.updates * update + self.held_out * self.evaluation + self.checkpoint
         return self.config.train.epochs * epoch + (self.train + self.held_out + self.test) * self.evaluation
 
-    def students(self, *arms: Arm) -> float:
-        """Seconds of the students of some arms, those that they share once.
+    def training(self, upto: Arm) -> float:
+        """Seconds of one model of the grid; no weights: a seed's teacher, unless it is given.
 
         At alpha = 1 the teacher is not asked; where alpha is estimated there is a probe, and at most one training more.
         """
-        weights = [upto[-1] for upto in {upto for arm in arms for upto in beginnings(arm)}]
-        return sum((1 + (weight == AUTO)) * self.model(taught=weight != 1) for weight in weights)
+        if not upto:
+            return self.model(taught=False) if self.config.chain.teacher_ckpt is None else 0.0
+        return (1 + (upto[-1] == AUTO)) * self.model(taught=upto[-1] != 1)
 
-    @property
-    def first(self) -> float:
-        """Seconds of a seed's teacher, unless it is given."""
-        return self.model(taught=False) if self.config.chain.teacher_ckpt is None else 0.0
+    def seconds(self, seed: int, arms: Iterable[Arm], done: Mapping[tuple[int, Arm], float]) -> float:
+        """Seconds of a seed's teacher and of some arms' students, those that they share once, less what is done."""
+        models = {(), *(upto for arm in arms for upto in beginnings(arm))}
+        return sum((1 - done.get((seed, upto), 0.0)) * self.training(upto) for upto in models)
 
     @property
     def chain(self) -> float:
         """Seconds of the longest chain."""
-        return self.first + max(map(self.students, self.config.chain.arms), default=0.0)
+        return max(self.seconds(0, [arm], {}) for arm in self.config.chain.arms or [()])
 
     @property
     def grid(self) -> float:
         """Seconds of all chains, were the jobs not to slow one another down."""
-        chain = self.config.chain
-        alone = len(chain.seed) * (self.first + self.students(*chain.arms))
-        one_after_the_other = max((self.students(*group) for group in apart(chain.arms)), default=0.0)
-        return max(alone / self.config.run.jobs, self.first + one_after_the_other)
+        return self.left({})
+
+    def left(self, done: Mapping[tuple[int, Arm], float]) -> float:
+        """Seconds of the grid less what is done: of a seed's model, which share."""
+        seeds, arms = self.config.chain.seed, self.config.chain.arms
+        alone = sum(self.seconds(seed, arms, done) for seed in seeds)
+        longest = max(self.seconds(seed, group, done) for seed in seeds for group in apart(arms) or [()])
+        return max(alone / self.config.run.jobs, longest)
 
 
 def measure(lab: Lab) -> Cost:
@@ -190,6 +198,37 @@ def tell(cost: Cost) -> str:
             "reading data, capture and compilation, and a busy disk come on top",
         ]
     )
+
+
+def tell_left(cost: Cost, done: Mapping[tuple[int, Arm], float]) -> str:
+    """What is left of a run that some of is done of, in a line."""
+    finished = sum(share == 1 for share in done.values())
+    begun = len(done) - finished
+    return f"left    {duration(cost.left(done))}: {finished} models finished in {cost.config.output}, {begun} begun"
+
+
+def done_in(config: Config) -> dict[tuple[int, Arm], float]:
+    """Which share of its training lies finished in the run's directory, of every model of the grid that was begun.
+
+    Raises ConfigError where a training state is damaged.
+    """
+    rundir, chain = RunDir(config.output), config.chain
+
+    def share(folder: Path, estimated: bool) -> float:
+        if (folder / "result.json").exists():
+            return 1.0
+        trained = epochs_on_disk(folder) / config.train.epochs
+        return (trained + share(folder / "probe", False)) / 2 if estimated else trained
+
+    models = {(), *(upto for arm in chain.arms for upto in beginnings(arm))}
+    shares = {
+        (seed, upto): share(
+            rundir.model(seed, arm_name(upto) if upto else None, chain.first_step + len(upto)), upto[-1:] == (AUTO,)
+        )
+        for seed in chain.seed
+        for upto in models
+    }
+    return {model: part for model, part in shares.items() if part}
 
 
 def milliseconds(seconds: float) -> str:

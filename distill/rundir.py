@@ -155,18 +155,22 @@ class RunDir:
 
     def open(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or go on in it. Raises ConfigError where it holds another run, or other data."""
+        self.check(config, fingerprint)
+        write(self.path / "config.toml", to_toml(config))
+        write(self.path / "data.sha256", fingerprint + "\n")
+
+    def check(self, config: Config, fingerprint: str) -> None:
+        """Raise ConfigError where the folder holds another run, or one on other data."""
         file, data = self.path / "config.toml", self.path / "data.sha256"
-        if file.exists():
-            held = read_config(file)
-            begun = any(self.path.glob("seed_*/**/*.pt"))
-            # What was looked ahead at may be run.
-            free = ("chain.alpha", "chain.alpha_schedule") if held.chain.alpha == (PREVIEW,) else ()
-            if begun and (differing := config.differences(held, free)):
-                raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
-            if begun and data.exists() and data.read_text().strip() != fingerprint:
-                raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")
-        write(file, to_toml(config))
-        write(data, fingerprint + "\n")
+        if not file.exists() or not any(self.path.glob("seed_*/**/*.pt")):
+            return
+        held = read_config(file)
+        # What was looked ahead at may be run.
+        free = ("chain.alpha", "chain.alpha_schedule") if held.chain.alpha == (PREVIEW,) else ()
+        if differing := config.differences(held, free):
+            raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
+        if data.exists() and data.read_text().strip() != fingerprint:
+            raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")
 
     @contextmanager
     def lock(self):

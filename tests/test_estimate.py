@@ -12,8 +12,11 @@ import torch
 from tiny import config, contents, source
 
 from distill import engine, estimate, lab
+from distill.chain import STATE
+from distill.checkpoints import write_tensors
 from distill.cli import main, parse
 from distill.config import RunConfig, UserError
+from distill.rundir import write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +53,37 @@ def test_a_models_cost_is_its_parts(tmp_path):
 def test_chains_and_grids_are_sums_of_models(tmp_path, options, chain, grid):
     assert cost(tmp_path, **options).chain == pytest.approx(chain)
     assert cost(tmp_path, **options).grid == pytest.approx(grid)
+
+
+@pytest.mark.parametrize(
+    ("done", "left"),
+    [
+        ({}, 2 * TEACHER + 8 * STUDENT),
+        ({(1, ()): 1.0}, TEACHER + 8 * STUDENT),
+        ({(1, ()): 1.0, (1, (0.0,)): 0.25}, TEACHER + 7.75 * STUDENT),
+        ({(1, ()): 1.0, (3, ()): 1.0, (1, (0.5,)): 1.0}, TEACHER + 7 * STUDENT),  # seed 3 is no part of it
+    ],
+)
+def test_what_is_done_costs_no_more(tmp_path, done, left):
+    options = {"alpha": [0, 0.5], "seed": [1, 2], "distillation_steps": 2}
+    assert cost(tmp_path, **options).left(done) == pytest.approx(left)
+    assert cost(tmp_path, **options, jobs=2).left(done) == pytest.approx(max(left / 2, TEACHER + 2 * STUDENT))
+
+
+def test_what_is_done_is_read_from_the_runs_folder(tmp_path):
+    """Of a finished model all, of a model in training its epochs, of an estimated alpha's probe a half."""
+    c = config(tmp_path, max_epochs=4, alpha=[0.5, "auto"], seed=[1, 2], val_size=6, distillation_steps=2)
+    assert estimate.done_in(c) == {}
+    write_json(tmp_path / "seed_1" / "step_0" / "result.json", {})
+    for folder in ("seed_1/alpha_0.5/step_1", "seed_1/alpha_auto/step_1/probe", "seed_2/step_0"):
+        write_tensors(tmp_path / folder / STATE, {"rows": [{}]})
+    quarter = {(1, (0.5,)): 0.25, (1, ("auto",)): 0.125, (2, ()): 0.25}
+    assert estimate.done_in(c) == {(1, ()): 1.0} | quarter
+    write_json(tmp_path / "seed_1" / "alpha_auto" / "step_1" / "probe" / "result.json", {})
+    assert estimate.done_in(c) == {(1, ()): 1.0} | quarter | {(1, ("auto",)): 0.5}
+    write_tensors(tmp_path / "seed_2" / "step_0" / STATE, {"lines": []})
+    with pytest.raises(UserError, match="is no state of this training; delete it"):
+        estimate.done_in(c)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +162,20 @@ def test_the_program_tells_it_and_writes_nothing(tmp_path, capsys, tiny_imagefol
     assert "1 chain, 6 models, one after the other" in lines["grid"]
     assert not list(tmp_path.iterdir())
     assert contents(tiny_imagefolder).keys() - before <= {".self-distiller-native.npz"}  # the decoded images
+
+
+def test_of_a_run_that_began_it_tells_what_is_left(tmp_path, capsys):
+    words = ["--dataset", "digits", "--resnet", "8", "--width", "2", "--train-size", "64", "--test-size", "32"]
+    words += ["--batch-size", "16", "--max-epochs", "1", "--device", "cpu", "--output", str(tmp_path / "run")]
+    assert main([*words, "--distillation-steps", "1"]) == 0
+    before = contents(tmp_path)
+    capsys.readouterr()
+    assert main(["--resume", str(tmp_path / "run"), "--estimate"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"left    0 s: 2 models finished in {tmp_path / 'run'}, 0 begun"
+    assert main([*words, "--distillation-steps", "1", "--lr", "1", "--estimate"]) == 2
+    assert "holds a run with other options" in capsys.readouterr().err
+    assert contents(tmp_path) == before
 
 
 def test_the_benchmark_is_the_same(tmp_path, tiny_imagefolder):
