@@ -29,7 +29,7 @@ from benchmarks.options import DEPTHS, Parser, cuda, positive
 from distill import augment, engine, graph, models
 from distill.config import ModelConfig, TrainConfig
 from distill.data import Dataset, Split
-from distill.estimate import Trial, images_per_second
+from distill.estimate import Together, Trial
 from distill.lab import versions
 from distill.objective import Objective, one_hot
 
@@ -216,8 +216,9 @@ def side_by_side(resnet: int, rounds: int, device: torch.device) -> list[dict]:
     data = Dataset("random", split, None, split, tuple(map(str, range(CLASSES))), MEAN, STD, flip=True)
     trial = Trial(data, lambda: models.build(model, 3, CLASSES), train, device)
     rates = {jobs: [] for jobs in JOBS}
-    for _, jobs in itertools.product(range(rounds), JOBS):
-        rates[jobs].append(images_per_second(trial, jobs))
+    with Together(trial, max(JOBS)) as together:
+        for _, jobs in itertools.product(range(rounds), JOBS):
+            rates[jobs].append(together.images_per_second(jobs))
     results = []
     for jobs, found in rates.items():
         ratios = [a / b for a, b in zip(found, rates[1], strict=True)]
@@ -253,6 +254,7 @@ def say(row: dict) -> None:
 
 def main() -> None:
     """Measure, print, write the JSON file."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # as distill/cli.py has it
     parser = Parser("training_gpu", __doc__)
     parser.add_argument("--device", type=cuda, default="cuda", help="cuda or cuda:<i> [default: cuda]")
     parser.add_argument("--quick", action="store_true", help="ResNet-18 alone, three rounds, unless told otherwise")

@@ -143,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     # OpenMP's waiting threads spin for milliseconds before they sleep: with any other process on the cores that made
     # a ResNet-20 at batch 128 three times slower on 2 cores, and alone it gains nothing. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # CUDA has 8 queues for all streams unless told otherwise: with more jobs, streams in one queue would wait in turn.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     try:
         words = sys.argv[1:] if argv is None else argv
         config = parse(words)

@@ -2,8 +2,8 @@
 
 Images stay uint8 in memory on the device (or on the host, where they do not fit, copied one chunk ahead). An epoch
 goes by in chunks of some thousand images: a chunk is gathered, augmented, shown to the teacher once in eval mode, and
-then trained on in mini-batches. Nothing in an epoch waits for the device; figures are read at its end. On a CUDA
-device the update is a graph (graph.py) that is replayed.
+then trained on in mini-batches. Nothing in an epoch waits for the device; figures are read at its end (and once a
+second for the bars of a terminal, between two chunks). On a CUDA device the update is a graph (graph.py), replayed.
 """
 
 import ctypes
@@ -181,7 +181,7 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
     """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
     model.eval()
     parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
-    with graph.alone(images.device, train.graph), autocast(train, images.device):
+    with graph.alone(train.graph, images, "eval", train.precision), autocast(train, images.device):
         return torch.cat([model(part).float() for part in parts])
 
 
@@ -330,12 +330,13 @@ class Fit:
                 regs.extend(values.unbind())
             for i in range(done, len(images), batch):
                 rows = slice(i, i + batch)
-                with graph.alone(self.device, self.train.graph):
+                some = images[rows]
+                with graph.alone(self.train.graph, some, "update", self.train.precision):
                     logits[rows], reg = self.update(
-                        images[rows], truth[rows], soft if soft is None else soft[rows], objective, here[i // batch]
+                        some, truth[rows], soft if soft is None else soft[rows], objective, here[i // batch]
                     )
                 regs.append(reg)
-                show.advance(len(images[rows]))
+                show.advance(len(some))
             sums.add(logits, labels, truth, soft, torch.stack(regs))
             show.figures(sums)
         self.epochs += 1

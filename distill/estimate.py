@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .data import Dataset, Source, Split
 from .draws import ONE_AT_A_TIME
 from .lab import Lab, prepare, said_models
 from .rundir import RunDir
-from .workers import apart, own_stream
+from .workers import apart, job_threads
 
 WARM_UP = 3  # updates before a burst
 BURST_SECONDS = 1.0  # a timed burst takes about so long, and three updates at least
@@ -70,18 +70,19 @@ class Trial:
             raise ConfigError(f"{error}; try a smaller --lr") from None
         return time.perf_counter() - started
 
+    def warmed_up(self, taught: bool) -> tuple[engine.Fit, int]:
+        """A model in training that has gone through a burst, and the updates of a burst."""
+        fit = self.fit()
+        self.burst(fit, taught, WARM_UP)
+        once = self.burst(fit, taught, WARM_UP) / min(WARM_UP, self.updates)
+        updates = min(max(WARM_UP, round(BURST_SECONDS / once)), self.updates)
+        self.burst(fit, taught, updates)  # on CUDA a teacher's pass of another size is searched for anew
+        return fit, updates
+
     def updates_of_both(self) -> list[tuple[float, float]]:
         """Seconds of an update of a teacher and of a student, after a warm-up, in turn: a pair a burst."""
-        fits, counts = {taught: self.fit() for taught in (False, True)}, {}
-        for taught, fit in fits.items():
-            self.burst(fit, taught, WARM_UP)
-            once = self.burst(fit, taught, WARM_UP) / min(WARM_UP, self.updates)
-            counts[taught] = min(max(WARM_UP, round(BURST_SECONDS / once)), self.updates)
-            self.burst(fit, taught, counts[taught])  # on CUDA a teacher's pass of another size is searched for anew
-        return [
-            tuple(self.burst(fit, taught, counts[taught]) / counts[taught] for taught, fit in fits.items())
-            for _ in range(BURSTS)
-        ]
+        both = [(taught, *self.warmed_up(taught)) for taught in (False, True)]
+        return [tuple(self.burst(fit, taught, n) / n for taught, fit, n in both) for _ in range(BURSTS)]
 
     def evaluation(self) -> float:
         """Seconds of evaluating one image."""
@@ -289,50 +290,72 @@ def probe(trial: Trial, most: int) -> int:
     best, best_rate = 1, 0.0
     before = torch.cuda.memory_allocated(trial.device)
     torch.cuda.reset_peak_memory_stats(trial.device)
-    for jobs in JOBS:
-        if jobs > most:
-            break
-        if jobs > 1:
-            room = MEMORY_SHARE * torch.cuda.mem_get_info(trial.device)[0]
-            each = (torch.cuda.max_memory_allocated(trial.device) - before) / best
-            if jobs * each > room:
+    with Together(trial, max(JOBS)) as together:
+        for jobs in JOBS:
+            if jobs > most:
                 break
-        try:
-            rate = images_per_second(trial, jobs)
-        except torch.OutOfMemoryError:
-            break
-        if rate < WORTH * best_rate or trial.show.notes:
-            break
-        best, best_rate = jobs, rate
+            if jobs > 1:
+                room = MEMORY_SHARE * torch.cuda.mem_get_info(trial.device)[0]
+                each = (torch.cuda.max_memory_allocated(trial.device) - before) / best
+                if jobs * each > room:
+                    break
+            try:
+                rate = together.images_per_second(jobs)
+            except torch.OutOfMemoryError:
+                break
+            if rate < WORTH * best_rate or trial.show.notes:
+                break
+            best, best_rate = jobs, rate
     return best
 
 
-def images_per_second(trial: Trial, jobs: int) -> float:
-    """Of so many students trained at once, in threads with a stream each, all together."""
-    ready = threading.Barrier(jobs)
-    if trial.device.type == "cuda":
-        torch.cuda.synchronize(trial.device)  # the teacher was put there on another stream
+class Together:
+    """Students of a trial trained at the same time, in threads with a stream each, as jobs on a CUDA device are.
 
-    def work(_) -> tuple[float, float, int]:
+    The threads stay: cuDNN remembers by thread which algorithms it has found. All students train equally long, whatever
+    their number.
+    """
+
+    def __init__(self, trial: Trial, most: int):
+        self.trial, self.threads = trial, job_threads(trial.device, most)
+        self.updates: int | None = None  # of a student's burst
+
+    def __enter__(self) -> "Together":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.threads.shutdown()
+
+    def images_per_second(self, jobs: int) -> float:
+        """Of so many students, all together."""
+        if self.updates is None:
+            if self.trial.device.type == "cuda":
+                torch.cuda.synchronize(self.trial.device)  # the teacher was put there on another stream
+            self.updates = self.threads.submit(lambda: self.trial.warmed_up(taught=True)[1]).result()
+        ready, tasks = threading.Barrier(jobs), []
         try:
-            fit = trial.fit()
-            trial.burst(fit, True, WARM_UP)  # its graph captured
-            once = trial.burst(fit, True, WARM_UP) / min(WARM_UP, trial.updates)
-            updates = min(max(WARM_UP, round(BURST_SECONDS / jobs / once)), trial.updates)
-            trial.burst(fit, True, updates)  # as in updates_of_both
+            tasks.extend(self.threads.submit(self._work, ready) for _ in range(jobs))
+            wait(tasks)
+        except BaseException:
+            ready.abort()
+            raise
+        for error in (task.exception() for task in tasks):
+            if error is not None and not isinstance(error, threading.BrokenBarrierError):
+                raise error
+        begun, ended = zip(*(task.result() for task in tasks), strict=True)
+        return jobs * self.updates * self.trial.train.batch_size / (max(ended) - min(begun))
+
+    def _work(self, ready: threading.Barrier) -> tuple[float, float]:
+        """When a burst began and ended, after one that nobody timed."""
+        try:
+            fit = self.trial.fit()
+            self.trial.burst(fit, True, WARM_UP)  # its graph captured
+            ready.wait()
+            self.trial.burst(fit, True, self.updates)
             ready.wait()
             started = time.perf_counter()
-            trial.burst(fit, True, updates)
-            return started, time.perf_counter(), updates
+            self.trial.burst(fit, True, self.updates)
+            return started, time.perf_counter()
         except BaseException:
             ready.abort()  # or the others would wait for ever
             raise
-
-    with ThreadPoolExecutor(jobs, initializer=own_stream, initargs=(trial.device,)) as pool:
-        tasks = [pool.submit(work, i) for i in range(jobs)]
-    failed = [task.exception() for task in tasks if task.exception() is not None]
-    for error in failed:
-        if not isinstance(error, threading.BrokenBarrierError):
-            raise error
-    begun, ended, updates = zip(*(task.result() for task in tasks), strict=True)
-    return sum(updates) * trial.train.batch_size / (max(ended) - min(begun))

@@ -11,7 +11,7 @@ marked ``gpu`` are there to be run.
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
@@ -21,6 +21,7 @@ from .draws import ONE_AT_A_TIME
 
 WARM_UP = 3  # updates before a capture: libraries choose their algorithms and take their workspaces in them
 _lock = threading.RLock()  # one capture in a process at a time; see ``alone``
+_own = threading.local()
 _underway = False  # a capture
 _discarded: list = []  # graphs to be freed when none is
 _failure: str | None = None  # why a capture failed in this process: what that leaves behind in torch bears no other
@@ -31,13 +32,21 @@ def possible(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def alone(device: torch.device, captures: bool):
+@contextmanager
+def alone(captures: bool, images: Tensor, *how) -> Iterator[None]:
     """To be held around layers that run otherwise than by a replay, in a run that captures its updates.
 
     Before cuDNN runs a new shape it may search for an algorithm and wait for the whole device, which would end a
-    capture in another thread.
+    capture in another thread. It remembers by thread what it has found: what this one has run before, on images of this
+    shape and in this way, runs freely.
     """
-    return _lock if captures and possible(device) and _failure is None else nullcontext()
+    ran, key = _own.__dict__.setdefault("ran", set()), (images.device, images.shape, *how)
+    if not (captures and possible(images.device)) or _failure is not None or key in ran:
+        yield
+        return
+    with _lock:
+        yield
+    ran.add(key)
 
 
 class NoGraph(Exception):
@@ -210,11 +219,13 @@ class Updates:
 
 
 def _give_up(error: Exception) -> NoGraph:
-    """Let no other capture be tried in this process, for what went wrong first."""
+    """Let no other capture be tried in this process, for what went wrong first: unless that was a lack of memory."""
     global _failure
     first = error.__context__ or error  # ending a capture that has failed is an error of its own
-    _failure = str(first) or repr(first)
-    return NoGraph(_failure)
+    why = str(first) or repr(first)
+    if not isinstance(first, torch.OutOfMemoryError):  # with fewer jobs there may be enough
+        _failure = why
+    return NoGraph(why)
 
 
 @contextmanager

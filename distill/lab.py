@@ -21,6 +21,8 @@ from .data import Dataset, Source, Split, load_source, make_dataset
 from .models import Classifier
 from .rundir import RunDir, read_about, write
 
+CUDA_JOBS = 16  # torch has 32 streams a device and gives them out in turn, and a job may take two
+
 
 @dataclass(frozen=True)
 class Lab:
@@ -104,6 +106,8 @@ def prepare(
 ) -> Lab:
     """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
     device = engine.pick_device(config.run.device)
+    if device.type == "cuda" and config.run.jobs > CUDA_JOBS:
+        raise ConfigError(f"--jobs {config.run.jobs}: at most {CUDA_JOBS} on a CUDA device")
     if config.run.jobs > 1 and (source is not None or network is not None):
         raise ConfigError("jobs need a network and images that the configuration names; use jobs = 1")
     if source is None:

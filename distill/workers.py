@@ -19,7 +19,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 import torch
 
 from .chain import Chains
-from .config import Arm, Config, UserError, arm_name
+from .config import Arm, Config, UserError, arm_name, beginnings
 from .engine import Silent, Sums
 from .lab import Lab, prepare
 from .rundir import Result, RunDir
@@ -109,7 +109,7 @@ def _in_threads(lab: Lab, show) -> None:
                 gc.collect()  # a teacher and its chains refer to each other: their images would stay
         return arms
 
-    workers = ThreadPoolExecutor(lab.config.run.jobs, initializer=own_stream, initargs=(lab.device,))
+    workers = job_threads(lab.device, lab.config.run.jobs)
     try:
         _work_off(lab, lambda seed, arms: workers.submit(work, seed, arms))
     except BaseException:
@@ -119,18 +119,22 @@ def _in_threads(lab: Lab, show) -> None:
         workers.shutdown(wait=True, cancel_futures=True)
 
 
-def own_stream(device: torch.device) -> None:
-    """Give this thread a CUDA stream of its own; torch keeps the current device and stream by thread."""
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
+    """So many threads, each with a CUDA stream of its own; torch keeps the current device and stream by thread."""
+
+    def own_stream() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(device))
+
+    return ThreadPoolExecutor(jobs, initializer=own_stream)
 
 
 def _share_teacher(chains: Chains) -> None:
     """Train a seed's teacher and have it on the device before several streams ask for it at once."""
     teacher, chain = chains.teacher, chains.config.chain
-    last = chain.first_step + chain.distillation_steps
-    finished = [(chains.rundir.model(chains.seed, arm_name(arm), last) / "result.json").exists() for arm in chain.arms]
-    if not all(finished):
+    students = {upto for arm in chain.arms for upto in beginnings(arm)}
+    briefs = (chains.brief(arm_name(upto), chain.first_step + len(upto), upto[-1], teacher) for upto in students)
+    if not all((brief.folder / "result.json").exists() for brief in briefs):
         teacher.test_logits  # noqa: B018 - reads the model; ends with a copy to the host
 
 

@@ -202,6 +202,12 @@ def test_jobs_may_be_a_number_or_auto():
         RunConfig(jobs="automatic")
 
 
+def test_more_jobs_than_a_device_has_streams_for_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "pick_device", lambda name: torch.device("cuda"))
+    with pytest.raises(UserError, match="--jobs 17: at most 16 on a CUDA device"):
+        lab.prepare(config(tmp_path, jobs=17), source())
+
+
 def test_auto_goes_through_a_file_and_is_no_part_of_the_run(tmp_path):
     from distill.config import from_dict, read_toml, to_toml
 
@@ -244,25 +250,25 @@ def test_auto_becomes_a_number_before_anything_is_trained(tmp_path, tiny_imagefo
     ],
 )
 def test_the_probe_takes_jobs_as_long_as_they_pay(monkeypatch, rates, most, jobs):
-    def rate(trial, jobs):
+    def rate(together, jobs):
         if rates[jobs] is None:
             raise torch.OutOfMemoryError
         return rates[jobs]
 
     device_memory(monkeypatch, free=10**9, peak=1)
-    monkeypatch.setattr(estimate, "images_per_second", rate)
+    monkeypatch.setattr(estimate.Together, "images_per_second", rate)
     trial = type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()})
     assert estimate.probe(trial, most) == jobs
 
 
 def test_the_probe_stops_where_a_capture_fails(monkeypatch):
-    def rate(trial, jobs):
+    def rate(together, jobs):
         if jobs == 4:
-            trial.show.notes.append("no CUDA graph")
+            together.trial.show.notes.append("no CUDA graph")
         return 100 * jobs
 
     device_memory(monkeypatch, free=10**9, peak=1)
-    monkeypatch.setattr(estimate, "images_per_second", rate)
+    monkeypatch.setattr(estimate.Together, "images_per_second", rate)
     trial = type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()})
     assert estimate.probe(trial, 8) == 2
 
@@ -283,31 +289,60 @@ def device_memory(monkeypatch, free: int, peak: int) -> None:
 
 def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
     device_memory(monkeypatch, free=100, peak=30)
-    monkeypatch.setattr(estimate, "images_per_second", lambda trial, jobs: 100 * jobs)
+    monkeypatch.setattr(estimate.Together, "images_per_second", lambda self, jobs: 100 * jobs)
     # a job has taken 30: two may take 60 of 80. Two have then taken 30 together: four may.
     assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()}), 4) == 4
     device_memory(monkeypatch, free=100, peak=50)
     assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()}), 4) == 1
 
 
-def test_jobs_are_timed_together(tmp_path):
-    trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
-    assert estimate.images_per_second(trial, 2) > 0
+def test_jobs_are_timed_together_for_the_same_updates(tmp_path, monkeypatch):
+    """One student finds out how many updates a burst has; then all of them train so many, whatever their number."""
+    trial, bursts, burst = estimate.trial_of(lab.prepare(config(tmp_path), source())), [], estimate.Trial.burst
+
+    def spied(self, fit, taught, updates):
+        bursts.append((threading.current_thread().name, updates, taught))
+        return burst(self, fit, taught, updates)
+
+    monkeypatch.setattr(estimate.Trial, "burst", spied)
+    monkeypatch.setattr(estimate.Trial, "warmed_up", lambda self, taught: (None, 4 + taught))
+    with estimate.Together(trial, 3) as together:
+        for jobs in (1, 3, 2):
+            bursts.clear()
+            assert together.images_per_second(jobs) > 0
+            assert sorted(b[1:] for b in bursts) == sorted(jobs * [(estimate.WARM_UP, True), (5, True), (5, True)])
+            assert len({name for name, *_ in bursts}) == jobs
+        assert len(together.threads._threads) == 3  # the same ones, which know their algorithms
 
 
 def test_a_job_that_fails_in_the_probe_does_not_leave_the_others_waiting(tmp_path, monkeypatch):
     trial, fits = estimate.trial_of(lab.prepare(config(tmp_path), source())), []
-    started, fit = threading.active_count(), estimate.Trial.fit
+    fit = estimate.Trial.fit
 
     def failing(self):
         fits.append(1)
-        if len(fits) == 2:
+        if len(fits) == 3:
             raise torch.OutOfMemoryError("no more")
         return fit(self)
 
     monkeypatch.setattr(estimate.Trial, "fit", failing)
-    with pytest.raises(torch.OutOfMemoryError):
-        estimate.images_per_second(trial, 3)
+    started = threading.active_count()
+    with pytest.raises(torch.OutOfMemoryError), estimate.Together(trial, 3) as together:
+        together.images_per_second(3)
+    assert threading.active_count() == started
+
+
+def test_ctrl_c_in_the_probe_ends_its_threads(tmp_path, monkeypatch):
+    def stopped(tasks):
+        raise KeyboardInterrupt
+
+    trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
+    started = threading.active_count()
+    monkeypatch.setattr(estimate, "wait", stopped)
+    with estimate.Together(trial, 2) as together:
+        together.updates = 3
+        with pytest.raises(KeyboardInterrupt):
+            together.images_per_second(2)
     assert threading.active_count() == started
 
 

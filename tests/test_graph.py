@@ -8,6 +8,7 @@ import copy
 import inspect
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -266,12 +267,26 @@ def test_a_graph_is_freed_neither_in_a_capture_nor_by_a_thread_that_would_wait(m
     assert free == [False, False, True]
 
 
-def test_layers_run_alone_where_another_thread_may_capture(monkeypatch):
-    assert graph.alone(CUDA, captures=True) is graph._lock
-    assert isinstance(graph.alone(CUDA, captures=False), nullcontext)
-    assert isinstance(graph.alone(CPU, captures=True), nullcontext)
-    monkeypatch.setattr(graph, "_failure", "once")  # none will
-    assert isinstance(graph.alone(CUDA, captures=True), nullcontext)
+def test_layers_run_alone_once_where_another_thread_may_capture(stand_in, monkeypatch):
+    """Of a shape, in a thread: cuDNN has searched by then."""
+    monkeypatch.setattr(graph, "_own", threading.local())
+
+    def alone(n: int, how: str = "eval", captures: bool = True) -> bool:
+        with graph.alone(captures, torch.zeros(n, 3), how):
+            return graph._lock._is_owned()
+
+    assert [alone(8), alone(8), alone(7), alone(8, "update"), alone(7)] == [True, False, True, True, False]
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(alone, 8).result()
+    assert not alone(9, captures=False)
+    with pytest.raises(ZeroDivisionError), graph.alone(True, torch.zeros(6, 3)):
+        raise ZeroDivisionError
+    assert alone(6)  # it may not have searched
+    monkeypatch.setattr(graph, "_failure", "once")  # none will capture
+    assert not alone(9)
+    monkeypatch.setattr(graph, "_failure", None)
+    monkeypatch.setattr(graph, "possible", lambda device: False)
+    assert not alone(9)
 
 
 def test_a_network_runs_alone_but_for_its_replays(stand_in, monkeypatch):
@@ -281,13 +296,14 @@ def test_a_network_runs_alone_but_for_its_replays(stand_in, monkeypatch):
         alone.append(graph._lock._is_owned())
         return forward(self, x)
 
+    monkeypatch.setattr(graph, "_own", threading.local())
     monkeypatch.setattr(Classifier, "forward", seen)
     fit = fit_of()
     train_on(fit, 8, [0])
     assert alone == [True, *[True] * graph.WARM_UP, False, False]  # the teacher; the warm-up; the stand-in's replays
     alone.clear()
-    train_on(fit, 7, [1])
-    assert alone == [True, False, True]  # the teacher, a replay, and the last three images
+    train_on(fit, 7, [1, 2])
+    assert alone == [True, False, True, *[False] * 3]  # the teacher, a replay, the last three images; and once more
 
 
 def test_what_is_put_back_after_a_failed_warm_up_waits_for_it(monkeypatch):
@@ -388,6 +404,25 @@ def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first
     assert len(stand_in.made) == 1
     assert_same_bits(everything(fits[0]), everything(fits[2]))
     assert_same_bits(everything(fits[1]), everything(fits[2]))
+
+
+def test_after_a_lack_of_memory_others_may_capture(stand_in, monkeypatch):
+    """It is this model's updates that go on one by one: a probe of many jobs must not end the graphs of the run."""
+
+    def short_of_memory(self, work):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("invalidated")  # as a capture's end has it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StandIn, "capture", short_of_memory)
+        fit, show = fit_of(), engine.Notes()
+        train_on(fit, 8, [0], show=show)
+    assert show.notes == ["no CUDA graph, updates go on one by one: CUDA out of memory"]
+    assert fit.replayed is None
+    train_on(other := fit_of(), 8, [0])
+    assert other.replayed is not None
 
 
 def test_after_a_failed_warm_up_other_models_are_captured(stand_in, monkeypatch):

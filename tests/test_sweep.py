@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from tiny import Killed, config, contents, rows, source
 
 import distill
+from distill import chain as chain_module
 from distill import engine, graph
 from distill import lab as lab_module
 from distill import workers as workers_module
@@ -325,6 +327,22 @@ def test_threads_read_each_seeds_images_once(tmp_path, folder, threads, monkeypa
     options = {"alpha": [0, 0.5, 1], "seed": [1, 2], "distillation_steps": 1, "max_epochs": 1}
     distill.run(config(tmp_path, jobs=3, **folder, **options))
     assert sorted(made) == [1, 2]
+
+
+def test_a_student_that_was_deleted_is_trained_again_by_threads(tmp_path, folder, threads, monkeypatch):
+    """The teacher is read before the arms are begun, not by whichever thread asks for it first."""
+    options = folder | {"alpha": [0, 0.5], "distillation_steps": 2}
+    distill.run(config(tmp_path, **options))
+    before = contents(tmp_path)
+    shutil.rmtree(tmp_path / "seed_1" / "alpha_0.5" / "step_1")
+    order, load, share = [], chain_module.load_weights, workers_module._share_teacher
+    monkeypatch.setattr(
+        chain_module, "load_weights", lambda model, file: (order.append(file.parent.name), load(model, file))
+    )
+    monkeypatch.setattr(workers_module, "_share_teacher", lambda chains: (share(chains), order.append("shared")))
+    distill.run(config(tmp_path, jobs=2, **options))
+    assert contents(tmp_path) == before
+    assert order[:2] == ["step_0", "shared"]
 
 
 def test_threads_do_not_draw_from_each_other(tmp_path, folder, threads, monkeypatch):
