@@ -1,14 +1,18 @@
 """Training on a CUDA device: the graph against its own kernels, chains side by side, and a modern setting's ceiling.
 
-    python -m benchmarks.training_gpu            # on an idle device; some ten minutes
+    python -m benchmarks.training_gpu            # on an idle device; a quarter of an hour or so
     python -m benchmarks.training_gpu --quick    # ResNet-18 alone, fewer rounds
 
 Four questions, each answered within one process, variants in turn, round after round, after a warm-up:
-1. the obvious program, the engine without graphs, and the engine: images/s, teacher and student, batch 16 and 128;
-2. an update of the engine against the graph's own kernel time: replays back to back, with no other work between them;
+1. the obvious program (in float32, and with torch's own defaults: TF32 in convolutions, cuDNN's first guess), and the
+   engine with graphs and without, in each precision, with plain convolutions, and without the regulariser: images/s,
+   teacher and student, batch 16 and 128;
+2. an update of the engine against the device's own time for it: replays back to back, with no other work between them,
+   and the teacher's pass over the same images;
 3. images/s of 1, 2, 4 and 8 chains at once, all together (ResNet-50, batch 16, student);
-4. ResNet-18, CIFAR stem, batch 512, bf16: the engine against the same update on one batch that lies ready on the
-   device, eager and as a graph: the ceiling of any program with this network, without data work.
+4. ResNet-18, CIFAR stem, batch 512, bf16: the engine against the same updates on one batch that lies ready on the
+   device, eager and as a graph, and the same teacher's pass: the ceiling of any program with this network, without data
+   work.
 
 Results go to benchmarks/results/training-cuda.json. Nothing of this has been run yet.
 """
@@ -19,11 +23,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from benchmarks import variants
 from benchmarks.obvious import Images, Obvious, loader
 from benchmarks.options import DEPTHS, Parser, cuda, positive
 from distill import augment, engine, graph, models
@@ -34,7 +41,7 @@ from distill.lab import versions
 from distill.objective import Objective, one_hot
 
 IMAGES, CLASSES, ALPHA = 4096, 10, 0.6
-BURST = 2048  # images
+BURST = 128  # updates, of IMAGES images at most
 RESULTS = Path(__file__).parent / "results"
 MEAN, STD = np.float32([0.5] * 3), np.float32([0.25] * 3)
 JOBS = (1, 2, 4, 8)
@@ -46,6 +53,21 @@ def network(model: ModelConfig, seed: int) -> models.Classifier:
     return models.Classifier(models.build(model, 3, CLASSES), MEAN, STD)
 
 
+def plain(resnet: int, seed: int) -> nn.Module:
+    """torchvision's network as it comes."""
+    return variants.network(resnet, seed)
+
+
+def network_of_plain(model: ModelConfig, seed: int) -> models.Classifier:
+    """``network``, its convolutions torch's own."""
+    return models.Classifier(plain(model.resnet, seed), MEAN, STD)
+
+
+def updates_of(batch: int) -> int:
+    """Of a burst."""
+    return min(BURST, IMAGES // batch)
+
+
 def random_split() -> Split:
     """IMAGES images of CIFAR's size."""
     rng = np.random.default_rng(0)
@@ -54,9 +76,9 @@ def random_split() -> Split:
 
 
 class Job:
-    """A fit of one network with its data and its teacher, and bursts of it."""
+    """A fit of one network with its data and its teacher, and bursts of it; ``network(model, seed)`` makes both."""
 
-    def __init__(self, model: ModelConfig, train: TrainConfig, student: bool, device: torch.device):
+    def __init__(self, model: ModelConfig, train: TrainConfig, student: bool, device: torch.device, network=network):
         self.model, self.train, self.device, self.show = model, train, device, engine.Notes()
         engine.set_up(train, device, None)
         self.pool = engine.make_pool(random_split(), device)
@@ -81,8 +103,14 @@ class Job:
 
         return replay
 
+    def teaching(self, updates: int) -> Callable[[], object]:
+        """The teacher's pass over the images of so many updates, if there is one."""
+        images = self.pool.images[: updates * self.train.batch_size]
+        return lambda: engine.soft_targets(self.teacher, images, self.train)
+
     def static(self, updates: int, captured: bool) -> Callable[[], None]:
-        """So many updates on one batch that lies ready: forward, loss, backward, optimiser, and nothing else."""
+        """So many updates on one batch that lies ready: forward, loss, backward, optimiser; and the teacher's pass."""
+        teaching = self.teaching(updates)
         batch, fit = self.train.batch_size, engine.Fit(network(self.model, 0), self.train, self.device)
         images, labels = self.pool.images[:batch], self.pool.labels[:batch]
         truth, rate = one_hot(labels, CLASSES), torch.tensor(self.train.lr, device=self.device)
@@ -99,8 +127,8 @@ class Job:
             recording.warm_up(update)
             recording.capture(update)
             recording.kept = fit, images, truth, soft, rate  # a graph does not keep the memory that it works on
-            return lambda: [recording.replay() for _ in range(updates)]
-        return lambda: [update() for _ in range(updates)]
+            update = recording.replay
+        return lambda: [teaching(), *(update() for _ in range(updates))]
 
 
 def seconds(burst: Callable[[], None], device: torch.device) -> float:
@@ -155,23 +183,32 @@ def summary(times: dict[str, list[float]], images: int, base: str) -> list[dict]
 
 def against_the_obvious(depths: list[int], rounds: int, device: torch.device) -> list[dict]:
     """Question 1."""
-    results, split = [], random_split()
+    results, split, workers = [], random_split(), min(8, os.cpu_count() or 1)
     for resnet, batch, student in itertools.product(depths, (16, 128), (False, True)):
-        model, updates = ModelConfig(resnet=resnet), BURST // batch
-        batches = itertools.chain.from_iterable(
-            itertools.repeat(loader(Images(split.images, split.labels, MEAN, STD), batch, min(8, os.cpu_count() or 1)))
-        )
-        teacher = network(model, 1).network if student else None
-        obvious = Obvious(network(model, 0).network, teacher, ALPHA, 1e-4, 1e-4, device)
+        model, updates = ModelConfig(resnet=resnet), updates_of(batch)
+        n = updates * batch  # a burst is an epoch of the obvious program's, whose workers begin with it
+        batches = loader(Images(split.images[:n], split.labels[:n], MEAN, STD), batch, workers)
+        teacher = plain(resnet, 1) if student else None
+        obvious = Obvious(plain(resnet, 0), teacher, ALPHA, 1e-4, 1e-4, device)
+        fp32 = TrainConfig(batch_size=batch)
         jobs = {
-            f"engine, {precision}{'' if captured else ', without graphs'}": Job(
-                model, TrainConfig(batch_size=batch, precision=precision, graph=captured), student, device
-            )
-            for precision, captured in (("fp32", False), ("fp32", True), ("tf32", True), ("bf16", True))
+            "engine, fp32, without graphs": Job(model, replace(fp32, graph=False), student, device),
+            "engine, fp32, plain convolutions": Job(model, fp32, student, device, network_of_plain),
+            "engine, fp32, no regulariser": Job(model, replace(fp32, reg="none"), student, device),  # a kernel a tensor
+            "engine, fp32": Job(model, fp32, student, device),
+            "engine, tf32": Job(model, replace(fp32, precision="tf32"), student, device),
+            "engine, bf16": Job(model, replace(fp32, precision="bf16"), student, device),
         }
-        bursts = {"obvious program": lambda o=obvious, b=batches, u=updates: o.train(itertools.islice(b, u))}
+
+        def as_it_comes(obvious=obvious, batches=batches) -> None:
+            torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
+            obvious.train(batches)
+
+        bursts = {
+            "obvious program": _set_up_and(jobs["engine, fp32"], lambda o=obvious, b=batches: o.train(b)),
+            "obvious program, torch's defaults": as_it_comes,
+        }
         bursts |= {name: _set_up_and(job, job.burst(updates)) for name, job in jobs.items()}
-        bursts["obvious program"] = _set_up_and(jobs["engine, fp32"], bursts["obvious program"])
         times = interleaved(bursts, rounds, device)
         where = {"resnet": resnet, "batch": batch, "step": "student" if student else "teacher"}
         notes = {name: job.show.notes for name, job in jobs.items()}
@@ -192,17 +229,18 @@ def _set_up_and(job: Job, burst: Callable[[], None]) -> Callable[[], None]:
 
 
 def kernel_time(depths: list[int], rounds: int, device: torch.device) -> list[dict]:
-    """Question 2: the engine's time for an update over the graph's own."""
+    """Question 2: the engine's time for an update over those of the graph and of the teacher's pass."""
     results = []
     for resnet, batch, student in itertools.product(depths, (16, 128), (False, True)):
-        job, updates = Job(ModelConfig(resnet=resnet), TrainConfig(batch_size=batch), student, device), BURST // batch
+        job = Job(ModelConfig(resnet=resnet), TrainConfig(batch_size=batch), student, device)
+        updates = updates_of(batch)
         job.burst(updates)()
         row = {"resnet": resnet, "batch": batch, "step": "student" if student else "teacher", "notes": job.show.notes}
         if job.fit.replayed is not None:
-            bursts = {"engine": job.burst(updates), "graph": job.replays(updates)}
+            bursts = {"engine": job.burst(updates), "graph": job.replays(updates), "teacher": job.teaching(updates)}
             times = interleaved(bursts, rounds, device, device_seconds)
-            engine_ms, graph_ms = (1e3 * statistics.median(times[name]) / updates for name in ("engine", "graph"))
-            row |= {"engine_ms": engine_ms, "graph_ms": graph_ms, "engine_over_graph": engine_ms / graph_ms}
+            row |= {f"{name}_ms": 1e3 * statistics.median(taken) / updates for name, taken in times.items()}
+            row["engine_over_both"] = row["engine_ms"] / (row["graph_ms"] + row["teacher_ms"])
         results.append(row)
         say(row)
     return results

@@ -146,8 +146,14 @@ def make_burst(job: Job, variant: Variant):
     student, teacher = networks[0], networks[1].eval().requires_grad_(False).to(device) if job.student else None
     if variant.engine:
         teacher = teacher and engine.place(teacher, train, device)
-        fit = engine.Fit(student, train, device)
-        return lambda: fit.epoch(pool, plan, CLASSES, teacher, ALPHA, engine.Silent())
+        fit, show = engine.Fit(student, train, device), engine.Notes()
+
+        def epoch() -> None:
+            fit.epoch(pool, plan, CLASSES, teacher, ALPHA, show)
+            if show.notes:  # a slow path must not pass for the engine
+                raise SystemExit(f"{variant.name}: {show.notes[0]}")
+
+        return epoch
     program = Obvious(student, teacher, ALPHA, LR, REG_COEF, device)
     parameters = list(program.network.parameters())
     if variant.fused:

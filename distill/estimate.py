@@ -123,6 +123,7 @@ class Cost:
     evaluation: float  # of one image
     checkpoint: float  # after an epoch
     scatter: float = 1.0  # the slowest burst over the fastest, of teacher or student
+    notes: tuple[str, ...] = ()  # what training said of itself
 
     def model(self, taught: bool) -> float:
         """Seconds of one model: its epochs, an evaluation and a checkpoint after each, the evaluation at its end."""
@@ -178,6 +179,7 @@ def measure(lab: Lab) -> Cost:
         evaluation=trial.evaluation(),
         checkpoint=trial.checkpoint(),
         scatter=max(max(times) / min(times) for times in bursts),
+        notes=tuple(dict.fromkeys(trial.show.notes)),
     )
 
 
@@ -197,6 +199,7 @@ def tell(cost: Cost) -> str:
             f"from {BURSTS} short bursts each after a warm-up, the slowest {cost.scatter:.2f} times the fastest"
             + (": is this machine doing something else?" if cost.scatter > MUCH else ""),
             "reading data, capture and compilation, and a busy disk come on top",
+            *(f"note    {text}" for text in cost.notes),
         ]
     )
 
@@ -288,15 +291,16 @@ def best_jobs(lab: Lab) -> int:
 def probe(trial: Trial, most: int) -> int:
     """The jobs after which twice as many bring less than WORTH times the images a second, or find no memory."""
     best, best_rate = 1, 0.0
-    before = torch.cuda.memory_allocated(trial.device)
+    before = torch.cuda.memory_reserved(trial.device)  # what a graph keeps for itself is no longer allocated
     torch.cuda.reset_peak_memory_stats(trial.device)
     with Together(trial, max(JOBS)) as together:
         for jobs in JOBS:
             if jobs > most:
                 break
             if jobs > 1:
-                room = MEMORY_SHARE * torch.cuda.mem_get_info(trial.device)[0]
-                each = (torch.cuda.max_memory_allocated(trial.device) - before) / best
+                free = torch.cuda.mem_get_info(trial.device)[0]
+                room = MEMORY_SHARE * (free + torch.cuda.memory_reserved(trial.device) - before)
+                each = (torch.cuda.max_memory_reserved(trial.device) - before) / best
                 if jobs * each > room:
                     break
             try:

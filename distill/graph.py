@@ -232,13 +232,17 @@ def _give_up(error: Exception) -> NoGraph:
 def no_trace(model: nn.Module, optimizer, device: torch.device) -> Iterator[Callable[[], bool]]:
     """What is done in here leaves weights, buffers, optimiser state and torch's generators as they were.
 
-    Tensors stay where they are. State that the optimiser makes in here stays as zeros, which is how it begins. Gives a
-    function that tells whether random numbers have been drawn so far.
+    Tensors stay where they are. State that the optimiser makes in here stays as zeros, which is how it begins, unless
+    an error ends it: that may have been half made. Gives a function that tells whether random numbers have been drawn.
     """
     before = {id(t): (t, t.detach().clone()) for t in _state(model, optimizer)}
-    draws = _generators(device)
+    draws, held = _generators(device), set(optimizer.state)
     try:
         yield lambda: any(not torch.equal(a, b) for a, b in zip(draws, _generators(device), strict=True))
+    except BaseException:
+        for parameter in set(optimizer.state) - held:
+            del optimizer.state[parameter]
+        raise
     finally:
         with torch.no_grad():
             for tensor in _state(model, optimizer):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -36,6 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in gpu:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def captures_begin_anew(monkeypatch):
+    """A capture that failed in one test ends none in another."""
+    if graph := sys.modules.get("distill.graph"):
+        monkeypatch.setattr(graph, "_failure", None)
 
 
 def patterned_images(labels: np.ndarray, classes: int, size: int, seed: int) -> np.ndarray:
@@ -122,7 +130,6 @@ def stand_in(monkeypatch):
     StandIn.made = []
     monkeypatch.setattr(graph, "Recording", StandIn)
     monkeypatch.setattr(graph, "possible", lambda device: True)
-    monkeypatch.setattr(graph, "_failure", None)
     monkeypatch.setattr(decay, "folds", lambda *_: False)  # as on CUDA: on a CPU an optimiser's first step is another
     monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
     return StandIn

@@ -173,20 +173,50 @@ def test_options_without_a_meaning_are_refused(words, capsys):
 def small_gpu(stand_in, monkeypatch):
     """training_gpu.py with tiny networks and bursts."""
     monkeypatch.setattr(training_gpu, "ModelConfig", lambda **_: ModelConfig(resnet=8, width=2))
-    for name, value in {"IMAGES": 512, "BURST": 128, "JOBS": (1, 2)}.items():
+    for name, value in {"IMAGES": 512, "BURST": 8, "JOBS": (1, 2)}.items():
         monkeypatch.setattr(training_gpu, name, value)
     monkeypatch.setattr(estimate, "BURST_SECONDS", 0.01)
     monkeypatch.setattr(engine, "set_up", lambda train, device, threads: None)  # it refuses tf32 on a CPU
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    for name in ("allow_tf32", "benchmark"):  # as they are, and so again after the test
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
     return stand_in
 
 
 def test_a_gpu_is_measured_against_the_obvious_program(small_gpu):
     rows = training_gpu.against_the_obvious([8], 1, CPU)
-    assert len(rows) == 4 * 5  # two batch sizes, two steps; the obvious program and four variants
+    assert len(rows) == 4 * (2 + 6)  # two batch sizes, two steps; the obvious program twice and six variants
     assert {row["ratio"] for row in rows if row["variant"] == "obvious program"} == {1.0}
     assert all(row["images_per_second"] > 0 and row["notes"] == [] for row in rows)
-    assert sum(made.replays > 0 for made in small_gpu.made) == 4 * 3  # one of the four has no graphs
+    assert sum(made.replays > 0 for made in small_gpu.made) == 4 * 5  # one of the six has no graphs
+
+
+def test_the_obvious_program_on_a_gpu_has_plain_convolutions(small_gpu, monkeypatch):
+    """Ours have products in them, which cost an eager program more than they save."""
+    seen, as_it_comes = {}, []
+    train, epoch = obvious.Obvious.train, engine.Fit.epoch
+
+    def kinds(model):
+        return {type(module).__name__ for module in model.modules() if isinstance(module, torch.nn.Conv2d)}
+
+    def obvious_train(self, batches):
+        as_it_comes.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark))
+        seen.setdefault("obvious", []).extend(kinds(self.network) | kinds(self.teacher or self.network))
+        return train(self, batches)
+
+    def engine_epoch(self, *arguments):
+        seen.setdefault("engine", []).append(kinds(self.model))
+        return epoch(self, *arguments)
+
+    monkeypatch.setattr(obvious.Obvious, "train", obvious_train)
+    monkeypatch.setattr(engine.Fit, "epoch", engine_epoch)
+    monkeypatch.setattr(training_gpu, "ModelConfig", lambda **_: ModelConfig(resnet=18))
+    monkeypatch.setattr(training_gpu, "BURST", 1)
+    training_gpu.against_the_obvious([18], 1, CPU)
+    assert set(seen["obvious"]) == {"Conv2d"}
+    ours, plain = {"ProductConv2d"}, {"Conv2d"}
+    assert seen["engine"] == 4 * 2 * [ours, plain, *[ours] * 4]  # rows; a warm-up and a round; variants
+    assert as_it_comes[1::2] == 4 * 2 * [(True, False)]
 
 
 def test_a_gpus_updates_are_measured_against_their_graph(small_gpu, monkeypatch):
@@ -196,9 +226,11 @@ def test_a_gpus_updates_are_measured_against_their_graph(small_gpu, monkeypatch)
     monkeypatch.setattr(training_gpu, "device_seconds", clock)  # else by CUDA's own events
     rows = training_gpu.kernel_time([8], 1, CPU)
     assert [(row["batch"], row["step"]) for row in rows] == [(b, s) for b in (16, 128) for s in ("teacher", "student")]
-    assert all(row["engine_over_graph"] == row["engine_ms"] / row["graph_ms"] for row in rows)
+    assert all(row["engine_over_both"] == row["engine_ms"] / (row["graph_ms"] + row["teacher_ms"]) for row in rows)
     bursts = 1 + 1 + 1  # before, in the warm-up, and in the round; the replays are as many less the first
-    assert [made.replays for made in small_gpu.made] == [(2 * bursts - 1) * 128 // row["batch"] for row in rows]
+    updates = [training_gpu.updates_of(row["batch"]) for row in rows]
+    assert updates == [8, 8, 4, 4]
+    assert [made.replays for made in small_gpu.made] == [(2 * bursts - 1) * n for n in updates]
 
 
 def test_chains_side_by_side_on_a_gpu_are_measured_in_threads(small_gpu):
@@ -214,6 +246,18 @@ def test_a_modern_setting_is_measured_against_a_batch_that_lies_ready(small_gpu)
     names = ["static batch, graph", "static batch, eager", "engine"]
     assert [(row["step"], row["variant"]) for row in rows] == [(s, n) for s in ("teacher", "student") for n in names]
     assert [made.replays for made in small_gpu.made] == [2, 2] * 2  # of one update: a warm-up and a round
+
+
+def test_the_ceiling_has_the_teachers_pass(small_gpu, monkeypatch):
+    asked, soft_targets = [], engine.soft_targets
+    monkeypatch.setattr(engine, "soft_targets", lambda *a: (asked.append(len(a[1])), soft_targets(*a))[1])
+    train = training_gpu.TrainConfig(batch_size=16)
+    job = training_gpu.Job(ModelConfig(resnet=8, width=2), train, True, CPU)
+    for captured in (False, True):
+        burst = job.static(4, captured)
+        asked.clear()
+        burst()
+        assert asked == [64]
 
 
 def test_a_gpus_measurements_are_kept_part_by_part(tmp_path, monkeypatch):

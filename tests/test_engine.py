@@ -414,7 +414,8 @@ def test_a_chunk_is_a_whole_number_of_batches(batch, size):
 
 def trained(pool: engine.Pool, teacher=None, **options) -> dict[str, torch.Tensor]:
     fit = engine.Fit(classifier(), TrainConfig(batch_size=4, lr=1e-2, **options), pool.device)
-    fit.epoch(pool, plan_of(len(pool)), CLASSES, teacher, 0.5, SHOW)
+    fit.epoch(pool, plan_of(len(pool)), CLASSES, teacher, 0.5, show := engine.Notes())
+    assert not show.notes
     return {name: value.cpu() for name, value in fit.model.state_dict().items()}
 
 

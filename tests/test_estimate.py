@@ -106,6 +106,12 @@ def test_bursts_that_differ_much_are_told_of(tmp_path):
     assert "the slowest 2.30 times the fastest: is this machine doing something else?\n" in busy
 
 
+def test_what_training_says_of_itself_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate.Trial, "evaluation", lambda self: (self.show.note("no graph"), 0.1)[1])
+    made = estimate.measure(lab.prepare(config(tmp_path), source()))
+    assert estimate.tell(made).splitlines()[-1] == "note    no graph"
+
+
 def test_more_jobs_than_chains_are_not_spoken_of(tmp_path):
     assert "1 chain, 3 models, one after the other" in estimate.tell(cost(tmp_path, jobs=8))
     assert "2 chains, 6 models, 2 jobs" in estimate.tell(cost(tmp_path, jobs=8, seed=[1, 2]))
@@ -281,10 +287,10 @@ def test_a_trial_keeps_what_its_training_says(tmp_path, monkeypatch):
 
 
 def device_memory(monkeypatch, free: int, peak: int) -> None:
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: peak)
 
 
 def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
@@ -349,4 +355,6 @@ def test_ctrl_c_in_the_probe_ends_its_threads(tmp_path, monkeypatch):
 @pytest.mark.gpu
 def test_on_a_gpu_the_probe_answers(tmp_path):
     prepared = lab.prepare(config(tmp_path, device="cuda", alpha=[0, 0.5], seed=[1, 2]), source())
-    assert estimate.best_jobs(prepared) in (1, 2, 4)
+    trial = estimate.trial_of(prepared)
+    assert estimate.probe(trial, 4) in (1, 2, 4)
+    assert not trial.show.notes

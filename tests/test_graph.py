@@ -30,9 +30,8 @@ SHOW = engine.Silent()
 
 
 @pytest.fixture
-def deterministic(monkeypatch):
+def deterministic():
     """A GPU that repeats its bits."""
-    monkeypatch.setattr(graph, "_failure", None)
     train = TrainConfig(deterministic=True)
     engine.set_up(train, CUDA, None)
     yield
@@ -389,6 +388,24 @@ def test_a_failed_capture_is_told_of_once_and_changes_nothing(stand_in, monkeypa
     assert len(stand_in.made) == 1
 
 
+def test_an_optimisers_state_that_was_half_made_is_made_anew(stand_in, monkeypatch):
+    """Adam counts a step before it has the memory for its moments, and looks no further the next time."""
+
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def warm_up(self, work):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "zeros_like", no_memory)
+            work()
+
+    monkeypatch.setattr(StandIn, "warm_up", warm_up)
+    fit, eager, show = fit_of(), fit_of(graph=False), engine.Notes()
+    assert train_on(fit, 22, [0], show=show) == train_on(eager, 22, [0])
+    assert_same_bits(everything(fit), everything(eager))
+    assert show.notes == ["no CUDA graph, updates go on one by one: CUDA out of memory"]
+
+
 def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first(stand_in, monkeypatch):
     def failing(self, work):
         try:
@@ -666,8 +683,9 @@ def test_on_a_gpu_images_from_the_host_train_the_same_bits(deterministic, monkey
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_chain_under_graphs_goes_on_exactly(deterministic, tmp_path):
-    options = {"device": "cuda", "deterministic": True}
-    distill.run(config(tmp_path / "whole", **options), source=source())
+    options, show = {"device": "cuda", "deterministic": True}, engine.Notes()
+    distill.run(config(tmp_path / "whole", **options), source=source(), show=show)
+    assert not show.notes
     with killed_at("training_state.pt", 3):
         distill.run(config(tmp_path / "parts", **options), source=source())
     distill.run(config(tmp_path / "parts", **options), source=source())
@@ -683,5 +701,6 @@ def test_a_gpus_training_goes_on_on_a_cpu_and_back(deterministic):
         train_on(after, 22, [epoch])
     whole = fit_of(CUDA)
     train_on(whole, 22, range(3))
+    assert whole.replayed is not None
     for name, value in everything(whole).items():
         torch.testing.assert_close(everything(fits[2])[name], value, rtol=1e-2, atol=1e-3)

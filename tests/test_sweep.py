@@ -411,24 +411,24 @@ def test_threads_that_are_stopped_end_at_a_chunk_and_go_on_exactly(tmp_path, fol
 
 
 @pytest.mark.gpu
-def test_a_gpu_captures_in_one_thread_while_others_search_for_algorithms(tmp_path, folder, monkeypatch):
+def test_a_gpu_captures_in_one_thread_while_others_search_for_algorithms(tmp_path, folder):
     """Without --deterministic cuDNN times its algorithms for every new shape, and waits for the whole device."""
-    monkeypatch.setattr(graph, "_failure", None)
-    notes, show = [], engine.Silent()
-    show.note = notes.append
+    show = engine.Notes()
     options = folder | {"alpha": [0, 0.3, 0.6, 1], "seed": [1, 2], "device": "cuda", "jobs": 4}
     results = distill.run(config(tmp_path / "run", **options), show=show)
     assert len(results) == 2 * (1 + 4 * 2)
-    assert not notes
+    assert not show.notes
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("jobs", [2, 5])
 def test_a_gpus_results_do_not_depend_on_the_jobs(tmp_path, folder, jobs):
+    show = engine.Notes()
     options = folder | {"alpha": [0, 0.5, 1], "seed": [1, 2], "device": "cuda", "deterministic": True}
     try:
         distill.run(config(tmp_path / "one", **options))
-        distill.run(config(tmp_path / "many", jobs=jobs, **options))
+        distill.run(config(tmp_path / "many", jobs=jobs, **options), show=show)
     finally:
         torch.use_deterministic_algorithms(False)
+    assert not show.notes
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
