@@ -9,6 +9,7 @@ None of this has run on a device yet: the bookkeeping is tested on a CPU with a 
 marked ``gpu`` are there to be run.
 """
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -81,7 +82,8 @@ class Recording:
         current, pool = torch.cuda.current_stream(device), torch.cuda.graph_pool_handle()
         with _lock:
             _discarded.clear()
-            _underway = True
+            _underway, collects = True, gc.isenabled()
+            gc.disable()  # what it finds may unload a compiled network, which ends a capture
             try:
                 with torch.cuda.graph(self.graph, pool, self.stream, mode):
                     work()
@@ -91,6 +93,8 @@ class Recording:
             finally:  # a capture that fails as it ends leaves its own stream the current one
                 _underway = False
                 torch.cuda.set_stream(current)
+                if collects:
+                    gc.enable()
 
     def replay(self) -> None:
         """Do the work again, on the current stream. Does not wait for it."""

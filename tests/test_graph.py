@@ -5,6 +5,7 @@ the same with the real one.
 """
 
 import copy
+import gc
 import inspect
 import io
 import threading
@@ -233,6 +234,15 @@ def test_a_recording_has_a_stream_and_leaves_the_current_one(monkeypatch, in_a_t
     assert fake.now.name == home
     recording.replay()
     assert fake.log[-1] == "replay"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_garbage_is_collected_in_a_capture(monkeypatch, fails):
+    FakeCuda(monkeypatch, in_a_thread=True, fails=fails)
+    collects = []
+    with pytest.raises(RuntimeError, match="invalidated") if fails else nullcontext():
+        graph.Recording(CUDA).capture(lambda: collects.append(gc.isenabled()))
+    assert (collects, gc.isenabled()) == ([False], True)
 
 
 def test_a_failed_capture_is_ended_for_an_old_torch(monkeypatch):
