@@ -1,6 +1,6 @@
 """Training on a CUDA device: the graph against its own kernels, chains side by side, and a modern setting's ceiling.
 
-    python -m benchmarks.training_gpu            # on an idle device; a quarter of an hour or so
+    python -m benchmarks.training_gpu            # on an idle device
     python -m benchmarks.training_gpu --quick    # ResNet-18 alone, fewer rounds
 
 Four questions, each answered within one process, variants in turn, round after round, after a warm-up:
@@ -14,7 +14,7 @@ Four questions, each answered within one process, variants in turn, round after 
    device, eager and as a graph, and the same teacher's pass: the ceiling of any program with this network, without data
    work.
 
-Results go to benchmarks/results/training-cuda.json. Nothing of this has been run yet.
+Results go to benchmarks/results/training-cuda.json. Nothing of this has run on a device yet.
 """
 
 import itertools
@@ -28,11 +28,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from benchmarks import variants
 from benchmarks.obvious import Images, Obvious, loader
 from benchmarks.options import DEPTHS, Parser, cuda, positive
+from benchmarks.variants import network as plain
 from distill import augment, engine, graph, models
 from distill.config import ModelConfig, TrainConfig
 from distill.data import Dataset, Split
@@ -51,11 +50,6 @@ def network(model: ModelConfig, seed: int) -> models.Classifier:
     """A network with initial weights drawn from the seed."""
     torch.manual_seed(seed)
     return models.Classifier(models.build(model, 3, CLASSES), MEAN, STD)
-
-
-def plain(resnet: int, seed: int) -> nn.Module:
-    """torchvision's network as it comes."""
-    return variants.network(resnet, seed)
 
 
 def network_of_plain(model: ModelConfig, seed: int) -> models.Classifier:

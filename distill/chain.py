@@ -6,6 +6,7 @@ Borup & Andersen, "Even your Teacher Needs Guidance", NeurIPS 2021, arXiv 2102.1
 import json
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -276,12 +277,22 @@ def epochs_on_disk(folder: Path) -> int:
     """Finished epochs of a model in training. Raises ConfigError where its state is damaged."""
     if not (folder / STATE).exists():
         return 0
-    try:
+    with _state_errors(folder):
         return len(read_tensors(folder / STATE)["rows"])
-    except (KeyError, TypeError):
-        raise ConfigError(
-            f"{folder / STATE} is no state of this training; delete it to begin that model anew"
-        ) from None
+
+
+@contextmanager
+def _state_errors(folder: Path):
+    """Make whatever is wrong with a training state a ConfigError of one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ConfigError) and not isinstance(error, Damaged):
+            raise
+        what = error if isinstance(error, Damaged) else f"{folder / STATE} is no state of this training"
+        raise ConfigError(f"{what}; delete it to train this model from its beginning") from None
 
 
 class Training:
@@ -293,19 +304,12 @@ class Training:
         self.rows: list[dict] = []  # of metrics.csv
         self.best: dict[str, Tensor] | None = None  # weights of the epoch most accurate on the held-out images
         if (folder / STATE).exists():
-            try:
+            with _state_errors(folder):
                 state = read_tensors(folder / STATE)
                 if state["taught"] != self.taught:
                     raise ConfigError(f"{folder} was begun with another teacher or alpha; delete it to train it again")
                 fit.load_state_dict(state["fit"])
                 self.rows, self.best = state["rows"], state["best"]
-            except torch.OutOfMemoryError:
-                raise
-            except (Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
-                if isinstance(error, ConfigError) and not isinstance(error, Damaged):
-                    raise
-                what = error if isinstance(error, Damaged) else f"{folder / STATE} is no state of this training"
-                raise ConfigError(f"{what}; delete it to train this model from its beginning") from None
             self.write_metrics()  # the end may have come between the two files
 
     def record(self, row: dict, selects_best: bool) -> None:

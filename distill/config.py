@@ -13,6 +13,7 @@ import math
 import os
 import tomllib
 import typing
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -456,6 +457,11 @@ def _scalar(section: str, name: str, value, kind: type):
 def beginnings(arm: Arm) -> list[Arm]:
     """The chain up to each of its students, step by step."""
     return [arm[:k] for k in range(1, len(arm) + 1)]
+
+
+def students_of(arms: Iterable[Arm]) -> set[Arm]:
+    """All students of some arms, each by the chain up to it: what arms share is there once."""
+    return {upto for arm in arms for upto in beginnings(arm)}
 
 
 def arm_name(arm: Arm) -> str:

@@ -1,6 +1,7 @@
 """What a run will cost here, from short bursts of its own training, and how many jobs pay. Writes no run."""
 
 import io
+import itertools
 import os
 import statistics
 import threading
@@ -15,7 +16,7 @@ from torch import nn
 
 from . import augment, engine, models
 from .chain import epochs_on_disk
-from .config import AUTO, Arm, Config, ConfigError, TrainConfig, arm_name, beginnings
+from .config import AUTO, Arm, Config, ConfigError, TrainConfig, arm_name, students_of
 from .data import Dataset, Source, Split
 from .draws import ONE_AT_A_TIME
 from .lab import Lab, prepare, said_models
@@ -142,7 +143,7 @@ class Cost:
 
     def seconds(self, seed: int, arms: Iterable[Arm], done: Mapping[tuple[int, Arm], float]) -> float:
         """Seconds of a seed's teacher and of some arms' students, those that they share once, less what is done."""
-        models = {(), *(upto for arm in arms for upto in beginnings(arm))}
+        models = {(), *students_of(arms)}
         return sum((1 - done.get((seed, upto), 0.0)) * self.training(upto) for upto in models)
 
     @property
@@ -222,17 +223,13 @@ def done_in(config: Config) -> dict[tuple[int, Arm], float]:
         if (folder / "result.json").exists():
             return 1.0
         trained = epochs_on_disk(folder) / config.train.epochs
-        return (trained + share(folder / "probe", False)) / 2 if estimated else trained
+        return (trained + share(folder / "probe", estimated=False)) / 2 if estimated else trained
 
-    models = {(), *(upto for arm in chain.arms for upto in beginnings(arm))}
-    shares = {
-        (seed, upto): share(
-            rundir.model(seed, arm_name(upto) if upto else None, chain.first_step + len(upto)), upto[-1:] == (AUTO,)
-        )
-        for seed in chain.seed
-        for upto in models
-    }
-    return {model: part for model, part in shares.items() if part}
+    found = {}
+    for seed, upto in itertools.product(chain.seed, {(), *students_of(chain.arms)}):
+        folder = rundir.model(seed, arm_name(upto) if upto else None, chain.first_step + len(upto))
+        found[seed, upto] = share(folder, estimated=upto[-1:] == (AUTO,))
+    return {model: part for model, part in found.items() if part}
 
 
 def milliseconds(seconds: float) -> str:

@@ -12,7 +12,7 @@ marked ``gpu`` are there to be run.
 import gc
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 
 import torch
@@ -41,13 +41,13 @@ def alone(captures: bool, images: Tensor, *how) -> Iterator[None]:
     capture in another thread. It remembers by thread what it has found: what this one has run before, on images of this
     shape and in this way, runs freely.
     """
-    ran, key = _own.__dict__.setdefault("ran", set()), (images.device, images.shape, *how)
-    if not (captures and possible(images.device)) or _failure is not None or key in ran:
+    if not (captures and possible(images.device)) or _failure is not None:
         yield
         return
-    with _lock:
+    ran, this = _own.__dict__.setdefault("ran", set()), (images.device, images.shape, *how)
+    with nullcontext() if this in ran else _lock:
         yield
-    ran.add(key)
+    ran.add(this)
 
 
 class NoGraph(Exception):

@@ -16,7 +16,7 @@ from torch import nn
 from . import engine
 from .chain import Chains
 from .checkpoints import default_network, load_weights
-from .config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError, arm_name, beginnings
+from .config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError, arm_name, students_of
 from .data import Dataset, Source, Split, load_source, make_dataset
 from .models import Classifier
 from .rundir import RunDir, read_about, write
@@ -186,8 +186,7 @@ def count_models(config: Config) -> int:
     Where alpha is estimated a probe is trained first, and sometimes taken: then it is the only one.
     """
     chain = config.chain
-    students = {upto for arm in chain.arms for upto in beginnings(arm)}
-    trainings = sum(2 if student[-1] == AUTO else 1 for student in students)
+    trainings = sum(2 if student[-1] == AUTO else 1 for student in students_of(chain.arms))
     return len(chain.seed) * ((chain.teacher_ckpt is None) + trainings)
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 import torch
 
 from .chain import Chains
-from .config import Arm, Config, UserError, arm_name, beginnings
+from .config import Arm, Config, UserError, arm_name, students_of
 from .engine import Silent, Sums
 from .lab import Lab, prepare
 from .rundir import Result, RunDir
@@ -132,9 +132,11 @@ def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
 def _share_teacher(chains: Chains) -> None:
     """Train a seed's teacher and have it on the device before several streams ask for it at once."""
     teacher, chain = chains.teacher, chains.config.chain
-    students = {upto for arm in chain.arms for upto in beginnings(arm)}
-    briefs = (chains.brief(arm_name(upto), chain.first_step + len(upto), upto[-1], teacher) for upto in students)
-    if not all((brief.folder / "result.json").exists() for brief in briefs):
+    folders = (
+        chains.rundir.model(chains.seed, arm_name(upto), chain.first_step + len(upto))
+        for upto in students_of(chain.arms)
+    )
+    if not all((folder / "result.json").exists() for folder in folders):
         teacher.test_logits  # noqa: B018 - reads the model; ends with a copy to the host
 
 
