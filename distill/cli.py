@@ -26,7 +26,7 @@ DESCRIPTION = """\
 Self-distillation of residual networks: train a teacher on the truth, then students of the same architecture, one after
 the other, on alpha * truth + (1 - alpha) * teacher (Borup & Andersen 2021, arXiv 2102.13088).
 
-  python self_distiller.py --config configs/quickstart.toml    a whole small study, in under a minute on two cores
+  python self_distiller.py --config configs/quickstart.toml    a whole small study, in about a minute on two cores
   python self_distiller.py --alpha 0.6 --distillation-steps 5  the paper's chain on CIFAR-10, for a GPU
 
 The same command again goes on where it was stopped."""
