@@ -2,7 +2,7 @@
 
 import sys
 
-from distill.toy import main
+from distill.kernel.toy.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

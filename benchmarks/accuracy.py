@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from distill import sweep
 from distill.cli import parse
 from distill.config import Config, ConfigError, UserError
-from distill.engine import pick_device
-from distill.plots import spread
-from distill.report import aligned
+from distill.reporting.plots import spread
+from distill.reporting.run_report import aligned
+from distill.running import run as sweep
+from distill.training.engine import pick_device
 from studies.analyse import interval
 
 

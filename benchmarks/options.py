@@ -27,7 +27,7 @@ def positive(text: str) -> int:
 
 def device(text: str):
     """A torch.device that is there."""
-    from distill.engine import pick_device
+    from distill.training.engine import pick_device
 
     try:
         return pick_device(RunConfig(device=text).device)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.options import Parser
-from distill import engine, models
 from distill.config import ModelConfig, TrainConfig
+from distill.training import engine, models
 
 SEEDS, BATCHES, CLASSES = 5, (16, 128), 10
 NETWORKS = {

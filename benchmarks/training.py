@@ -42,9 +42,9 @@ from benchmarks.variants import (
     Variant,
     network,
 )
-from distill import engine, models
 from distill.config import TrainConfig
-from distill.objective import Objective, add_regulariser, one_hot
+from distill.training import engine, models
+from distill.training.objective import Objective, add_regulariser, one_hot
 
 RESULTS = Path(__file__).parent / "results"
 MACHINE = ("device", "cores", "threads", "python", "torch", "torchvision")  # which tell results apart

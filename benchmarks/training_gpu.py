@@ -32,12 +32,13 @@ import torch
 from benchmarks.obvious import Images, Obvious, loader
 from benchmarks.options import DEPTHS, Parser, cuda, positive
 from benchmarks.variants import network as plain
-from distill import augment, engine, graph, models
 from distill.config import ModelConfig, TrainConfig
-from distill.data import Dataset, Split
-from distill.estimate import Together, Trial
-from distill.lab import versions
-from distill.objective import Objective, one_hot
+from distill.data.splits import Dataset, Split
+from distill.running.cost import Together, Trial
+from distill.running.lab import versions
+from distill.training import augment, engine, models
+from distill.training import cuda_graph as graph
+from distill.training.objective import Objective, one_hot
 
 IMAGES, CLASSES, ALPHA = 4096, 10, 0.6
 BURST = 128  # updates, of IMAGES images at most

@@ -99,7 +99,7 @@ def network(resnet: int, seed: int):
     from torchvision.models import get_model
 
     from distill.config import CIFAR_RESNETS, ModelConfig
-    from distill.models import build
+    from distill.training.models import build
 
     torch.manual_seed(seed)
     if resnet in CIFAR_RESNETS:
@@ -120,9 +120,9 @@ def make_burst(job: Job, variant: Variant):
     import torch
 
     from benchmarks.obvious import Images, Obvious, loader
-    from distill import augment, decay, engine, models
     from distill.config import TrainConfig
-    from distill.data import Split
+    from distill.data.splits import Split
+    from distill.training import augment, decay, engine, models
 
     device, mean, std = torch.device(job.device), np.float32(MEAN), np.float32(STD)
     rng = np.random.default_rng(0)

@@ -13,15 +13,17 @@ _HOME = {
     "ChainConfig": "config",
     "RunConfig": "config",
     "UserError": "config",
-    "from_arrays": "data",
-    "Result": "rundir",
-    "load_model": "checkpoints",
-    "run": "sweep",
+    "from_arrays": "data.sources",
+    "Result": "store.rundir",
+    "load_model": "chains.checkpoints",
+    "run": "running.run",
 }
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
+    if name == "krr":
+        return import_module("distill.kernel.krr")
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

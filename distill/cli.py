@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from .config import (
+from distill.config import (
     PREVIEW,
     SECTION_OF,
     SECTIONS,
@@ -165,9 +165,9 @@ def _refuse(message: str) -> int:
 
 
 def _estimate(config: Config) -> None:
-    from .estimate import done_in, measure, prepare_with_jobs, tell, tell_left
-    from .lab import describe, memory_errors
-    from .rundir import RunDir
+    from distill.running.cost import done_in, measure, prepare_with_jobs, tell, tell_left
+    from distill.running.lab import describe, memory_errors
+    from distill.store.rundir import RunDir
 
     with memory_errors(config):
         lab = prepare_with_jobs(config, progress=True)
@@ -182,11 +182,11 @@ def _estimate(config: Config) -> None:
 
 def _run(config: Config) -> None:
     # torch is imported only for a configuration that has passed every check
-    from .estimate import prepare_with_jobs
-    from .lab import count_models, describe, memory_errors
-    from .progress import Progress
-    from .report import report
-    from .sweep import run_lab
+    from distill.reporting.run_report import report
+    from distill.running.cost import prepare_with_jobs
+    from distill.running.lab import count_models, describe, memory_errors
+    from distill.running.progress import Progress
+    from distill.running.run import run_lab
 
     with memory_errors(config):
         lab = prepare_with_jobs(config, progress=True)
@@ -199,7 +199,7 @@ def _run(config: Config) -> None:
     print(f"\n{report(config.output)}\n")
     for seed in config.chain.seed:  # a page that was drawn before the chain is drawn again after it
         if PREVIEW in config.chain.alpha or (config.output / f"seed_{seed}" / "preview.png").exists():
-            from .preview import page
+            from distill.running.preview import page
 
             with memory_errors(config):
                 print(page(config.output, seed), end="\n\n")

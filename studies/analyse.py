@@ -15,8 +15,8 @@ import numpy as np
 from scipy.stats import t
 
 from distill.config import AUTO, Config, ConfigError, UserError, arm_name, beginnings, read_config
-from distill.plots import COLOURS, MARKERS, spread, title
-from distill.rundir import Result, RunDir, write
+from distill.reporting.plots import COLOURS, MARKERS, spread, title
+from distill.store.rundir import Result, RunDir, write
 
 
 @dataclass(frozen=True)

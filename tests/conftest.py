@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def captures_begin_anew(monkeypatch):
     """A capture that failed in one test ends none in another."""
-    if graph := sys.modules.get("distill.graph"):
+    if graph := sys.modules.get("distill.training.cuda_graph"):
         monkeypatch.setattr(graph, "_failure", None)
 
 
@@ -125,7 +125,8 @@ def stand_in(monkeypatch):
     """Graphs on the CPU, by the stand-in; chunks of eight images of 8x8, two batches each."""
     from tiny import StandIn
 
-    from distill import decay, engine, graph
+    from distill.training import cuda_graph as graph
+    from distill.training import decay, engine
 
     StandIn.made = []
     monkeypatch.setattr(graph, "Recording", StandIn)

@@ -12,8 +12,10 @@ import torch
 
 from benchmarks import accuracy, obvious, training, training_gpu, variants
 from benchmarks.variants import INGREDIENTS, OBVIOUS, Job, Process
-from distill import decay, engine, estimate, sweep
 from distill.config import ModelConfig
+from distill.running import cost as estimate
+from distill.running import run as sweep
+from distill.training import decay, engine
 
 CPU = torch.device("cpu")
 

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import contents
+from tiny import ROOT, contents
 
-from distill import engine
 from distill.cli import main, parse
 from distill.config import SECTION_OF, Config, ConfigError, to_toml
-from distill.models import CifarResNet
-from distill.rundir import RunDir
+from distill.store.rundir import RunDir
+from distill.training import engine
+from distill.training.models import CifarResNet
 
-ROOT = Path(__file__).parents[1]
 DIGITS = shlex.split("""
 --dataset digits --train-size 40 --test-size 40 --resnet 8 --width 2 --max-epochs 2 --batch-size 8 --lr 0.01
 --distillation-steps 1 --device cpu --threads 1

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import contents, rows
+from tiny import ROOT, contents, rows
 
 pytestmark = pytest.mark.smoke
 
-ROOT = Path(__file__).parents[1]
 OPTIONS = shlex.split("""
 --resnet 8 --width 4 --max-epochs 3 --batch-size 16 --lr 0.01 --distillation-steps 2 --alpha 0 0.6
 --device cpu --threads 1

@@ -1,4 +1,4 @@
-"""Who may import whom: each file only files above it in its own wing, and what must answer at once imports no torch."""
+"""Who may import whom: packages import only the packages listed for them, and some never import torch."""
 
 import ast
 import subprocess
@@ -8,92 +8,77 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = {path.stem: path for path in sorted((ROOT / "distill").glob("*.py")) if path.stem != "__init__"}
+PACKAGE = ROOT / "distill"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
-# From the top down; cli.py may import anything.
-NETWORK = (
-    *("config", "draws", "datafiles", "data", "augment", "convolutions", "models"),
-    *("objective", "decay", "metrics", "graph", "engine"),
-    *("alpha", "rundir", "checkpoints", "chain", "lab", "workers"),
-    *("estimate", "sweep", "progress", "plots", "report", "preview_report", "preview", "cli"),
-)
-KERNEL = ("linalg", "weights", "krr", "twin", "estimator")  # and toy.py with its parts, toy_*.py
-WITHOUT_TORCH = ("config", "draws", "datafiles", "data", "rundir", "plots", "report", "preview_report", "cli")
-# Where the wings meet: what a network file takes of the kernel wing. A preview is the kernel twin of a network.
-MEETING = {"alpha": {"weights"}, "preview": {"twin"}, "preview_report": {"twin"}}
+# Each package (or top-level module) and what it may import. The order is from the bottom up.
+MAY_IMPORT = {
+    "errors": set(),
+    "arms": {"errors"},
+    "config": {"errors", "arms"},
+    "randomness": set(),
+    "kernel": {"errors"},
+    "data": {"config", "errors", "randomness"},
+    "store": {"config", "arms", "errors"},
+    "reporting": {"store", "config", "arms", "errors", "kernel"},
+    "training": {"data", "config", "arms", "errors", "randomness"},
+    "chains": {"training", "data", "store", "config", "arms", "errors", "kernel", "randomness"},
+    "running": {
+        *("chains", "training", "data", "store", "reporting", "config", "arms", "errors", "kernel", "randomness"),
+    },
+    "cli": {"running", "reporting", "store", "config", "arms", "errors"},
+    # Public names for what lives in the packages.
+    "estimator": {"kernel"},
+    "preview": {"running"},
+}
+WITHOUT_TORCH = {"errors", "arms", "config", "randomness", "kernel", "data", "store", "reporting", "estimator"}
 
 
-def in_kernel_wing(name: str) -> bool:
-    return name in KERNEL or name == "toy" or name.startswith("toy_")
+def place(path: Path) -> str:
+    """The package, or the top-level module, that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path, only_at_the_top: bool = False) -> set[str]:
-    """Modules that a file imports, those of this package as ``.name``; all of them, or those it imports at once."""
-    found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
-    for node in _outside_functions(tree) if only_at_the_top else ast.walk(tree):
+def imported(path: Path) -> set[str]:
+    """The full names of all modules that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            home = "." * node.level + (node.module or "")
-            if home in (".", "distill"):  # from . import engine
-                found |= {f".{alias.name}" for alias in node.names}
-            else:
-                found.add(home)
-    return {"." + name.removeprefix("distill.") if name.startswith("distill.") else name for name in found}
-
-
-def _outside_functions(node: ast.AST):
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield child
-            yield from _outside_functions(child)
+            assert node.level == 0, f"{path}: write imports in full"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
 def own(names: set[str]) -> set[str]:
-    return {name.removeprefix(".").partition(".")[0] for name in names if name.startswith(".")}
+    return {name.split(".")[1] for name in names if name.startswith("distill.")}
 
 
 def foreign(names: set[str]) -> set[str]:
-    return {name.partition(".")[0] for name in names if not name.startswith(".")}
+    return {name.split(".")[0] for name in names if not name.startswith("distill")}
 
 
-def test_imports_are_found_however_they_are_written(tmp_path):
-    path = tmp_path / "file.py"
-    path.write_text(
-        "import torch.nn as nn\nfrom torchvision.models import resnet18\nfrom . import engine, data\n"
-        "from .config import Config\nimport distill.krr\nfrom distill.chain import Chains\nfrom distill import models\n"
-        "if True:\n    import numpy\ndef f():\n    import scipy\n    from .rundir import write\n"
-    )
-    everything = imported(path)
-    assert own(everything) == {"engine", "data", "config", "krr", "chain", "models", "rundir"}
-    assert foreign(everything) == {"torch", "torchvision", "numpy", "scipy"}
-    assert foreign(everything) - foreign(imported(path, only_at_the_top=True)) == {"scipy"}
-    assert own(everything) - own(imported(path, only_at_the_top=True)) == {"rundir"}
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    here = place(path)
+    if here == "__init__":
+        return
+    assert here in MAY_IMPORT, f"say in MAY_IMPORT what {here} may import"
+    assert own(imported(path)) <= MAY_IMPORT[here] | {here}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_file_has_its_place(name):
-    assert name in NETWORK or in_kernel_wing(name), f"distill/{name}.py: say in {Path(__file__).name} where it stands"
+def test_the_table_of_imports_has_no_circle():
+    below: set[str] = set()
+    for name, allowed in MAY_IMPORT.items():
+        assert allowed <= below, name
+        below.add(name)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORK if name != "cli"])
-def test_a_file_imports_only_files_above_it(name):
-    above = set(NETWORK[: NETWORK.index(name)])
-    assert own(imported(FILES[name])) <= above | MEETING.get(name, set())
-
-
-def test_the_kernel_wing_stands_alone():
-    for name in filter(in_kernel_wing, FILES):
-        names = imported(FILES[name])
-        assert not foreign(names) & {"torch", "torchvision"}, name
-        assert all(in_kernel_wing(other) for other in own(names)), name
-
-
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_files_that_answer_at_once_import_no_torch(name):
-    at_once, everything = foreign(imported(FILES[name], only_at_the_top=True)), foreign(imported(FILES[name]))
-    assert not at_once & {"torch", "torchvision", "matplotlib", "sklearn", "PIL"}
-    assert "torch" not in everything
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_packages_without_torch(path):
+    if place(path) in WITHOUT_TORCH:
+        assert "torch" not in foreign(imported(path))
 
 
 def modules_after(program: str) -> set[str]:
@@ -109,8 +94,8 @@ def test_importing_the_package_loads_next_to_nothing():
 
 
 def test_a_report_and_a_bad_option_need_no_torch():
-    loaded = modules_after("import distill.config, distill.rundir, distill.report, distill.cli")
-    assert "distill.report" in loaded
+    loaded = modules_after("import distill.config, distill.store.rundir, distill.reporting.run_report, distill.cli")
+    assert "distill.reporting.run_report" in loaded
     assert "torch" not in loaded
 
 

@@ -1,17 +1,13 @@
 """studies/: every configuration loads, and the figures of studies/analyse.py by a second route."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.stats
-from test_rundir import FIGURES, leave_result
+from tiny import FIGURES, ROOT, leave_result
 
 from distill.config import UserError, read_config
-from distill.rundir import RunDir
+from distill.store.rundir import RunDir
 from studies.analyse import figure, interval, read, said, tables
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)

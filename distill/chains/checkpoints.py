@@ -1,0 +1,90 @@
+"""Models on disk: plain tensors, read without running any code in the file; JSON beside them says what they are."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distill.config import CUSTOM_MODEL, ConfigError, ModelConfig, TrainConfig, from_dict
+from distill.store.rundir import read_about, sha256, write
+from distill.training import engine, models
+
+
+def write_tensors(file: Path, content: dict) -> None:
+    """Write tensors and plain values. By way of memory: torch.save turns a full disk into an error of its own."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(file, buffer.getvalue())
+
+
+class Damaged(ConfigError):
+    """A file that is no checkpoint, or no longer."""
+
+
+def read_tensors(file: Path) -> dict:
+    """A file of tensors and plain values, read without running any code in it. Raises ConfigError, Damaged."""
+    try:
+        if zipfile.is_zipfile(file):  # torch itself does not look at the checksums
+            with zipfile.ZipFile(file) as parts:
+                if parts.testzip() is not None:
+                    raise Damaged(f"{file} is damaged: its checksum is wrong")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file") from None
+    except (ConfigError, MemoryError):
+        raise
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
+    except Exception:  # torch raises a dozen kinds, with advice for other cases, where a file is no checkpoint
+        raise Damaged(f"{file} is damaged, or no checkpoint of tensors alone") from None
+
+
+def check_hash(file: Path, expected: str) -> None:
+    """Raises ConfigError where a finished model's file was changed or lost."""
+    if not file.exists() or sha256(file) != expected:
+        raise ConfigError(f"{file} is not the model of its result.json; delete {file.parent} to train it again")
+
+
+def load_weights(model: models.Classifier, file: Path) -> None:
+    """Load model.pt, or a bare state_dict of the network. Raises ConfigError for another architecture."""
+    state = read_tensors(file)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"{file} holds no model weights (a dictionary of tensors by name)")
+    target = model if any(name.startswith("network.") for name in state) else model.network
+    expected = target.state_dict()
+    for name in [*expected, *state]:
+        here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (expected, state))
+        if here != there:
+            raise ConfigError(f"{file} is of another architecture: {name} is {there} there and {here} here")
+    target.load_state_dict(state)
+
+
+def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None) -> models.Classifier:
+    """A finished model from its model.pt or its folder, on the CPU in eval mode.
+
+    It takes images (n, c, h, w), uint8 or floating point in [0, 1], and returns logits (n, classes); ``classes`` has
+    the class names, ``mean`` and ``std`` the normalisation. ``network`` makes the network where it was one of your own.
+    Weights lie channels last in memory, as in training, so that logits are those that were scored to the last digit;
+    for code that asks for ``weight.view(-1)`` there is ``.to(memory_format=torch.contiguous_format)``.
+    """
+    file = path / "model.pt" if (path := Path(path)).is_dir() else path
+    about = read_about(file.parent)
+    check_hash(file, about["model_sha256"])
+    if network is None:
+        if about["model"]["resnet"] == CUSTOM_MODEL:
+            raise ConfigError(f"{file} is of a network of your own: give the function that makes it as network")
+        config = from_dict({"model": {k: v for k, v in about["model"].items() if v is not None}}).model
+        network = default_network(config, about["channels"], len(about["classes"]))
+    zeros = torch.zeros(about["channels"])
+    model = models.Classifier(network(), zeros, zeros)
+    load_weights(model, file)
+    model.classes = tuple(about["classes"])
+    return engine.place(model, TrainConfig(), torch.device("cpu")).eval()
+
+
+def default_network(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:
+    """The function that makes the networks that ``config`` names."""
+    return lambda: models.build(config, channels, classes)

@@ -1,0 +1,1 @@
+"""Kernel ridge self-distillation in closed form. NumPy and SciPy only."""

@@ -1,0 +1,1 @@
+"""The toy experiment: its data, tables, figures and program (``krr_toy.py``)."""

@@ -1,0 +1,201 @@
+"""The kernel experiment's data and losses: the sinusoid, a reader of CSV files, kernels, folds.
+
+The data of Mobahi, Farajtabar & Bartlett (NeurIPS 2020), with the noise that Borup & Andersen drew.
+"""
+
+import csv
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.kernel import krr
+from distill.kernel.linalg import require_memory
+
+LEAVE_ONE_OUT_MOST = 200  # points; each takes a decomposition of the others, and above it a fifth is held out
+HELD_OUT_FRACTION = 0.2
+
+Y = np.array(
+    [
+        0.38476636465198066,
+        1.2333967683416893,
+        1.33232242218057,
+        0.69201594888895180,
+        -0.29756145531871736,
+        -0.24189291901377769,
+        -0.7964485769175675,
+        -0.9616480167034174,
+        -0.49672509509916934,
+        -0.3469066003991437,
+        0.5589512650600734,
+    ]
+)
+
+
+class DataError(ValueError):
+    """A data file that cannot be read as points."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Points to fit and how to judge a fit. All arrays are float64.
+
+    x, y (n,): the points, in rising x. x_truth, truth (q,): where the truth is known, or None.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    x_truth: np.ndarray | None
+    truth: np.ndarray | None
+
+
+def sinusoid(x):
+    """sin(2 pi x), the toy's truth."""
+    return np.sin(2 * np.pi * x)
+
+
+def toy() -> Data:
+    """The eleven points of the papers, and the truth at 0, 0.01, ..., 1."""
+    x_truth = np.arange(101) / 100
+    return Data(np.arange(11) / 10, Y, x_truth, sinusoid(x_truth))
+
+
+def draw(n: int, sigma: float, seed: int) -> Data:
+    """n points of the sinusoid, evenly spaced on [0, 1], with normal noise of standard deviation sigma."""
+    require_memory(n, arrays=3)  # before even the points are: n may be a slip of the finger
+    x_truth, x = np.arange(101) / 100, np.linspace(0, 1, n)
+    noise = np.random.default_rng(seed).normal(scale=sigma, size=n)
+    return Data(x, sinusoid(x) + noise, x_truth, sinusoid(x_truth))
+
+
+def read_csv(path) -> Data:
+    """Points from a CSV file with a header row and columns x, y and optionally truth, the truth at x.
+
+    Raises DataError naming the line, and OSError.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = [name for name in ("x", "y", "truth") if name in (reader.fieldnames or [])]
+            if columns[:2] != ["x", "y"]:
+                raise DataError(f"{path}: the first line must name the columns x and y (and may name truth)")
+            rows = [_numbers(path, reader.line_num, row, columns) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    if not rows:
+        raise DataError(f"{path}: no rows after the header")
+    values = np.array(sorted(rows)).T
+    x, y = values[:2]
+    return Data(x, y, x, values[2]) if len(values) == 3 else Data(x, y, None, None)
+
+
+def _numbers(path, line, row, columns):
+    try:
+        numbers = [float(row[name] or "") for name in columns]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise DataError(f"{path}, line {line}: {', '.join(columns)} must be finite numbers")
+    return numbers
+
+
+def _scaled_distance(x, z, gamma):
+    """|x - z| / length, (q, n), with the RBF kernel's length scale 1/sqrt(2 gamma)."""
+    return np.abs(x[:, None] - z) * math.sqrt(2 * gamma)
+
+
+def _matern32(r):
+    return (1 + math.sqrt(3) * r) * np.exp(-math.sqrt(3) * r)
+
+
+def _matern52(r):
+    return (1 + math.sqrt(5) * r + 5 / 3 * r**2) * np.exp(-math.sqrt(5) * r)
+
+
+KERNELS = {
+    "rbf": lambda x, z, gamma: np.exp(-gamma * (x[:, None] - z) ** 2),
+    "laplacian": lambda x, z, gamma: np.exp(-gamma * np.abs(x[:, None] - z)),
+    "matern12": lambda x, z, gamma: np.exp(-_scaled_distance(x, z, gamma)),
+    "matern32": lambda x, z, gamma: _matern32(_scaled_distance(x, z, gamma)),
+    "matern52": lambda x, z, gamma: _matern52(_scaled_distance(x, z, gamma)),
+    "polynomial": lambda x, z, gamma: (gamma * x[:, None] * z + 1) ** 3,
+    "linear": lambda x, z, gamma: x[:, None] * z,
+}
+
+
+def kernel_matrix(name: str, x, z, gamma: float) -> np.ndarray:
+    """k(x_i, z_j), (q, n) float64, of points x (q,) and z (n,); krr.decompose refuses what overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return KERNELS[name](x, z, gamma)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A chain to fit and where to judge it: a spectrum and y (n,), K_new (q, n), target (q,)."""
+
+    spectrum: krr.Spectrum
+    y: np.ndarray
+    K_new: np.ndarray
+    target: np.ndarray
+
+
+def folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[Fold], str]:
+    """Where chains on `data` are judged, and the name of the loss.
+
+    Against the truth where it is known. Otherwise left-out points: each in turn, with a chain of its own on
+    all the others, which is exact leave-one-out (a chain of ridge fits has no shortcut by the smoother's
+    diagonal), or past LEAVE_ONE_OUT_MOST points a fifth of them, drawn with `seed`.
+    """
+
+    def fold(train, x_new, target):
+        x = data.x[train]
+        require_memory(len(x), arrays=3)
+        spectrum = krr.decompose(kernel_matrix(kernel, x, x, gamma), overwrite=True)
+        return Fold(spectrum, data.y[train], kernel_matrix(kernel, x_new, x, gamma), target)
+
+    n = len(data.x)
+    if data.truth is not None:
+        name = f"mean squared error against the truth at {len(data.truth)} points"
+        return [fold(np.arange(n), data.x_truth, data.truth)], name
+    if n < 2:
+        raise DataError("one point without its truth leaves nothing to judge a fit by")
+    if n <= LEAVE_ONE_OUT_MOST:
+        name = f"leave-one-out mean squared error over {n} points"
+        groups = np.arange(n)[:, None]
+    else:
+        count = round(HELD_OUT_FRACTION * n)
+        name = f"held-out mean squared error on {count} of {n} points (seed {seed})"
+        groups = [np.random.default_rng(seed).permutation(n)[:count]]
+    return [fold(np.setdiff1d(np.arange(n), group), data.x[group], data.y[group]) for group in groups], name
+
+
+def losses(parts: list[Fold], lam: float, alpha, steps) -> np.ndarray:
+    """The loss of one chain at each of `steps`, (len(steps),); inf where it has diverged. alpha as in krr."""
+    squares = np.zeros(len(steps))
+    for i, step in enumerate(steps):
+        try:
+            for part in parts:
+                c = krr.dual_coefficients(part.spectrum, part.y, lam, alpha, step)
+                with np.errstate(over="ignore"):
+                    squares[i] += ((krr.predict(part.K_new, c)[0] - part.target) ** 2).sum()
+        except krr.DivergentChainError:
+            squares[i] = math.inf
+    return squares / sum(len(part.target) for part in parts)
+
+
+def loss_map(parts: list[Fold], lam: float, alphas, steps) -> np.ndarray:
+    """The loss of every alpha (constant along its chain) at every step, (len(alphas), len(steps))."""
+    maps = [krr.risk_map(part.spectrum, part.y, part.K_new, part.target, alphas, lam, steps)[:, 0] for part in parts]
+    sizes = [len(part.target) for part in parts]
+    return np.average(maps, axis=0, weights=sizes)
+
+
+def held_out_residuals(parts: list[Fold], lam: float, k: int) -> np.ndarray:
+    """target - (prediction of A^j y), j = 1..k, over all folds: (k, points), for the best weights."""
+    return np.concatenate(
+        [
+            part.target - krr.predict(part.K_new, krr.power_coefficients(part.spectrum, part.y, lam, k))
+            for part in parts
+        ],
+        axis=1,
+    )

@@ -1,0 +1,335 @@
+"""The kernel experiment's figures. Each function draws exactly the arrays it is given and returns the figure.
+
+Colours run through cividis, whose lightness falls evenly: they stay apart in grey print and for the
+colour-blind.
+"""
+
+import io
+import math
+
+import matplotlib
+import numpy as np
+from matplotlib import colors
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from distill.kernel import krr
+from distill.kernel.toy.data import held_out_residuals, kernel_matrix, loss_map
+
+FONT = 9
+STYLE = {
+    "font.size": FONT,
+    "axes.titlesize": FONT,
+    "axes.labelsize": FONT,
+    "figure.labelsize": FONT,
+    "legend.fontsize": FONT,
+    "xtick.labelsize": FONT,
+    "ytick.labelsize": FONT,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.6,
+    "svg.hashsalt": "krr",  # the same file for the same figure
+}
+LIMIT = "0.1"
+CURVES = 6
+COMPONENTS = 40  # of the spectrum are drawn at most
+GRID = np.round(np.arange(-1.5, 1.501, 0.05), 10)  # of alpha
+
+
+def render(figure: Figure, file_format: str, dpi: int) -> bytes:
+    """The figure as the bytes of a file, without a date in it."""
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    file = io.BytesIO()
+    figure.savefig(file, format=file_format, dpi=dpi, metadata=undated[file_format])
+    return file.getvalue()
+
+
+def _shades(count: int):
+    """`count` colours from light to dark."""
+    return matplotlib.colormaps["cividis_r"](np.linspace(0.12, 1, count))
+
+
+def _name(step: float) -> str:
+    return "limit" if step == math.inf else f"fit {int(step)}"
+
+
+def distill_figure(x, y, grid, curves, steps, limit, truth=None) -> Figure:
+    """The data (x, y), the fits of `steps` on `grid`, the dashed limit, and the truth if it is known.
+
+    curves (len(steps), q), limit (q,) or None if the chain diverges, truth (q,) or None.
+    """
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.add_subplot(xlabel="x", ylabel="f(x)")
+    if truth is not None:
+        axes.plot(grid, truth, color="0.6", linewidth=3, alpha=0.5, label="truth")
+    for curve, step, colour in zip(curves, steps, _shades(len(steps)), strict=True):
+        axes.plot(grid, curve, color=colour, linewidth=1.3, label=_name(step))
+    if limit is not None:
+        axes.plot(grid, limit, color=LIMIT, linestyle="--", linewidth=1.3, label="limit")
+    axes.plot(x, y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def diagonal_figure(B, steps, limit) -> Figure:
+    """Nested bars of the diagonal of B by step, the limit hatched. B (len(steps), n), limit (n,) or None."""
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.add_subplot(xlabel="component k, from the largest eigenvalue", ylabel="diagonal of B")
+    k = np.arange(1, min(B.shape[1], COMPONENTS) + 1)
+    widths = np.linspace(0.92, 0.3, len(steps))
+    for row, step, colour, width in zip(B, steps, _shades(len(steps)), widths, strict=True):
+        axes.bar(k, row[: len(k)], width=width, color=colour, label=_name(step))
+    if limit is not None:
+        axes.bar(
+            k,
+            limit[: len(k)],
+            width=0.92,
+            facecolor="none",
+            edgecolor=LIMIT,
+            hatch="////",
+            linewidth=0.8,
+            label="limit",
+        )
+    if len(k) <= 20:
+        axes.set_xticks(k)
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def ratio_figure(R, steps, limit) -> Figure:
+    """R_k = B_k / B_(k+1) by step, the limit dashed. R (len(steps), n-1), limit (n-1,) or None."""
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.add_subplot(xlabel="component k", ylabel=r"$R_k = B_k\,/\,B_{k+1}$")
+    k = np.arange(1, min(R.shape[1], COMPONENTS) + 1)
+    for row, step, colour in zip(R, steps, _shades(len(steps)), strict=True):
+        axes.plot(k, row[: len(k)], "o-", color=colour, markersize=3.5, linewidth=1.2, label=_name(step))
+    if limit is not None:
+        axes.plot(
+            k,
+            limit[: len(k)],
+            "s--",
+            color=LIMIT,
+            markersize=3.5,
+            linewidth=1.2,
+            markerfacecolor="white",
+            label="limit",
+        )
+    if len(k) <= 20:
+        axes.set_xticks(k)
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def chain_drawing() -> Figure:
+    """A drawing of the chain X, y -> f^(1) -> y^(1) -> f^(2) -> y^(2) -> ..."""
+    figure = Figure(figsize=(7.2, 2.3), layout="none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7.2), ylim=(0, 2.3))
+    axes.set_axis_off()
+    box = {"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "0.2"}
+    fit = {**box, "facecolor": colors.to_hex(_shades(6)[0])}
+    stations = [
+        (0.65, "$X,\\ y$", box),
+        (1.85, "$f^{(1)}$", fit),
+        (2.95, "$y^{(1)}$", box),
+        (4.05, "$f^{(2)}$", fit),
+        (5.15, "$y^{(2)}$", box),
+        (6.25, "$f^{(3)}$", fit),
+    ]
+    texts = [axes.text(x, 1.0, label, ha="center", va="center", bbox=style) for x, label, style in stations]
+    arrow = {"arrowstyle": "-|>", "color": "0.2", "shrinkA": 0, "shrinkB": 0}
+    above = ["fit", "predict", r"fit, $1-\alpha$", "predict", r"fit, $1-\alpha$"]
+    for (left, _, _), (right, _, _), label in zip(stations, stations[1:], above, strict=False):
+        axes.annotate("", (right - 0.23, 1.0), (left + 0.26, 1.0), arrowprops=arrow)
+        axes.text((left + right) / 2 + 0.02, 1.28, label, ha="center", va="center")
+    axes.annotate("", (7.1, 1.0), (6.49, 1.0), arrowprops=arrow)
+    axes.text(7.0, 1.28, r"$\cdots$", ha="center", va="center")
+    for station in (stations[3], stations[5]):
+        bend = {**arrow, "connectionstyle": "angle,angleA=-90,angleB=0,rad=0", "linestyle": "-"}
+        axes.annotate(
+            "",
+            (station[0], 0.81),
+            (0.65, 0.25),
+            arrowprops={**bend, "connectionstyle": "angle,angleA=0,angleB=90,rad=6"},
+        )
+        axes.text(station[0] + 0.08, 0.5, r"$\alpha$", va="center")
+    axes.plot([0.65, 0.65], [0.25, 0.81], color="0.2", linewidth=1)
+    axes.text(
+        3.6,
+        1.85,
+        r"every student is fitted to $\alpha\, y + (1-\alpha)\, y^{(\tau-1)}$",
+        ha="center",
+        va="center",
+    )
+    for text in texts:
+        text.set_zorder(3)
+    return figure
+
+
+def _risk_norm(risk):
+    """Colours that tell most apart at the bottom of the valley; what is far above it takes the last one."""
+    low = np.min(risk)
+    return colors.PowerNorm(0.4, low, max(np.quantile(risk, 0.8), low * 1.05), clip=True)
+
+
+def _colour_scale(figure, mesh, axes, label):
+    ticks = mesh.norm.inverse(np.linspace(0, 1, 5))
+    figure.colorbar(mesh, ax=axes, label=label, extend="max", ticks=ticks, format="%.3g")
+
+
+def risk_map_figure(alphas, steps, risk, loss_name) -> Figure:
+    """Risk over alpha × step as a heat map, the limit as its own column, the best cell marked.
+
+    risk (len(alphas), len(steps)), the last step the limit; inf (no limit) is hatched.
+    """
+    figure = Figure(figsize=(5.6, 4.2))
+    axes = figure.add_subplot(xlabel="fit", ylabel=r"$\alpha$, weight of the ground truth")
+    left = np.arange(len(steps)) + np.where(np.array(steps) == math.inf, 0.5, 0.0)  # a gap before the limit
+    half = np.diff(alphas).mean() / 2
+    edges = np.append(alphas - half, alphas[-1] + half)
+    norm = _risk_norm(risk[np.isfinite(risk)])
+    for start, column in zip(left, np.ma.masked_invalid(risk).T, strict=True):
+        mesh = axes.pcolormesh([start, start + 1], edges, column[:, None], norm=norm, cmap="cividis_r", rasterized=True)
+        missing = alphas[np.ma.getmaskarray(column)]
+        for alpha in missing:
+            axes.add_patch(
+                Rectangle(
+                    (start, alpha - half),
+                    1,
+                    2 * half,
+                    facecolor="none",
+                    edgecolor="0.6",
+                    hatch="////",
+                    linewidth=0,
+                )
+            )
+    row, best = np.unravel_index(np.argmin(risk), risk.shape)
+    axes.add_patch(Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5))
+    axes.plot(
+        left[best] + 0.5,
+        alphas[row],
+        "*",
+        color="white",
+        markeredgecolor="black",
+        markersize=9,
+        linestyle="none",
+        label=f"best: {risk[row, best]:.5f} at {_name(steps[best])}, $\\alpha$ = {alphas[row]:g}",
+    )
+    axes.set_xticks(left + 0.5, ["∞" if step == math.inf else str(int(step)) for step in steps])
+    axes.axvline(left[-1] - 0.25, color="0.2", linestyle="--", linewidth=1)
+    axes.text(left[-1] + 0.5, edges[-1] + half, "limit", ha="center", va="bottom")
+    _colour_scale(figure, mesh, axes, loss_name)
+    figure.legend(loc="outside lower center", frameon=False)
+    return figure
+
+
+def best_alpha_figure(valley, greedy, joint, risks, loss_name) -> Figure:
+    """The best weights in closed form against the valley that a grid finds, and what they gain.
+
+    valley (len(GRID), k-1): the loss of fits 2..k by their weight, after greedy weights. greedy (k-1,): their
+    weights. joint: for each number of fits 2..k the schedule (fits - 1,), or NaN. risks: name -> losses
+    (k-1,) of 2..k fits.
+    """
+    figure = Figure(figsize=(9.6, 3.6))
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
+    fits = np.arange(2, len(greedy) + 2)
+    shades = _shades(len(fits))
+    edges = [np.append(fits - 0.5, fits[-1] + 0.5), np.append(GRID - 0.025, GRID[-1] + 0.025)]
+    mesh = left.pcolormesh(*edges, valley, norm=_risk_norm(valley), cmap="cividis_r", rasterized=True)
+    lowest = GRID[np.argmin(valley, axis=0)]
+    left.plot(fits, lowest, "s", color="white", markeredgecolor="black", label="grid's minimum")
+    left.plot(fits, greedy, "x", color="black", markeredgewidth=1.5, label="closed form")
+    left.set(title="Greedy: each fit after the best before it", ylim=edges[1][[0, -1]])
+    _colour_scale(figure, mesh, left, "loss")
+    for k, schedule, colour in zip(fits, joint, shades, strict=True):
+        middle.plot(fits[: k - 1], schedule, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{k} fits")
+    middle.set_yscale("symlog", linthresh=10)
+    middle.set(title="Joint: all weights together")
+    for axes in (left, middle):
+        axes.set(xlabel="fit", ylabel=r"$\alpha$ of the fit", xticks=fits)
+    for (name, losses), marker, colour in zip(risks.items(), "sxo", shades[[0, len(fits) // 2, -1]], strict=True):
+        right.plot(fits, losses, f"{marker}-", color=colour, markersize=5, linewidth=1.2, label=name)
+    right.set(xlabel="number of fits", ylabel="loss", xticks=fits, title="What they gain")
+    for axes, legend_columns in ((left, 2), (middle, 2), (right, 1)):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False, ncols=legend_columns)
+    figure.supxlabel(f"loss: {loss_name}")
+    return figure
+
+
+def best_weights(parts, lam, k):
+    """What `best_alpha_figure` draws: valley, greedy, joint and risks for 2..k fits on the folds `parts`."""
+    R = held_out_residuals(parts, lam, k)
+    greedy, greedy_risks = krr.greedy_alphas(R)
+    valley = np.empty((len(GRID), k - 1))
+    joint, joint_risks = [], []
+    for fits in range(2, k + 1):
+        for i, alpha in enumerate(GRID):
+            weights = krr.alphas_to_weights([*greedy[: fits - 2], alpha])
+            valley[i, fits - 2] = np.mean((weights @ R[:fits]) ** 2)
+        weights, risk = krr.joint_weights(R[:fits])
+        try:
+            joint.append(krr.weights_to_alphas(weights))
+        except ValueError:  # the best weights are past 1e15 and no chain has them in float64
+            joint.append(np.full(fits - 1, np.nan))
+        joint_risks.append(risk)
+    constant = loss_map(parts, lam, GRID, range(2, k + 1)).min(axis=0)
+    risks = {
+        "constant, best of the grid": constant,
+        "greedy": greedy_risks[1:],
+        "joint": np.array(joint_risks),
+    }
+    return valley, greedy, joint, risks
+
+
+def all_figures(data, parts, loss_name, chains, steps, args) -> dict[str, bytes]:
+    """Every figure of the program as a file's bytes, by name. `steps` are the table's, the limit last."""
+    spectrum, y = parts[0].spectrum, parts[0].y
+    if len(y) < len(data.y):  # the folds leave points out; the figures show the chain on all of them
+        spectrum = krr.decompose(kernel_matrix(args.kernel, data.x, data.x, args.gamma), overwrite=True)
+        y = data.y
+    finite = np.array(steps[:-1])
+    drawn = finite[np.unique(np.linspace(0, len(finite) - 1, CURVES).round().astype(int))]
+    margin = 0.5 if data.x[0] == data.x[-1] else 0.0
+    grid = np.linspace(data.x[0] - margin, data.x[-1] + margin, 201)
+    with matplotlib.rc_context(STYLE):
+        figures = {"self_distill": chain_drawing()}
+        for chain in chains:
+            figures |= _chain_figures(chain, spectrum, y, data, grid, drawn, args)
+        map_steps = [*drawn, math.inf]
+        alphas = np.round(np.arange(-1, 1.001, 0.05), 10)
+        figures["risk_map"] = risk_map_figure(
+            alphas, map_steps, loss_map(parts, args.lam, alphas, map_steps), loss_name
+        )
+        k = int(np.clip(steps[-2], 2, CURVES))
+        figures["best_alpha"] = best_alpha_figure(*best_weights(parts, args.lam, k), loss_name)
+        return {name: render(figure, args.format, args.dpi) for name, figure in figures.items()}
+
+
+def _chain_figures(chain, spectrum, y, data, grid, steps, args):
+    steps = [step for step in steps if _exists(spectrum.d, args.lam, chain.alpha, step)]
+    limit = [math.inf] if _exists(spectrum.d, args.lam, chain.alpha, math.inf) else []
+    kernel = kernel_matrix(args.kernel, grid, data.x, args.gamma)
+    curves = krr.predict(kernel, krr.dual_coefficients(spectrum, y, args.lam, chain.alpha, [*steps, *limit]))
+    B = krr.diagonals(spectrum.d, args.lam, chain.alpha, [*steps, *limit])
+    R = krr.sparsification_ratios(B)
+    # The limit of a chain without ground truth is 0, and a ratio of zeros is no limit of the ratios.
+    settles = limit and np.all(B[-1] > 0)
+    truth = None if data.truth is None else np.interp(grid, data.x_truth, data.truth)
+    n = len(steps)
+    last = -1 if limit else None
+    return {
+        f"distill_{chain.file}": distill_figure(
+            data.x, data.y, grid, curves[:n], steps, curves[last] if limit else None, truth
+        ),
+        f"B_{chain.file}": diagonal_figure(B[:n], steps, B[last] if limit else None),
+        f"Rk_{chain.file}": ratio_figure(R[:n], steps, R[last] if settles else None),
+    }
+
+
+def _exists(d, lam, alpha, step) -> bool:
+    """Whether the chain reaches `step` within float64's range, or has a limit."""
+    try:
+        krr.blend_filters(d, lam, alpha, step)
+    except krr.DivergentChainError:
+        return False
+    return True

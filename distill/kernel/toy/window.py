@@ -1,0 +1,83 @@
+"""A window on the chain with sliders for alpha, lambda, gamma and the step, redrawn as they move."""
+
+import math
+
+import numpy as np
+from matplotlib.widgets import Slider
+
+from distill.kernel import krr
+from distill.kernel.toy.data import DataError, folds, kernel_matrix, losses
+
+LATEST = 30  # fit on the step's slider; past its end lies the limit
+
+
+class Window:
+    """The figure's artists and sliders; `update` redraws from the sliders' values.
+
+    `figure` is an empty figure, `data` the points, `args` the program's options.
+    """
+
+    def __init__(self, figure, data, args):
+        self.data, self.kernel, self.seed = data, args.kernel, args.seed or 0
+        self.axes = figure.add_axes((0.11, 0.38, 0.85, 0.54), xlabel="x", ylabel="f(x)")
+        margin = 0.5 if data.x[0] == data.x[-1] else 0.0
+        self.grid = np.linspace(data.x[0] - margin, data.x[-1] + margin, 201)
+        if data.truth is not None:
+            self.axes.plot(data.x_truth, data.truth, color="0.6", linewidth=3, alpha=0.5, label="truth")
+        self.axes.plot(data.x, data.y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
+        (self.first,) = self.axes.plot(self.grid, 0 * self.grid, ":", color="0.3", label="fit 1")
+        (self.curve,) = self.axes.plot(self.grid, 0 * self.grid, color="tab:blue", label="fit of the step")
+        (self.limit,) = self.axes.plot(self.grid, 0 * self.grid, "--", color="0.1", label="limit")
+        self.axes.legend(loc="upper right", frameon=False)
+        first_alpha = next((alpha for alpha in args.alpha or [0.35] if alpha != "auto"), 0.35)
+        ranges = {
+            "alpha": (-1.5, 1.5, first_alpha, None),
+            "log10 lambda": (-8, 3, math.log10(max(args.lam, 1e-8)), None),
+            "log10 gamma": (-2, 4, math.log10(max(args.gamma, 1e-2)), None),
+            "step": (1, LATEST, min(args.distillation_steps + 1, LATEST), 1),
+        }
+        self.sliders = {}
+        for row, (name, (low, high, value, step)) in enumerate(ranges.items()):
+            place = figure.add_axes((0.2, 0.24 - 0.065 * row, 0.65, 0.04))
+            self.sliders[name] = Slider(place, name, low, high, valinit=value, valstep=step)
+            self.sliders[name].on_changed(self.update)
+        self.gamma = None
+        self.update()
+
+    def update(self, _=None):
+        """Recompute and redraw; only a new gamma needs a new decomposition."""
+        alpha, lam, gamma, step = (slider.val for slider in self.sliders.values())
+        lam, gamma = 10**lam, 10**gamma
+        if gamma != self.gamma:
+            self.gamma, x = gamma, self.data.x
+            self.spectrum = krr.decompose(kernel_matrix(self.kernel, x, x, gamma), overwrite=True)
+            self.matrix = kernel_matrix(self.kernel, self.grid, x, gamma)
+            self.parts, _ = folds(self.data, self.kernel, gamma, self.seed)
+        title = f"loss {losses(self.parts, lam, alpha, [step])[0]:.5f}"
+        for artist, fit in ((self.first, 1), (self.curve, step), (self.limit, math.inf)):
+            try:
+                c = krr.dual_coefficients(self.spectrum, self.data.y, lam, alpha, fit)
+                artist.set_ydata(krr.predict(self.matrix, c)[0])
+            except krr.DivergentChainError:
+                artist.set_ydata(np.full_like(self.grid, np.nan))
+                title += ", the chain diverges"
+        self.axes.set_title(title)
+        self.axes.figure.canvas.draw_idle()
+
+
+def show(data, args) -> None:
+    """Open the window and wait until it is closed. Raises DataError where there is no display."""
+    import matplotlib
+    from matplotlib.backends import BackendFilter, backend_registry
+
+    try:
+        from matplotlib import pyplot
+
+        silent = matplotlib.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+    except ImportError:  # a backend that was asked for by name and cannot start
+        silent = True
+    if silent:
+        raise DataError("--interactive needs a display, and Matplotlib found none")
+    window = Window(pyplot.figure(figsize=(7, 5.5)), data, args)
+    pyplot.show()
+    del window  # alive until here: sliders that nothing holds are collected and go dead

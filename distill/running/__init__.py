@@ -1,0 +1,1 @@
+"""Many chains: where they run, what they cost, and what a person sees meanwhile."""

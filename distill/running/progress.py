@@ -1,0 +1,77 @@
+"""What a person sees while a run goes on: two bars on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from distill.store.rundir import Result, name_model
+from distill.training.engine import Silent, Sums
+
+LINE_EVERY = 10.0  # seconds between epoch lines where the output is no terminal
+LOOK_EVERY = 1.0  # seconds between looks at the figures, each of which waits for the device
+
+
+class Progress(Silent):
+    """Bars on standard error (epochs of the whole run; images of the epoch), lines on standard output."""
+
+    def __init__(self, models: int, epochs: int, jobs: int = 1):
+        self.bars, self.epochs = sys.stderr.isatty(), epochs
+        style = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
+        self.run = tqdm(total=models * epochs, unit="epoch", desc="run", **style)
+        # Several jobs share no epoch: their images are not shown.
+        self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style | {"disable": not self.bars or jobs > 1})
+        self.spoke = self.looked = time.monotonic()
+        self.noted: set[str] = set()
+
+    def begin(self, finished: int) -> None:
+        self.run.update(finished * self.epochs)
+
+    def note(self, text: str) -> None:
+        if text not in self.noted:  # every model of a run may find the same
+            self.noted.add(text)
+            self.say(f"note    {text}")
+
+    def start_model(self, name: str, images: int, done: int) -> None:
+        self.run.set_description(name)
+        self.epoch.set_description(f"epoch {done + 1}/{self.epochs}")
+        self.run.update(done)
+        self.epoch.reset(images)
+
+    def advance(self, images: int) -> None:
+        self.epoch.update(images)
+
+    def figures(self, sums: Sums) -> None:
+        if self.bars and time.monotonic() - self.looked > LOOK_EVERY:
+            so_far = sums.read()
+            self.epoch.set_postfix_str(f"loss {so_far['loss']:.4f} acc {so_far['acc']:.3f}")
+            self.looked = time.monotonic()
+
+    def end_epoch(self, name: str, row: dict) -> None:
+        self.run.update()
+        self.epoch.reset()
+        self.epoch.set_description(f"epoch {min(row['epoch'] + 1, self.epochs)}/{self.epochs}")
+        if not self.bars and time.monotonic() - self.spoke > LINE_EVERY:
+            val = "" if row["val_acc"] is None else f", held out {row['val_acc']:.4f}"
+            self.say(
+                f"{name}, epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.5f}, "
+                f"accuracy {row['train_acc']:.4f}{val}, {row['seconds']:.1f} s"
+            )
+
+    def end_model(self, result: Result) -> None:
+        if result.arm is not None and not result.epochs:  # a probe was taken: these epochs need not be trained
+            self.run.update(self.epochs)
+        agrees = "" if result.agreement is None else f", agrees with its teacher on {result.agreement:.4f}"
+        name = name_model(result.seed, result.arm, result.step)
+        self.say(f"{name}: test accuracy {result.test_acc:.4f}{agrees}, {result.seconds:.1f} s")
+
+    def say(self, line: str) -> None:
+        """A line on standard output, above the bars."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        self.spoke = time.monotonic()
+
+    def close(self) -> None:
+        """Take the bars off the screen."""
+        self.epoch.close()
+        self.run.close()

@@ -1,0 +1,73 @@
+"""Many chains: every seed's teacher once, then every alpha's students, one after the other or side by side."""
+
+import gc
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from distill.config import Config
+from distill.data.splits import Source
+from distill.running.cost import prepare_with_jobs
+from distill.running.executors import side_by_side
+from distill.running.lab import Lab, memory_errors, versions
+from distill.store.rundir import Result, RunDir
+from distill.training import engine
+
+
+def run(
+    config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, show=None
+) -> list[Result]:
+    """Run every chain of a grid and return all results; what an earlier run of the same directory finished is kept.
+
+    ``source`` (see ``from_arrays``) and ``network`` stand in for the data set and the ResNet of the configuration;
+    ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
+    Raises UserError (ConfigError, DataError) with a one-line message.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    # The caller's own draws go on as if nothing had happened, on CUDA too where it is in use.
+    with torch.random.fork_rng(devices), memory_errors(config):
+        return run_lab(prepare_with_jobs(config, source, network), show or engine.Silent())
+
+
+def run_lab(lab: Lab, show) -> list[Result]:
+    """``run``, with everything in place."""
+    config, rundir = lab.config, RunDir(lab.config.output)
+    for seed in config.chain.seed:
+        data = lab.dataset(seed)  # refused now rather than after hours of other seeds
+    if config.chain.teacher_ckpt is not None:
+        lab.check_teacher(data)
+    with rundir.lock():
+        rundir.open(config, lab.source.fingerprint)
+        facts = versions(lab.device)
+        for key in ("device", "threads"):
+            if (before := rundir.environments()) and before[-1].get(key, facts[key]) != facts[key]:
+                show.note(f"{key} was {before[-1][key]}, is {facts[key]}: not the bits of an uninterrupted run")
+        rundir.write_environment(**facts)
+        show = _Recorder(rundir, show)
+        show.begin(sum(result.epochs > 0 or result.arm is not None for result in rundir.results()))
+        if config.run.jobs > 1:
+            side_by_side(lab, show)
+        else:
+            for seed in config.chain.seed:
+                chains = lab.chains(seed, rundir, show)
+                for arm in config.chain.arms or ((),):
+                    chains.run(arm)
+                del chains
+                gc.collect()  # a teacher and its chains refer to each other: their images would stay on the device
+        rundir.write_finished()
+        return rundir.write_results()
+
+
+class _Recorder:
+    """``show``, with results.csv written anew before a finished model is told of."""
+
+    def __init__(self, rundir: RunDir, show):
+        self._rundir, self._show = rundir, show
+
+    def __getattr__(self, name: str):
+        return getattr(self._show, name)
+
+    def end_model(self, result: Result) -> None:
+        self._rundir.write_results()
+        self._show.end_model(result)

@@ -1,0 +1,251 @@
+"""What a run leaves on disk: atomic writes, lineage, resume. Imports no torch, so that a report answers at once.
+
+A model's folder holds ``training_state.pt`` while it is trained, one file replaced after every epoch; then model.pt,
+then result.json, whose presence means that the model is finished; before a student of an estimated alpha is begun, its
+choice.json. Everything else is derived from these.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import BinaryIO
+
+from distill.config import AUTO, PREVIEW, Config, ConfigError, read_config, to_toml
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures of one finished model: a row of results.csv. Accuracies and agreement are fractions in [0, 1].
+
+    train_loss and train_acc are means over the epoch that was taken (the last, or the best), as trained (augmented
+    images, given labels, the whole objective); val_* and test_* are of the finished model, against true labels, without
+    the regulariser. The last four are of the finished model on its training images, not augmented. None where it does
+    not apply.
+    """
+
+    seed: int
+    alpha: float | None  # weight of the truth in its targets; None: the teacher that all arms of a seed share
+    step: int
+    train_loss: float | None
+    train_acc: float | None
+    val_loss: float | None
+    val_acc: float | None
+    test_loss: float
+    test_acc: float
+    test_nll: float  # natural logarithm
+    test_brier: float
+    test_ece: float
+    agreement: float | None  # share of test images on which the model and its teacher name the same class
+    epochs: int  # of its own training: 0 where it was given, or taken from a probe
+    seconds: float
+    arm: str | None  # the chain up to this model, see config.arm_name; None: the teacher
+    val_brier: float | None
+    test_entropy: float  # of the predicted probabilities, natural logarithm
+    teacher_kl: float | None  # KL(teacher || model) on the test images, natural logarithm
+    train_distance: float  # root mean square of |p - one_hot(given label)|_2, in [0, sqrt 2]
+    clean_acc: float | None  # accuracy on the images with right labels
+    memorised: float | None  # share of the images with wrong labels on which the model says that label
+    recovered: float | None  # share of the images with wrong labels on which the model says the true one
+
+
+RESULT_COLUMNS = [f.name for f in fields(Result)]
+
+
+def write(path: Path, content: str | bytes | Callable[[BinaryIO], None]) -> None:
+    """Write a file whole or not at all: a temporary file beside it, flushed to the disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # a rename is safe from a power cut once its folder is on the disk
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON, floats in full precision."""
+    write(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_about(folder: Path) -> dict:
+    """The whole of a finished model's result.json. Raises ConfigError where it is missing or damaged."""
+    file = folder / "result.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not {*RESULT_COLUMNS, "model_sha256", "parent", "classes", "channels", "model"} <= content.keys():
+            raise ValueError("entries are missing: it may be of an earlier version of this program")
+        int(content["seed"]), int(content["step"]), float(content["alpha"] or 0)
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} holds no finished model (no result.json in it)") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); delete its folder to train that model again") from None
+    return content
+
+
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """Write rows as CSV, floats in full precision, None as an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue())
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def name_model(seed: int, arm: str | None, step: int) -> str:
+    """``seed 1, alpha 0.6, step 2``, or ``seed 1, step 0`` for the teacher."""
+    return f"seed {seed}, {'' if arm is None else f'alpha {arm}, '}step {step}"
+
+
+def _order(result: Result) -> tuple:
+    """By seed, the teacher first, then by weights, estimated ones last, then by step."""
+    words = [] if result.arm is None else re.split(r"(?<!e)-", result.arm)  # but not 1e-05
+    weights = [math.inf if word.startswith(AUTO) else float(word) for word in words]
+    return result.seed, weights, result.step, result.arm or ""
+
+
+def as_result(about: dict) -> Result:
+    """The figures among what ``read_about`` gives."""
+    return Result(**{name: about[name] for name in RESULT_COLUMNS})
+
+
+class RunDir:
+    """The folder of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def model(self, seed: int, arm: str | None, step: int) -> Path:
+        """The folder of one model, ``arm`` being its chain up to it; the teacher, which all arms share, has none."""
+        folder = self.path / f"seed_{seed}"
+        return (folder if arm is None else folder / f"alpha_{arm}") / f"step_{step}"
+
+    def open(self, config: Config, fingerprint: str) -> None:
+        """Make the folder, or go on in it. Raises ConfigError where it holds another run, or other data."""
+        self.check(config, fingerprint)
+        write(self.path / "config.toml", to_toml(config))
+        write(self.path / "data.sha256", fingerprint + "\n")
+
+    def check(self, config: Config, fingerprint: str) -> None:
+        """Raise ConfigError where the folder holds another run, or one on other data."""
+        file, data = self.path / "config.toml", self.path / "data.sha256"
+        if not file.exists() or not any(self.path.glob("seed_*/**/*.pt")):
+            return
+        held = read_config(file)
+        # What was looked ahead at may be run.
+        free = ("chain.alpha", "chain.alpha_schedule") if held.chain.alpha == (PREVIEW,) else ()
+        if differing := config.differences(held, free):
+            raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
+        if data.exists() and data.read_text().strip() != fingerprint:
+            raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")
+
+    @contextmanager
+    def lock(self):
+        """Keep a second process out of the folder. Raises ConfigError where another one is at work."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            strange = any(not entry.name.startswith(".") for entry in self.path.iterdir())
+            if strange and not (self.path / "config.toml").exists():
+                raise ConfigError(f"{self.path} is not empty and holds no run; choose another --output")
+            file = open(self.path / ".lock", "w")  # noqa: SIM115 - the with below closes it
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.path}: {error.strerror}") from None
+        with file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass  # no such locks on Windows
+            except OSError:
+                raise ConfigError(f"another process is at work in {self.path}") from None
+            yield
+
+    def results(self) -> list[Result]:
+        """The result of every finished model, by seed, arm (the teacher first) and step."""
+        return [as_result(about) for about in self.abouts()]
+
+    def abouts(self) -> list[dict]:
+        """The whole result.json of every finished model, by seed, arm (the teacher first) and step."""
+        found = (read_about(file.parent) for file in self.path.glob("seed_*/**/result.json"))
+        return sorted(found, key=lambda about: _order(as_result(about)))
+
+    def write_results(self, results: list[Result] | None = None) -> list[Result]:
+        """Write results.csv anew from the finished models (read here unless they are given); return their results."""
+        results = self.results() if results is None else results
+        write_csv(self.path / "results.csv", RESULT_COLUMNS, [asdict(r) for r in results])
+        return results
+
+    def write_environment(self, **facts) -> None:
+        """Add this process to environment.json: the command line, when it started, versions, device, commit."""
+        started = {"started": now(), "finished": None, "command": sys.argv, "commit": _commit(), **facts}
+        write_json(self.path / "environment.json", {"runs": [*self.environments(), started]})
+
+    def environments(self) -> list[dict]:
+        """What environment.json says of the processes that worked here; nothing where it is missing or damaged."""
+        try:
+            return list(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["runs"])
+        except (OSError, ValueError, TypeError, LookupError):
+            return []
+
+    def write_finished(self) -> None:
+        """Note in environment.json that the run is complete."""
+        *before, last = self.environments()
+        write_json(self.path / "environment.json", {"runs": [*before, last | {"finished": now()}]})
+
+
+def now() -> str:
+    """Local time, as 2026-01-31T23:59:59+0100."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _commit() -> str | None:
+    """The commit of the program's source, with a + where it has been changed since; None outside a checkout."""
+    here = Path(__file__).parents[1]
+    if not (here / ".git").exists():  # installed: whatever repository lies around it is not ours
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

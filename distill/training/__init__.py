@@ -1,0 +1,1 @@
+"""One model on one device. Everything about speed is in this package."""

@@ -1,0 +1,59 @@
+"""An epoch's augmentation: drawn on the CPU from (seed, step, epoch), applied to uint8 batches on any device.
+
+Random crops after zero padding, and horizontal flips: torchvision's RandomCrop(32, padding=4) and
+RandomHorizontalFlip() on the uint8 images, for a whole batch at once. Whole numbers in, whole numbers out, so
+every device gives the same images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.randomness import generator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to each image of an epoch; position i speaks of image ``order[i]``."""
+
+    order: Tensor  # (n,) int64, a permutation
+    top: Tensor  # (n,) int64 in [0, 2 * pad], first row of the crop in the padded image
+    left: Tensor  # (n,) int64 in [0, 2 * pad]
+    flip: Tensor  # (n,) bool
+    pad: int  # pixels of zero padding on each side
+    moves: bool  # False where every image stays as it is, so that nothing need be done (or asked of a device)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, part: slice) -> "Plan":
+        return Plan(self.order[part], self.top[part], self.left[part], self.flip[part], self.pad, self.moves)
+
+    def to(self, device: torch.device) -> "Plan":
+        return Plan(*(t.to(device) for t in (self.order, self.top, self.left, self.flip)), self.pad, self.moves)
+
+
+def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, flip: bool) -> Plan:
+    """The draws for one epoch over ``n`` images, ``size`` pixels wide. The padding is size // 8 (4 for CIFAR)."""
+    rng = generator(seed, "epoch", step, epoch)
+    pad = size // 8 if augment else 0
+    order = rng.permutation(n)
+    top, left = rng.integers(0, 2 * pad + 1, size=(2, n))
+    flips = rng.random(n) < (0.5 if augment and flip else 0.0)
+    return Plan(*(torch.from_numpy(a) for a in (order, top, left, flips)), pad, augment)
+
+
+def apply(images: Tensor, plan: Plan) -> Tensor:
+    """Crop and flip ``images`` (b, c, h, w) uint8, already in the plan's order, into new (b, c, h, w) uint8."""
+    b, c, h, w = images.shape
+    if not plan.moves:
+        return images
+    rows = plan.top[:, None] + torch.arange(h, device=images.device)  # (b, h)
+    cols = torch.arange(w, device=images.device).expand(b, w)
+    cols = plan.left[:, None] + torch.where(plan.flip[:, None], w - 1 - cols, cols)  # (b, w)
+    padded = F.pad(images, (plan.pad,) * 4)  # (b, c, h + 2 pad, w + 2 pad)
+    image = torch.arange(b, device=images.device)[:, None, None, None]
+    channel = torch.arange(c, device=images.device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], cols[:, None, None, :]]

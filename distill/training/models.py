@@ -1,0 +1,121 @@
+"""Residual networks by depth and stem, and the classifier that carries its own normalisation."""
+
+import sys
+from contextlib import redirect_stderr
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.config import CIFAR_RESNETS, ConfigError, ModelConfig
+from distill.training.convolutions import ProductConv2d, suits
+
+
+class Classifier(nn.Module):
+    """A network with the normalisation of its training images, so that a checkpoint is complete in itself.
+
+    ``forward`` takes images (n, c, h, w), uint8 in [0, 255] or floating point in [0, 1], and returns logits
+    (n, classes). ``mean`` and ``std`` (c,) are in units of [0, 1].
+    """
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone().view(-1, 1, 1))
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).clone().view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        return self.network((x - self.mean) / self.std)
+
+
+def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:
+    """The network that ``config`` names, for images of ``channels`` channels; initial weights from torch's generator.
+
+    Raises ConfigError where pretrained weights cannot be had.
+    """
+    if config.resnet in CIFAR_RESNETS:
+        return CifarResNet(config.resnet, config.width, channels, classes)
+    return _torchvision_resnet(config, channels, classes)
+
+
+def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.Module:
+    from torchvision import (
+        models,
+    )  # imported here: it takes longer than torch's core, and small networks need none of it
+
+    name = f"resnet{config.resnet}"
+    try:
+        with redirect_stderr(sys.stdout):  # torch announces the download there, and errors are to be one line
+            network = models.get_model(name, weights="DEFAULT" if config.pretrained else None)
+    except Exception as error:  # no network, a broken download, a damaged file: each raises another kind
+        if not config.pretrained:
+            raise
+        raise ConfigError(
+            f"--pretrained: the weights of {name} cannot be had ({' '.join(str(error).split())}); "
+            f"put torchvision's file into {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
+        ) from None
+    network.fc = nn.Linear(network.fc.in_features, classes)
+    if config.stem == "cifar":
+        network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    elif channels != 3:
+        network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    if network.conv1.in_channels != 3 or config.stem == "cifar":
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+    take_products(network)
+    return network
+
+
+def take_products(network: nn.Module) -> None:
+    """Make every plain convolution of torchvision's ResNet a ProductConv2d; its maps may lie in memory in any way."""
+    network.any_layout = True
+    for module in network.modules():
+        if suits(module):
+            module.__class__ = ProductConv2d  # torchvision's ResNets take no class for their convolutions
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.stride, self.widen = stride, after - before
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, before, h, w) -> (n, after, h / stride, w / stride)
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.widen:  # option A of the paper: subsample, and pad the new channels with zeros
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.widen))
+        return F.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """The 6n+2-layer residual network for small images (He et al. 2016, arXiv 1512.03385, section 4.2).
+
+    Three stages of n blocks with ``width``, 2 ``width`` and 4 ``width`` channels and parameter-free shortcuts.
+    """
+
+    any_layout = True  # for engine.place: nothing in it minds how maps lie in memory
+
+    def __init__(self, depth: int, width: int, channels: int, classes: int):
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        stages, before = [], width
+        for stage in range(3):
+            after = width * 2**stage
+            for block in range(blocks):
+                stages.append(_Block(before, after, stride=2 if stage and not block else 1))
+                before = after
+        self.blocks = nn.Sequential(*stages)
+        self.fc = nn.Linear(before, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, channels, h, w) -> (n, classes)
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.blocks(x).mean(dim=(2, 3)))

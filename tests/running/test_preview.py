@@ -1,0 +1,389 @@
+"""preview.py: the features of a trained teacher, what a chain did, and the page with both."""
+
+import itertools
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from tiny import ROOT
+from torch import nn
+
+from distill.chains import checkpoints
+from distill.config import ChainConfig, ConfigError, TrainConfig, to_toml
+from distill.data import splits as data
+from distill.kernel.twin import ALPHAS, make_twin
+from distill.reporting.preview_page import Outcome, accord, figure, tables
+from distill.running import preview
+from distill.running import run as sweep
+from distill.running.preview import balanced_subset, features, main, outcomes_of, page, small
+from distill.store.rundir import RESULT_COLUMNS, RunDir, read_about, write_json
+from distill.training import engine
+
+STUDENTS = 2
+TWINS = ("linear", "rbf", "images")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """A preview takes the device that is there; its numbers are compared with NumPy's here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished grid of two arms on arrays, 9 images of which are held out, with a second seed's teacher."""
+    path = tmp_path_factory.mktemp("preview") / "run"
+    options = {"val_size": 9, "alpha": (0.3, 1), "seed": (1, 2), "label_noise": 0.2, "distillation_steps": STUDENTS}
+    sweep.run(tiny.config(path, **options), tiny.source())
+    shutil.rmtree(path / "seed_2" / "alpha_0.3")
+    shutil.rmtree(path / "seed_2" / "alpha_1")
+    return path
+
+
+@pytest.fixture
+def own_run(run, tmp_path) -> Path:
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """No figure: drawing takes seconds."""
+    monkeypatch.setattr(preview, "draw", lambda *args: None)
+
+
+def numbers(text: str, heading: str) -> list[list[str]]:
+    """The rows of the table under a heading, as cells."""
+    lines = text[text.index(heading) :].split("\n\n")[0].splitlines()[2:]
+    return [line.split() for line in lines]
+
+
+# ---- features
+
+
+def network() -> nn.Module:
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU(), nn.Dropout(0.5))
+    return nn.Sequential(nn.BatchNorm2d(1), hidden, nn.Linear(7, 3))
+
+
+def pool(n: int = 11) -> engine.Pool:
+    split = tiny.source()
+    images, labels = split.train_images[:n], split.train_labels[:n]
+    return engine.make_pool(data.Split(images, labels, labels, np.arange(n)), torch.device("cpu"))
+
+
+def test_features_are_the_input_of_the_last_linear_layer(monkeypatch):
+    monkeypatch.setattr(engine, "PASS_PIXELS", 64 * 4)  # four images a pass
+    torch.manual_seed(0)
+    model = checkpoints.models.Classifier(network(), torch.zeros(1), torch.ones(1)).train()
+    found, logits = features(model, pool(), TrainConfig(batch_size=2))
+    model.eval()
+    with torch.no_grad():
+        expected = model.network[:2](pool().images.float() / 255)
+        assert_array_equal(found, expected.numpy())
+        assert_array_equal(logits.numpy(), model.network[2](expected).numpy())
+    assert not model.network[2]._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "layers", [[nn.Flatten()], [nn.Conv2d(1, 3, 8), nn.Flatten()], [nn.Linear(8, 3), nn.Flatten()]]
+)
+def test_a_network_without_such_a_layer_is_refused(layers):
+    with pytest.raises(ConfigError, match="features"):
+        features(nn.Sequential(*layers), as_floats(pool()), TrainConfig())
+
+
+def as_floats(pool: engine.Pool) -> engine.Pool:
+    return engine.Pool(pool.images.float(), pool.labels, pool.device)
+
+
+def test_a_subset_is_balanced_and_grows_by_what_is_added():
+    labels = np.repeat([4, 0, 9], [30, 20, 5])
+    draw = [balanced_subset(labels, size, np.random.default_rng(0)) for size in (3, 15, 25, 1000)]
+    assert [np.bincount(labels[rows], minlength=10)[[4, 0, 9]].tolist() for rows in draw] == [
+        [1, 1, 1],
+        [5, 5, 5],
+        [10, 10, 5],
+        [30, 20, 5],
+    ]
+    for smaller, larger in itertools.pairwise(draw):
+        assert set(smaller) < set(larger)
+        assert (np.diff(larger) > 0).all()
+    other = balanced_subset(labels, 15, np.random.default_rng(1))
+    assert set(other) != set(draw[1])
+
+
+def test_images_become_rows_of_no_more_than_32_pixels_square():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 20), np.uint8)
+    rows = small(images)
+    assert rows.shape == (2, 3 * 32 * 20)
+    assert_allclose(rows.reshape(2, 3, 32, 20), images.reshape(2, 3, 32, 2, 20).mean(3))
+    assert_array_equal(small(images[:, :, :8, :8]), images[:, :, :8, :8].reshape(2, -1))
+
+
+# ---- what a chain did
+
+
+def leave(run: Path, folder: str, parent: str | None, alpha: float | None) -> None:
+    about = dict.fromkeys(RESULT_COLUMNS, 0.5)
+    about["arm"] = folder.split("alpha_")[1].split("/")[0] if "alpha_" in folder else None
+    about |= {"seed": 1, "alpha": alpha, "step": int(folder[-1]), "parent": parent and {"path": parent, "sha256": ""}}
+    write_json(run / folder / "result.json", about | {"model_sha256": "", "classes": [], "channels": 1, "model": {}})
+
+
+def outcomes_at(run: Path, alphas: tuple, schedules: tuple = ()) -> list[Outcome]:
+    """Of seed 1 in a run directory, without twins."""
+    chain = ChainConfig(alpha=alphas, alpha_schedule=schedules, distillation_steps=2)
+    score = preview._Teacher.score
+    teacher = SimpleNamespace(lab=SimpleNamespace(config=SimpleNamespace(chain=chain)), rundir=RunDir(run), seed=1)
+    teacher.folder, teacher.score = run / "seed_1/step_0", lambda folder: score(None, folder)
+    return outcomes_of(teacher, [])
+
+
+def test_chains_are_looked_at_as_far_as_they_are_finished(tmp_path):
+    leave(tmp_path, "seed_1/step_0", None, None)
+    leave(tmp_path, "seed_1/alpha_0.2/step_1", "seed_1/step_0", 0.2)
+    leave(tmp_path, "seed_1/alpha_0.2/step_2", "seed_1/alpha_0.2/step_1", 0.2)
+    leave(tmp_path, "seed_1/alpha_0.2-0.4/step_2", "seed_1/alpha_0.2/step_1", 0.4)
+    leave(tmp_path, "seed_1/alpha_auto/step_1", "seed_1/step_0", 0.17)
+    leave(tmp_path, "seed_1/alpha_0.5/step_2", "seed_1/alpha_0.5/step_1", 0.5)  # its teacher was deleted
+    leave(tmp_path, "seed_2/alpha_0.9/step_1", "seed_2/step_0", 0.9)
+    outcomes = outcomes_at(tmp_path, (0.2, 0.5, 0.9, "auto"), ((0.2, 0.8), (0.2, 0.4), (0.2, 0.6)))
+    assert {each.label: each.alphas.tolist() for each in outcomes} == {
+        "0.2": [0.2, 0.2],
+        "auto": [0.17],
+        "0.2-0.4": [0.2, 0.4],
+    }
+    assert len(outcomes) == 3
+
+
+def test_a_teacher_alone_has_no_outcome(tmp_path):
+    leave(tmp_path, "seed_1/step_0", None, None)
+    assert outcomes_at(tmp_path, (0.2,)) == []
+
+
+def test_the_outcome_is_what_the_models_say_of_the_held_out_images(run):
+    teacher = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1)
+    folder = run / "seed_1/alpha_0.3/step_2"
+    p = preview.load_model(folder)(torch.from_numpy(teacher.data.val.images)).softmax(1).detach().numpy()
+    error = ((p - teacher.truth) ** 2).sum(1).mean()
+    accuracy = (p.argmax(1) == teacher.data.val.true_labels).mean()
+    assert_allclose(teacher.score(folder), (error, accuracy), rtol=1e-5)
+
+
+def test_accord_by_hand():
+    expected, observed = np.array([0.0, 0.1, -0.2, 0.3]), np.array([0.5, 0.2, 0.1, 0.4])
+    correlation, share = accord(expected, observed)
+    assert correlation == pytest.approx(np.corrcoef(expected, observed)[0, 1])
+    assert share == pytest.approx(2 / 3)  # where nothing is expected there is no sign
+    assert np.isnan(accord(np.zeros(3), np.ones(3))).all()
+    for lone in (np.array([0.1]), np.full(3, 0.1)):  # of which there is no correlation
+        assert np.isnan(accord(lone, 2 * lone)[0])
+        assert accord(lone, 2 * lone)[1] == 1
+
+
+# ---- the page
+
+
+def test_a_page_from_end_to_end(run):
+    before = tiny.contents(run)
+    text = page(run, source=tiny.source())
+    assert "seed 1: 8 features of 32 training images, 9 held-out images" in text
+    for name in TWINS:
+        table = numbers(text, f"{name}: held-out error")
+        assert [row[0] for row in table] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+        assert all(len(row) == 1 + STUDENTS + 2 for row in table)
+        assert [row[0] for row in numbers(text, f"{name}: best weights")] == ["1", "2"]
+    outcome = numbers(text, "change against the teacher")[:4]
+    assert [row[:3] for row in outcome] == [["0.3", "1", "0.3"], ["0.3", "2", "0.3"], ["1", "1", "1"], ["1", "2", "1"]]
+    for label, step, _, error, *expected, accuracy, _, _, _ in outcome:
+        about = [read_about(run / "seed_1" / name) for name in (f"alpha_{label}/step_{step}", "step_0")]
+        assert float(error) == pytest.approx(3 * (about[0]["val_loss"] - about[1]["val_loss"]), abs=0.6e-4)
+        assert float(accuracy) == pytest.approx(about[0]["val_acc"] - about[1]["val_acc"], abs=0.6e-4)
+        assert label != "1" or [float(change) for change in expected] == [0, 0, 0]
+    assert (run / "seed_1/preview.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert ET.parse(run / "seed_1/preview.svg").getroot().tag.endswith("svg")
+    after = tiny.contents(run)
+    assert after.keys() - before.keys() == {"seed_1/preview.png", "seed_1/preview.svg"}
+    assert {name: after[name] for name in before} == before
+
+
+def test_the_twin_is_the_one_of_the_teachers_features(run):
+    """One figure of the page by the long way: the model, its features, a ridge regression."""
+    teacher = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1)
+    model, train, val = teacher.model, teacher.data.train, teacher.data.val
+    with torch.no_grad():
+        inner = [
+            model.network.blocks(model.network.bn1(model.network.conv1(scaled)).relu()).mean((2, 3)).double().numpy()
+            for images in (train.images, val.images)
+            for scaled in [(torch.from_numpy(images).float() / 255 - model.mean) / model.std]
+        ]
+    sd = inner[0].std(0)
+    X, Z = ((part - inner[0].mean(0)) / np.where(sd > 0, sd, 1) for part in inner)
+    Y, T = np.eye(3)[train.labels], np.eye(3)[val.true_labels]
+    assert (train.labels != train.true_labels).any()
+    coefficients = np.linalg.solve(X.T @ X / 8 + 0.7 * np.eye(8), X.T @ (Y - Y.mean(0)) / 8)
+    predicted = Y.mean(0) + Z @ coefficients
+    linear, *_ = preview.preview(teacher.seen(2000), STUDENTS, lam=0.7)
+    assert_allclose(linear.error[0, 0], ((predicted - T) ** 2).sum(1).mean(), rtol=1e-4)  # features are float32
+    assert_allclose(linear.accuracy[0, 0], (predicted.argmax(1) == T.argmax(1)).mean())
+
+
+def test_the_twin_on_images_fits_the_labels_as_the_teacher_does(run):
+    seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
+    *_, images = preview.preview(seen, STUDENTS)
+    expected = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher=seen.fitted)
+    assert images.twin.lam == expected.lam
+    assert_array_equal(images.error[:, 0], np.full(len(ALPHAS), expected.score(1, [0])[0][0]))
+    sure = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher=seen.given)
+    assert sure.lam < images.twin.lam
+
+
+def test_before_any_student_there_is_no_outcome(run, undrawn):
+    text = page(run, 2, source=tiny.source())
+    assert "seed 2" in text
+    assert "change against the teacher" not in text
+
+
+def test_a_network_and_images_from_python(tmp_path, undrawn):
+    config = tiny.config(tmp_path / "run", val_size=9, alpha=0.3, distillation_steps=1, loss="ce")
+    sweep.run(config, tiny.source(), network)
+    text = page(tmp_path / "run", source=tiny.source(), network=network)
+    assert "7 features of 32 training images" in text
+    assert len(numbers(text, "change against the teacher")) == 1 + len(TWINS)
+    with pytest.raises(ConfigError, match="network came from Python"):
+        page(tmp_path / "run", source=tiny.source())
+
+
+def test_where_no_change_is_expected_the_page_says_so(run):
+    seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
+    forecasts = preview.preview(seen, STUDENTS)
+    none = Outcome("1", np.ones(2), np.array([0.1, 0.2]), np.array([0.3, 0.1]), np.zeros((3, 2, 2)))
+    last = tables("a title", seen, forecasts, [none]).splitlines()[-1]
+    assert last == "images: error: no change expected; accuracy: no change expected"
+
+
+def test_options_reach_the_twin(run, undrawn):
+    assert "of 2 training images" in page(run, 2, size=2, source=tiny.source())
+    text = page(run, 2, size=12, lam=0.25, source=tiny.source())
+    assert "of 12 training images" in text
+    first = numbers(text, "step 0   lam")
+    assert [row[:2] for row in first] == [[name, "0.25"] for name in TWINS]
+
+
+def test_the_test_images_have_no_say(own_run, undrawn):
+    expected = page(own_run, source=tiny.source())
+    source = tiny.source()
+    other = data.from_arrays(
+        source.train_images[:, 0],
+        source.train_labels,
+        255 - source.test_images[:, 0],
+        source.test_labels[::-1],
+        classes=source.classes,
+    )
+    (own_run / "data.sha256").unlink()
+    assert page(own_run, source=other) == expected
+
+
+def test_the_figure_shows_the_forecast_and_the_outcome(run):
+    seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
+    forecasts = preview.preview(seen, STUDENTS)
+    changes = np.arange(12.0).reshape(3, 2, 2)
+    drawn = figure("a title", forecasts, [Outcome("0.3", np.full(2, 0.3), np.array([5.0, 6.0]), np.ones(2), changes)])
+    axes = drawn.axes[:12]
+    for i, each in enumerate(forecasts):
+        columns = np.hstack([mesh.get_array() for mesh in axes[3 * i].collections])
+        assert_allclose(columns.reshape(len(ALPHAS), -1), each.error)
+        lines = {line.get_label(): line.get_ydata() for line in axes[3 * i + 2].lines}
+        assert_array_equal(lines["greedy"], each.schedules["greedy"].alphas)
+        points = {line.get_label(): line for line in axes[10].lines}[each.twin.name]
+        assert_array_equal(points.get_xdata(), changes[i, 0])
+        assert_array_equal(points.get_ydata(), [5, 6])
+    assert "no students yet" in [text.get_text() for text in figure("", forecasts, []).axes[10].texts]
+
+
+# ---- errors, each one line and exit status 2
+
+
+def refusal(capsys, *argv: str) -> str:
+    assert main([str(word) for word in argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("distill.preview: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_no_run(capsys, tmp_path):
+    assert "holds no run" in refusal(capsys, tmp_path / "none")
+
+
+def test_images_from_python(capsys, run):
+    assert "page(run, source=..., network=...)" in refusal(capsys, run)
+
+
+def digits(folder: Path, **options) -> Path:
+    """The configuration of a run on digits, with no model in it."""
+    folder.mkdir()
+    (folder / "config.toml").write_text(to_toml(tiny.config(folder, dataset="digits", **options)))
+    return folder
+
+
+def test_no_held_out_images(capsys, tmp_path):
+    assert "--val-size" in refusal(capsys, digits(tmp_path / "run"))
+
+
+def test_a_chain_that_begins_later(capsys, tmp_path):
+    run = digits(tmp_path / "run", val_size=50, teacher_ckpt="m.pt", teacher_step=2)
+    assert "begins at step 2" in refusal(capsys, run)
+
+
+def test_no_teacher_and_no_such_seed(capsys, tmp_path):
+    run = digits(tmp_path / "run", val_size=50)
+    assert "no finished teacher" in refusal(capsys, run)
+    assert "has no seed 7; it has 1" in refusal(capsys, run, "--seed", "7")
+
+
+def test_other_images_than_the_runs(run):
+    with pytest.raises(ConfigError, match="other images"):
+        page(run, source=tiny.source(seed=1))
+
+
+def test_a_changed_teacher(own_run):
+    with open(own_run / "seed_1/step_0/model.pt", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(ConfigError, match=r"model\.pt"):
+        page(own_run, source=tiny.source())
+
+
+@pytest.mark.parametrize(
+    "words", [["--lam", "0"], ["--lam", "nan"], ["--size", "0"], ["--size", "1"], ["--size", "x"], ["--nonsense"]]
+)
+def test_bad_options(capsys, run, words):
+    assert words[0] in refusal(capsys, run, *words)
+
+
+def test_too_little_memory(capsys, run, monkeypatch):
+    def full(*args, **options):
+        raise MemoryError("n = 9 needs 3 arrays")
+
+    monkeypatch.setattr(preview, "page", full)
+    assert "lower --size" in refusal(capsys, run)
+
+
+@pytest.mark.slow
+def test_the_command_on_a_run_from_the_command_line(tmp_path):
+    config = tiny.config(tmp_path / "run", dataset="digits", train_size=60, val_size=50, test_size=20, alpha=0.3)
+    sweep.run(config)
+    words = [sys.executable, "-m", "distill.preview", str(tmp_path / "run"), "--size", "50"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "of 50 training images, 50 held-out images" in done.stdout
+    assert done.stderr == ""

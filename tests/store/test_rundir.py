@@ -1,0 +1,214 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, config, leave_result
+
+from distill.config import ConfigError, UserError
+from distill.store.rundir import (
+    RunDir,
+    read_about,
+    sha256,
+    write,
+    write_csv,
+    write_json,
+)
+
+# ------------------------------------------------------------------------------------------------------- single files
+
+
+@pytest.mark.parametrize("content", ["naïve\n", "naïve\n".encode(), lambda file: file.write("naïve\n".encode())])
+def test_write_takes_text_bytes_and_writers(tmp_path, content):
+    write(tmp_path / "new" / "folder" / "file", content)
+    assert (tmp_path / "new" / "folder" / "file").read_bytes() == "naïve\n".encode()
+
+
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
+    def failing(file):
+        file.write(b"half of the n")
+        raise KeyboardInterrupt
+
+    write(tmp_path / "file", "old")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "file", failing)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write(tmp_path / "file", "old")
+    monkeypatch.setattr(f"distill.store.rundir.os.{call}", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "file", "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_write_is_on_the_disk_before_it_is_under_its_name(tmp_path, monkeypatch):
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr("distill.store.rundir.os.fsync", lambda file: (calls.append("fsync"), fsync(file)))
+    monkeypatch.setattr("distill.store.rundir.os.replace", lambda *a: (calls.append("replace"), replace(*a)))
+    write(tmp_path / "file", "content")
+    assert calls[:2] == ["fsync", "replace"]
+
+
+def test_write_replaces_what_a_killed_process_left(tmp_path):
+    (tmp_path / ".file.tmp").write_text("torn")
+    write(tmp_path / "file", "whole")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "whole")]
+
+
+def test_csv_keeps_every_bit_of_a_float_and_leaves_none_empty(tmp_path):
+    write_csv(tmp_path / "t.csv", ["a", "b", "c"], [{"a": 0.1 + 0.2, "b": None, "c": 5e-324, "unlisted": 1}])
+    header, row = (tmp_path / "t.csv").read_text().splitlines()
+    a, b, c = row.split(",")
+    assert (header, float(a), b, float(c)) == ("a,b,c", 0.1 + 0.2, "", 5e-324)
+
+
+def test_json_keeps_every_bit_of_a_float(tmp_path):
+    write_json(tmp_path / "t.json", {"x": 0.1 + 0.2})
+    assert json.loads((tmp_path / "t.json").read_text()) == {"x": 0.1 + 0.2}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": 1, "al', b"\xff\xfe"])
+def test_a_damaged_result_is_refused_by_name(tmp_path, content):
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        read_about(tmp_path)
+
+
+def test_a_folder_without_a_result_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="holds no finished model"):
+        read_about(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"runs": 3}'])
+def test_a_damaged_environment_is_begun_anew(tmp_path, content):
+    (tmp_path / "environment.json").write_text(content)
+    RunDir(tmp_path).write_environment(device="cpu")
+    (session,) = RunDir(tmp_path).environments()
+    assert session["device"] == "cpu"
+
+
+def test_options_may_change_until_something_is_trained(tmp_path):
+    rundir = RunDir(tmp_path)
+    rundir.open(config(tmp_path, lr=1e38), "a")
+    rundir.open(config(tmp_path, lr=0.01), "b")
+    rundir.model(1, None, 0).mkdir(parents=True)
+    (rundir.model(1, None, 0) / "training_state.pt").touch()
+    with pytest.raises(ConfigError, match=r"--lr 0.02 instead of 0.01"):
+        rundir.open(config(tmp_path, lr=0.02), "b")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null"])
+def test_json_that_is_no_result_is_refused_by_name(tmp_path, content):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        read_about(tmp_path)
+
+
+def test_sha256_of_a_known_text(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# ------------------------------------------------------------------------------------------------------ the directory
+
+
+def test_models_lie_under_their_seed_and_arm():
+    assert RunDir(Path("run")).model(1, None, 0) == Path("run/seed_1/step_0")
+    assert RunDir(Path("run")).model(2, "0.6", 3) == Path("run/seed_2/alpha_0.6/step_3")
+
+
+def test_results_csv_has_a_row_per_finished_model_in_order(tmp_path):
+    rundir = RunDir(tmp_path)
+    expected = [
+        *[(1, None, 0), (1, "0", 1), (1, "1e-05", 1), (1, "0.6", 9), (1, "0.6", 10), (1, "0.6-0.2", 2)],
+        *[(1, "0.6-auto", 2), (1, "auto", 1), (1, "auto probe", 1), (1, "auto", 2), (2, None, 0)],
+    ]
+    for i in (3, 10, 7, 0, 8, 5, 2, 9, 1, 6, 4):
+        leave_result(rundir, **dict(zip(("seed", "arm", "step"), expected[i], strict=True)))
+    (rundir.model(2, "0.6", 1)).mkdir(parents=True)  # begun, not finished
+    results = rundir.write_results()
+    assert [(r.seed, r.arm, r.step) for r in results] == expected
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert lines[0] == (
+        "seed,alpha,step,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc,test_nll,test_brier,test_ece,"
+        "agreement,epochs,seconds,arm,val_brier,test_entropy,teacher_kl,train_distance,clean_acc,memorised,recovered"
+    )
+    assert lines[1].startswith("1,,0,0.5")
+
+
+def begin(run: Path) -> None:
+    """A run in which a teacher has been trained for an epoch."""
+    RunDir(run).open(config(run), "data")
+    (run / "seed_1" / "step_0").mkdir(parents=True)
+    (run / "seed_1" / "step_0" / "training_state.pt").touch()
+
+
+def test_a_directory_of_another_run_is_refused_with_every_option_that_differs(tmp_path):
+    begin(tmp_path)
+    with pytest.raises(ConfigError, match=r"--lr 0\.02 instead of 0\.01, --seed 7 instead of 1") as error:
+        RunDir(tmp_path).open(config(tmp_path, lr=0.02, seed=7), "data")
+    assert "batch" not in str(error.value)
+
+
+def test_a_directory_of_other_images_is_refused(tmp_path):
+    begin(tmp_path)
+    with pytest.raises(ConfigError, match="other images"):
+        RunDir(tmp_path).open(config(tmp_path), "other data")
+
+
+def test_where_a_run_is_done_may_change(tmp_path):
+    begin(tmp_path)
+    RunDir(tmp_path).open(config(tmp_path, jobs=2, threads=2, device="auto", data_dir="elsewhere"), "data")
+
+
+def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "thesis.tex").write_text("six years")
+    with pytest.raises(ConfigError, match="not empty"), RunDir(tmp_path).lock():
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_config_toml_without_the_output_so_that_it_runs_again_elsewhere(tmp_path):
+    RunDir(tmp_path).open(config(tmp_path), "data")
+    assert "output" not in (tmp_path / "config.toml").read_text()
+
+
+LOCK = """import sys
+from pathlib import Path
+from distill.store.rundir import RunDir
+with RunDir(Path(sys.argv[1])).lock():
+    pass"""
+
+
+def test_a_second_process_is_kept_out_until_the_first_has_ended(tmp_path):
+    command = [sys.executable, "-c", LOCK, tmp_path]
+    with RunDir(tmp_path).lock():
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"another process is at work in {tmp_path}" in second.stderr.splitlines()[-1]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def test_a_directory_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot write to"), RunDir(tmp_path / "file" / "run").lock():
+        pass
+
+
+def test_environment_has_an_entry_for_every_session(tmp_path):
+    for _ in range(2):
+        RunDir(tmp_path).write_environment(torch="2.11", device="cpu")
+    RunDir(tmp_path).write_finished()
+    first, second = json.loads((tmp_path / "environment.json").read_text())["runs"]
+    assert first["finished"] is None
+    assert second["finished"] >= second["started"]
+    assert (second["command"], second["torch"]) == (sys.argv, "2.11")
+    assert {"commit", "device"} <= second.keys()

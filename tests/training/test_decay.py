@@ -1,0 +1,109 @@
+"""decay.py against the regulariser's gradient added by hand and torch.optim's own step, from the same state."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.training import decay
+from distill.training.objective import add_regulariser
+
+SHAPES = ((4, 3, 3, 3), (7,), (5, 4), ())
+
+
+def parameters(dtype: torch.dtype) -> list[Tensor]:
+    """Random tensors of several shapes, and one of zeros, whose norm has no gradient."""
+    rng = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in SHAPES]
+    return [p.to(dtype).requires_grad_() for p in (*drawn, torch.zeros(6, dtype=torch.float64))]
+
+
+def give_gradients(tensors: list[Tensor], seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    for p in tensors:
+        p.grad = torch.randn(p.shape, generator=rng, dtype=torch.float64).to(p.dtype)
+
+
+def after_steps(make, dtype: torch.dtype, reg: str, coef: float, by_hand: bool, steps: int = 3):
+    """The parameters, the optimiser and the regulariser's values after some steps."""
+    tensors, values = parameters(dtype), []
+    optimizer = make(tensors)
+    for seed in range(steps):
+        give_gradients(tensors, seed)
+        if by_hand:
+            values.append(add_regulariser(tensors, reg, coef))
+            optimizer.step()
+        else:
+            values.append(decay.step(optimizer, tensors, reg, coef))
+    return tensors, optimizer, values
+
+
+def adam(**options):
+    return lambda tensors: torch.optim.Adam(tensors, lr=0.01, fused=True, **options)
+
+
+@pytest.mark.parametrize("make", [adam(), adam(weight_decay=0.3), adam(betas=(0.5, 0.9), eps=1e-3)])
+@pytest.mark.parametrize(("reg", "coef"), [("norm", 0.2), ("l2", 0.2), ("norm", 0.0), ("none", 0.2)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_folded_step_is_the_regulariser_and_the_optimisers_step(make, reg, coef, dtype, rtol):
+    ours, optimizer, values = after_steps(make, dtype, reg, coef, by_hand=False)
+    exact, reference, exact_values = after_steps(make, torch.float64, reg, coef, by_hand=True)
+    torch.testing.assert_close([p.double() for p in ours], exact, rtol=rtol, atol=rtol / 10)
+    torch.testing.assert_close([v.double() for v in values], [v.double() for v in exact_values], rtol=rtol, atol=0)
+    for p, q in zip(ours, exact, strict=True):
+        for name, moment in reference.state[q].items():
+            torch.testing.assert_close(
+                optimizer.state[p][name].double(), moment.double(), rtol=10 * rtol, atol=rtol / 100
+            )
+
+
+def test_the_regulariser_matters_in_that_comparison():
+    with_it, without = (
+        after_steps(adam(), torch.float64, "norm", coef, by_hand=False)[0][0].detach() for coef in (0.2, 0.0)
+    )
+    assert (with_it - without).abs().max() > 1e-4  # ten times what the comparison lets pass
+
+
+def test_only_adam_on_a_cpu_folds_and_not_in_its_first_step():
+    tensors = parameters(torch.float32)
+    optimizer = adam()(tensors)
+    assert not decay.folds(optimizer, tensors, "norm", 0.1)
+    give_gradients(tensors, 0)
+    decay.step(optimizer, tensors, "norm", 0.1)
+    assert decay.folds(optimizer, tensors, "norm", 0.1)
+    assert not decay.folds(optimizer, tensors, "none", 0.1)
+    assert not decay.folds(optimizer, tensors, "norm", 0.0)
+    assert not decay.folds(optimizer, [t.to("meta") for t in tensors], "norm", 0.1)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.AdamW(p, weight_decay=0.1, fused=True), lambda p: torch.optim.SGD(p, momentum=0.9)]
+)
+def test_other_optimisers_take_the_gradient_as_it_is(make):
+    ours, _, _ = after_steps(make, torch.float32, "norm", 0.2, by_hand=False)
+    plain, _, _ = after_steps(make, torch.float32, "norm", 0.2, by_hand=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+def test_a_parameter_that_the_loss_does_not_reach_is_regularised():
+    tensors = parameters(torch.float64)
+    optimizer = adam()(tensors)
+    for _ in range(2):
+        give_gradients(tensors, 0)
+        tensors[0].grad = None
+        before = tensors[0].detach().norm()
+        decay.step(optimizer, tensors, "norm", 0.2)
+        assert tensors[0].detach().norm() < before
+        assert tensors[0].grad.shape == tensors[0].shape
+
+
+def test_the_optimisers_state_keeps_its_form():
+    """What a checkpoint holds is torch's own, so that either way goes on from the other."""
+    _, ours, _ = after_steps(adam(), torch.float64, "norm", 0.2, by_hand=False)
+    _, plain, _ = after_steps(adam(), torch.float64, "norm", 0.2, by_hand=True)
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=1e-10, atol=1e-12)
+    tensors = parameters(torch.float64)
+    resumed = adam()(tensors)
+    resumed.load_state_dict(copy.deepcopy(ours.state_dict()))
+    assert decay.folds(resumed, tensors, "norm", 0.2)

@@ -1,0 +1,268 @@
+"""objective.py against the paper's loss written out, and against autograd in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.training.objective import LOSSES, Objective, add_regulariser, blend, one_hot
+
+cases = settings(max_examples=25, deadline=None, derandomize=True)
+alphas = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
+losses = st.sampled_from(sorted(LOSSES))
+draws = st.integers(0, 2**32 - 1)
+
+
+def problem(seed: int, n: int = 6, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits that take a gradient, labels, and a teacher's logits: (n, classes), (n,), (n, classes), float64."""
+    rng = torch.Generator().manual_seed(seed)
+    logits, teacher = (3 * torch.randn(n, classes, generator=rng, dtype=torch.float64) for _ in range(2))
+    return logits.requires_grad_(), torch.randint(0, classes, (n,), generator=rng), teacher
+
+
+def gradient(value: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(value, logits, retain_graph=True)[0]
+
+
+def close(a, b, rtol=1e-10, atol=1e-12):
+    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+# ------------------------------------------------------------------------------------------- targets and plain losses
+
+
+def test_one_hot_is_one_at_the_label():
+    assert one_hot(torch.tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert one_hot(torch.tensor([2, 0]), 3).dtype == torch.float32
+
+
+@cases
+@given(draws, st.floats(0, 1))
+def test_a_blend_of_probabilities_is_one(seed, alpha):
+    _, labels, teacher = problem(seed)
+    target = blend(one_hot(labels, 5).double(), teacher.softmax(1), alpha)
+    close(target.sum(1), torch.ones(6, dtype=torch.float64))
+    assert (target >= 0).all()
+
+
+def test_a_blend_at_its_limits():
+    _, labels, teacher = problem(0)
+    truth, soft = one_hot(labels, 5).double(), teacher.softmax(1)
+    assert torch.equal(blend(truth, soft, 1.0), truth)
+    assert torch.equal(blend(truth, soft, 0.0), soft)
+    assert blend(truth, None, 0.3) is truth
+
+
+def test_mse_is_torchs():
+    logits, labels, teacher = problem(1)
+    for target in (one_hot(labels, 5).double(), teacher.softmax(1)):
+        close(LOSSES["mse"](logits, target).mean(), F.mse_loss(logits.softmax(1), target))
+
+
+def test_ce_is_torchs_for_labels_and_for_probabilities():
+    logits, labels, teacher = problem(1)
+    close(LOSSES["ce"](logits, one_hot(labels, 5).double()), F.cross_entropy(logits, labels, reduction="none"))
+    soft = teacher.softmax(1)
+    close(LOSSES["ce"](logits, soft), F.cross_entropy(logits, soft, reduction="none"))
+
+
+def test_kl_is_torchs_and_zero_at_the_target():
+    logits, labels, teacher = problem(1)
+    for target in (one_hot(labels, 5).double(), teacher.softmax(1)):
+        expected = F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)
+        close(LOSSES["kl"](logits, target), expected)
+    close(LOSSES["kl"](teacher, teacher.softmax(1)), torch.zeros(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_a_certain_wrong_answer_has_a_finite_loss_and_gradient(loss):
+    logits = torch.tensor([[1e4, 0.0]], requires_grad=True)
+    value = LOSSES[loss](logits, torch.tensor([[0.0, 1.0]])).sum()
+    assert value.item() == {"mse": 1.0, "ce": 1e4, "kl": 1e4}[loss]
+    assert gradient(value, logits).isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------------ the objective
+
+
+@cases
+@given(draws, alphas)
+def test_the_papers_loss(seed, alpha):
+    """alpha * MSE(softmax, one-hot) + (1 - alpha) * MSE(softmax, softmax of the teacher), up to a constant."""
+    logits, labels, teacher = problem(seed)
+    truth, soft = F.one_hot(labels, 5).double(), F.softmax(teacher, dim=1)
+    p = F.softmax(logits, dim=1)
+    paper = alpha * F.mse_loss(p, truth) + (1 - alpha) * F.mse_loss(p, soft)
+    objective = Objective("mse", 1.0, alpha)
+    close(gradient(objective(logits, truth, soft).mean(), logits), gradient(paper, logits))
+    on_truth, on_soft = objective.terms(logits, truth, soft)
+    close(alpha * on_truth.mean() + (1 - alpha) * on_soft.mean(), paper)  # what is logged is the paper's, exactly
+
+
+@cases
+@given(losses, draws, alphas)
+def test_blending_targets_or_losses_gives_the_same_gradient(loss, seed, alpha):
+    logits, labels, teacher = problem(seed)
+    truth, soft = one_hot(labels, 5).double(), teacher.softmax(1)
+    of_blend = LOSSES[loss](logits, alpha * truth + (1 - alpha) * soft)
+    of_terms = alpha * LOSSES[loss](logits, truth) + (1 - alpha) * LOSSES[loss](logits, soft)
+    close(gradient(of_blend.sum(), logits), gradient(of_terms.sum(), logits))
+    close(Objective(loss, 1.0, alpha)(logits, truth, soft), of_blend)
+
+
+@cases
+@given(losses, draws, alphas)
+def test_blending_targets_or_losses_differs_by_a_constant(loss, seed, alpha):
+    logits, labels, teacher = problem(seed)
+    truth, soft = one_hot(labels, 5).double(), teacher.softmax(1)
+    objective = Objective(loss, 1.0, alpha)
+
+    def difference(logits):
+        on_truth, on_soft = objective.terms(logits, truth, soft)
+        return objective(logits, truth, soft) - alpha * on_truth - (1 - alpha) * on_soft
+
+    close(difference(logits), difference(torch.zeros_like(logits)))
+
+
+def test_the_constant_of_the_squared_error():
+    """(p - t)^2 averaged over two targets exceeds that on their mean by their variance, alpha (1 - alpha) (t - s)^2."""
+    logits, labels, teacher = problem(3)
+    truth, soft, alpha = one_hot(labels, 5).double(), teacher.softmax(1), 0.35
+    objective = Objective("mse", 1.0, alpha)
+    on_truth, on_soft = objective.terms(logits, truth, soft)
+    constant = alpha * (1 - alpha) * (truth - soft).square().mean(1)
+    close(alpha * on_truth + (1 - alpha) * on_soft - objective(logits, truth, soft), constant)
+
+
+@cases
+@given(st.sampled_from(["ce", "kl"]), draws, alphas, st.floats(0.5, 20))
+def test_a_temperature_scales_teacher_and_student_in_the_distillation_term(loss, seed, alpha, t):
+    """Hinton et al. (2015): the soft term is T^2 times the divergence of both softmaxes at T."""
+    logits, labels, teacher = problem(seed)
+    truth, soft = one_hot(labels, 5).double(), (teacher / t).softmax(1)
+    student = (logits / t).log_softmax(1)
+    term = F.kl_div(student, soft, reduction="none").sum(1)
+    if loss == "ce":
+        term = F.cross_entropy(logits / t, soft, reduction="none")
+    expected = alpha * F.cross_entropy(logits, labels, reduction="none") + (1 - alpha) * t**2 * term
+    actual = Objective(loss, t, alpha)(logits, truth, soft)
+    close(actual, expected)
+    close(gradient(actual.sum(), logits), gradient(expected.sum(), logits))
+
+
+def test_a_temperature_leaves_the_teachers_own_training_alone():
+    logits, labels, _ = problem(4)
+    truth = one_hot(labels, 5).double()
+    close(Objective("kl", 4.0, 0.3)(logits, truth, None), F.cross_entropy(logits, labels, reduction="none"))
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_without_a_teacher_alpha_has_no_say(loss):
+    logits, labels, _ = problem(5)
+    truth = one_hot(labels, 5).double()
+    assert torch.equal(Objective(loss, 1.0, 0.0)(logits, truth, None), LOSSES[loss](logits, truth))
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_at_the_ends_only_one_target_counts(loss, alpha):
+    logits, labels, teacher = problem(6)
+    truth, soft = one_hot(labels, 5).double(), teacher.softmax(1)
+    expected = LOSSES[loss](logits, truth if alpha == 1 else soft)
+    assert torch.equal(Objective(loss, 1.0, alpha)(logits, truth, soft), expected)
+
+
+# ------------------------------------------------------------------------------------------------------ regularisers
+
+
+def parameters(seed: int = 0) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    shapes = [(4, 3, 3, 3), (4,), (2, 4), (1,)]
+    return [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
+
+
+def with_zero_gradients(values: list[torch.Tensor]) -> list[torch.Tensor]:
+    for p in values:
+        p.grad = torch.zeros_like(p)
+    return values
+
+
+BY_AUTOGRAD = {
+    "norm": lambda values: sum(torch.norm(p) for p in values),  # as the paper's program computes it
+    "l2": lambda values: sum(p.square().sum() for p in values),
+}
+
+
+@pytest.mark.parametrize("reg", sorted(BY_AUTOGRAD))
+@pytest.mark.parametrize("coef", [1e-4, 0.3])
+def test_a_regulariser_and_its_gradient_are_autograds(reg, coef):
+    values = with_zero_gradients(parameters())
+    exact = [p.detach().double().requires_grad_() for p in values]
+    expected = coef * BY_AUTOGRAD[reg](exact)
+    expected.backward()
+    value = add_regulariser(values, reg, coef)
+    close(value.double(), expected.detach(), rtol=1e-6)
+    assert value.shape == ()
+    assert not value.requires_grad
+    for p, q in zip(values, exact, strict=True):
+        close(p.grad.double(), q.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_regulariser_adds_to_the_losses_gradient():
+    values = parameters()
+    for p in values:
+        p.grad = torch.full_like(p, 2.0)
+    add_regulariser(values, "l2", 0.5)
+    for p in values:
+        close(p.grad, 2.0 + p.detach())
+
+
+def test_a_regulariser_leaves_the_parameters_alone():
+    values = with_zero_gradients(parameters())
+    before = [p.detach().clone() for p in values]
+    add_regulariser(values, "norm", 0.5)
+    assert all(torch.equal(p, q) for p, q in zip(values, before, strict=True))
+
+
+@pytest.mark.parametrize("reg", ["norm", "l2"])
+def test_parameters_that_are_all_zero_have_no_regulariser_and_no_gradient(reg):
+    """As torch.norm has it, whose subgradient at 0 is 0; the bias of a batch normalisation starts there."""
+    values = with_zero_gradients([torch.zeros(3, 2, requires_grad=True), torch.zeros(4, requires_grad=True)])
+    assert add_regulariser(values, reg, 0.1).item() == 0
+    assert all((p.grad == 0).all() for p in values)
+    theirs = torch.zeros(4, requires_grad=True)
+    torch.norm(theirs).backward()
+    assert (theirs.grad == 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-6, 1.0, 1e6])
+def test_the_gradient_of_a_norm_has_length_coef_at_any_size(size):
+    (p,) = with_zero_gradients([torch.full((4,), size, requires_grad=True)])
+    add_regulariser([p], "norm", 0.1)
+    assert p.grad.norm().item() == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e-22])
+def test_the_gradient_of_a_norm_stays_bounded_where_the_norm_underflows(size):
+    (p,) = with_zero_gradients([torch.full((4,), size, requires_grad=True)])
+    add_regulariser([p], "norm", 0.1)
+    assert p.grad.norm().item() <= 0.1
+
+
+@pytest.mark.parametrize(("reg", "coef"), [("none", 0.1), ("norm", 0.0), ("l2", 0.0)])
+def test_no_regulariser(reg, coef):
+    values = with_zero_gradients(parameters())
+    assert add_regulariser(values, reg, coef).item() == 0
+    assert all((p.grad == 0).all() for p in values)
+
+
+@pytest.mark.parametrize("reg", sorted(BY_AUTOGRAD))
+def test_a_parameter_that_the_loss_does_not_reach_is_regularised_too(reg):
+    """A network of the user's own may have one; autograd through the norm would reach it."""
+    values = parameters()
+    exact = [p.detach().clone().requires_grad_() for p in values]
+    (0.1 * BY_AUTOGRAD[reg](exact)).backward()
+    add_regulariser(values, reg, 0.1)
+    for p, q in zip(values, exact, strict=True):
+        close(p.grad, q.grad, rtol=1e-5, atol=1e-8)
