@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from distill.cli import parse
-from distill.config import Config, ConfigError, UserError
+from distill.config import Config
+from distill.errors import ConfigError, UserError
 from distill.reporting.plots import spread
 from distill.reporting.run_report import aligned
 from distill.running import run as sweep

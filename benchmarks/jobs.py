@@ -1,4 +1,4 @@
-"""Chains side by side: images per second of K of them together, each with its share of the cores, as --jobs K has it.
+"""Chain side by side: images per second of K of them together, each with its share of the cores, as --jobs K has it.
 
 One of these alone is timed too: K times that is what K could bring, did they share nothing.
 

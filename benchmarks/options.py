@@ -2,7 +2,8 @@
 
 import argparse
 
-from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, RunConfig, UserError
+from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, RunConfig
+from distill.errors import UserError
 
 DEPTHS = (*TORCHVISION_RESNETS, *CIFAR_RESNETS)
 

@@ -34,10 +34,11 @@ from benchmarks.options import DEPTHS, Parser, cuda, positive
 from benchmarks.variants import network as plain
 from distill.config import ModelConfig, TrainConfig
 from distill.data.splits import Dataset, Split
-from distill.running.cost import Together, Trial
-from distill.running.lab import versions
+from distill.running.cost import ConcurrentTrial, Trial
+from distill.running.experiment import versions
 from distill.training import augment, engine, models
 from distill.training import cuda_graph as graph
+from distill.training.listener import Notes
 from distill.training.objective import Objective, one_hot
 
 IMAGES, CLASSES, ALPHA = 4096, 10, 0.6
@@ -74,9 +75,9 @@ class Job:
     """A fit of one network with its data and its teacher, and bursts of it; ``network(model, seed)`` makes both."""
 
     def __init__(self, model: ModelConfig, train: TrainConfig, student: bool, device: torch.device, network=network):
-        self.model, self.train, self.device, self.show = model, train, device, engine.Notes()
+        self.model, self.train, self.device, self.listener = model, train, device, Notes()
         engine.set_up(train, device, None)
-        self.pool = engine.make_pool(random_split(), device)
+        self.pool = engine.make_image_store(random_split(), device)
         self.fit = engine.Fit(network(model, 0), train, device)
         self.teacher = engine.place(network(model, 1), train, device).requires_grad_(False).eval() if student else None
         self.objective = Objective(train.loss, train.temperature, ALPHA)
@@ -84,7 +85,7 @@ class Job:
     def burst(self, updates: int) -> Callable[[], None]:
         """So many updates of the engine, as an epoch of a chain has them."""
         plan = augment.plan(0, 0, 0, IMAGES, 32, True, True)[: updates * self.train.batch_size]
-        return lambda: self.fit.epoch(self.pool, plan, CLASSES, self.teacher, ALPHA, self.show)
+        return lambda: self.fit.epoch(self.pool, plan, CLASSES, self.teacher, ALPHA, self.listener)
 
     def replays(self, updates: int) -> Callable[[], None]:
         """So many replays of the captured graph, back to back on one chunk; after a burst."""
@@ -206,7 +207,7 @@ def against_the_obvious(depths: list[int], rounds: int, device: torch.device) ->
         bursts |= {name: _set_up_and(job, job.burst(updates)) for name, job in jobs.items()}
         times = interleaved(bursts, rounds, device)
         where = {"resnet": resnet, "batch": batch, "step": "student" if student else "teacher"}
-        notes = {name: job.show.notes for name, job in jobs.items()}
+        notes = {name: job.listener.notes for name, job in jobs.items()}
         for row in summary(times, updates * batch, "obvious program"):
             results.append(where | row | {"notes": notes.get(row["variant"], [])})
             say(results[-1])
@@ -230,7 +231,12 @@ def kernel_time(depths: list[int], rounds: int, device: torch.device) -> list[di
         job = Job(ModelConfig(resnet=resnet), TrainConfig(batch_size=batch), student, device)
         updates = updates_of(batch)
         job.burst(updates)()
-        row = {"resnet": resnet, "batch": batch, "step": "student" if student else "teacher", "notes": job.show.notes}
+        row = {
+            "resnet": resnet,
+            "batch": batch,
+            "step": "student" if student else "teacher",
+            "notes": job.listener.notes,
+        }
         if job.fit.replayed is not None:
             bursts = {"engine": job.burst(updates), "graph": job.replays(updates), "teacher": job.teaching(updates)}
             times = interleaved(bursts, rounds, device, device_seconds)
@@ -249,7 +255,7 @@ def side_by_side(resnet: int, rounds: int, device: torch.device) -> list[dict]:
     data = Dataset("random", split, None, split, tuple(map(str, range(CLASSES))), MEAN, STD, flip=True)
     trial = Trial(data, lambda: models.build(model, 3, CLASSES), train, device)
     rates = {jobs: [] for jobs in JOBS}
-    with Together(trial, max(JOBS)) as together:
+    with ConcurrentTrial(trial, max(JOBS)) as together:
         for _, jobs in itertools.product(range(rounds), JOBS):
             rates[jobs].append(together.images_per_second(jobs))
     results = []
@@ -257,7 +263,7 @@ def side_by_side(resnet: int, rounds: int, device: torch.device) -> list[dict]:
         ratios = [a / b for a, b in zip(found, rates[1], strict=True)]
         rate, ratio = statistics.median(found), statistics.median(ratios)
         results.append({"resnet": resnet, "jobs": jobs, "images_per_second": rate, "ratio": ratio})
-        results[-1] |= {"ratio_min": min(ratios), "ratio_max": max(ratios), "notes": trial.show.notes}
+        results[-1] |= {"ratio_min": min(ratios), "ratio_max": max(ratios), "notes": trial.listener.notes}
         say(results[-1])
     return results
 
@@ -275,7 +281,7 @@ def modern(rounds: int, device: torch.device) -> list[dict]:
             "engine": job.burst(updates),
         }
         for row in summary(interleaved(bursts, rounds, device), updates * 512, "static batch, graph"):
-            results.append({"step": "student" if student else "teacher"} | row | {"notes": job.show.notes})
+            results.append({"step": "student" if student else "teacher"} | row | {"notes": job.listener.notes})
             say(results[-1])
     return results
 

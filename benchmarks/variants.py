@@ -123,6 +123,7 @@ def make_burst(job: Job, variant: Variant):
     from distill.config import TrainConfig
     from distill.data.splits import Split
     from distill.training import augment, decay, engine, models
+    from distill.training.listener import Notes
 
     device, mean, std = torch.device(job.device), np.float32(MEAN), np.float32(STD)
     rng = np.random.default_rng(0)
@@ -142,16 +143,16 @@ def make_burst(job: Job, variant: Variant):
             made.forward = in_float32(engine.autocast(train, device)(made.forward))
     if variant.engine or variant.in_memory:
         networks = [models.Classifier(made, mean, std) for made in networks]
-        pool = engine.make_pool(Split(images, labels, labels, np.arange(job.images)), device)
+        pool = engine.make_image_store(Split(images, labels, labels, np.arange(job.images)), device)
     student, teacher = networks[0], networks[1].eval().requires_grad_(False).to(device) if job.student else None
     if variant.engine:
         teacher = teacher and engine.place(teacher, train, device)
-        fit, show = engine.Fit(student, train, device), engine.Notes()
+        fit, listener = engine.Fit(student, train, device), Notes()
 
         def epoch() -> None:
-            fit.epoch(pool, plan, CLASSES, teacher, ALPHA, show)
-            if show.notes:  # a slow path must not pass for the engine
-                raise SystemExit(f"{variant.name}: {show.notes[0]}")
+            fit.epoch(pool, plan, CLASSES, teacher, ALPHA, listener)
+            if listener.notes:  # a slow path must not pass for the engine
+                raise SystemExit(f"{variant.name}: {listener.notes[0]}")
 
         return epoch
     program = Obvious(student, teacher, ALPHA, LR, REG_COEF, device)

@@ -12,7 +12,7 @@ _HOME = {
     "TrainConfig": "config",
     "ChainConfig": "config",
     "RunConfig": "config",
-    "UserError": "config",
+    "UserError": "errors",
     "from_arrays": "data.sources",
     "Result": "store.rundir",
     "load_model": "chains.checkpoints",

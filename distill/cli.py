@@ -7,19 +7,8 @@ import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from distill.config import (
-    PREVIEW,
-    SECTION_OF,
-    SECTIONS,
-    Config,
-    ConfigError,
-    UserError,
-    field_type,
-    from_dict,
-    nearest,
-    read_config,
-    read_toml,
-)
+from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config, field_type, from_dict, nearest, read_config, read_toml
+from distill.errors import ConfigError, UserError
 
 PROGRAM = "self_distiller.py"
 DESCRIPTION = """\
@@ -165,8 +154,8 @@ def _refuse(message: str) -> int:
 
 
 def _estimate(config: Config) -> None:
-    from distill.running.cost import done_in, measure, prepare_with_jobs, tell, tell_left
-    from distill.running.lab import describe, memory_errors
+    from distill.running.cost import done_in, format_remaining, measure, prepare_with_jobs, tell
+    from distill.running.experiment import describe, memory_errors
     from distill.store.rundir import RunDir
 
     with memory_errors(config):
@@ -177,23 +166,23 @@ def _estimate(config: Config) -> None:
         cost = measure(lab)
         print(tell(cost))
         if done:
-            print(tell_left(cost, done))
+            print(format_remaining(cost, done))
 
 
 def _run(config: Config) -> None:
     # torch is imported only for a configuration that has passed every check
     from distill.reporting.run_report import report
     from distill.running.cost import prepare_with_jobs
-    from distill.running.lab import count_models, describe, memory_errors
+    from distill.running.experiment import count_models, describe, memory_errors
     from distill.running.progress import Progress
-    from distill.running.run import run_lab
+    from distill.running.run import run_experiment
 
     with memory_errors(config):
         lab = prepare_with_jobs(config, progress=True)
         print(describe(lab), flush=True)
         show = Progress(count_models(config), config.train.epochs, lab.config.run.jobs)
         try:
-            run_lab(lab, show)
+            run_experiment(lab, show)
         finally:
             show.close()
     print(f"\n{report(config.output)}\n")

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from distill.errors import ConfigError
+
 TORCHVISION_RESNETS = (18, 34, 50, 101)
 CIFAR_RESNETS = (8, 14, 20, 32, 44, 56, 110)
 CUSTOM_MODEL = 0  # `resnet` of a run whose network came from a Python function
@@ -25,14 +27,6 @@ AUTO = "auto"  # a weight that is estimated when its step is reached
 PREVIEW = "preview"  # no students: the teacher's kernel twin says what they would do
 
 Arm = tuple[float | str, ...]  # the weight of the ground truth, or AUTO, for each student of a chain in turn
-
-
-class UserError(ValueError):
-    """Something that the user can put right: the message is one line, what was wrong, where, and what to do."""
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be run as it is, here and now."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -219,7 +213,7 @@ class ChainConfig(_Section):
     alpha_schedule: tuple[tuple[float | str, ...], ...] = _option(
         (),
         "an alpha (or auto) for each student in turn, the last one repeating; may be given several times, "
-        "equal beginnings share their models",
+        "equal prefixes share their models",
         words=(AUTO,),
     )
     seed: tuple[int, ...] = _option(
@@ -454,20 +448,20 @@ def _scalar(section: str, name: str, value, kind: type):
     return value
 
 
-def beginnings(arm: Arm) -> list[Arm]:
+def prefixes(arm: Arm) -> list[Arm]:
     """The chain up to each of its students, step by step."""
     return [arm[:k] for k in range(1, len(arm) + 1)]
 
 
-def students_of(arms: Iterable[Arm]) -> set[Arm]:
+def students(arms: Iterable[Arm]) -> set[Arm]:
     """All students of some arms, each by the chain up to it: what arms share is there once."""
-    return {upto for arm in arms for upto in beginnings(arm)}
+    return {prefix for arm in arms for prefix in prefixes(arm)}
 
 
 def arm_name(arm: Arm) -> str:
     """What a chain is called: ``0.6``; ``0.2-0.4`` for 0.2 and then 0.4 throughout; ``auto``.
 
-    That of a model is its chain's up to it, so that chains with equal beginnings name the same models.
+    That of a model is its chain's up to it, so that chains with equal prefixes name the same models.
     """
     arm = list(arm)
     while len(arm) > 1 and arm[-1] == arm[-2]:

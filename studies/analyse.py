@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from distill.config import AUTO, Config, ConfigError, UserError, arm_name, beginnings, read_config
+from distill.config import AUTO, Config, arm_name, prefixes, read_config
+from distill.errors import ConfigError, UserError
 from distill.reporting.plots import COLOURS, MARKERS, spread, title
 from distill.store.rundir import Result, RunDir, write
 
@@ -30,7 +31,7 @@ class Study:
     @property
     def arms(self) -> dict[str, list[str]]:
         """The chains by their names, each with the names of its students' models, step by step."""
-        return {arm_name(arm): [*map(arm_name, beginnings(arm))] for arm in self.config.chain.arms}
+        return {arm_name(arm): [*map(arm_name, prefixes(arm))] for arm in self.config.chain.arms}
 
     def change(self, arm: str, step: int, figure: str) -> np.ndarray:
         """(seeds,): a figure of the student at a step less that of its seed's teacher."""

@@ -14,7 +14,8 @@ import torch
 from tiny import ROOT, contents
 
 from distill.cli import main, parse
-from distill.config import SECTION_OF, Config, ConfigError, to_toml
+from distill.config import SECTION_OF, Config, to_toml
+from distill.errors import ConfigError
 from distill.store.rundir import RunDir
 from distill.training import engine
 from distill.training.models import CifarResNet

@@ -15,13 +15,13 @@ from distill.config import (
     SECTIONS,
     TORCHVISION_RESNETS,
     Config,
-    ConfigError,
     arm_name,
     from_dict,
     nearest,
     read_toml,
     to_toml,
 )
+from distill.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distill.config import SECTION_OF, Config, from_dict, read_toml
-from distill.data.splits import Source, from_arrays
+from distill.data.sources import Source, from_arrays
 from distill.store.rundir import RESULT_COLUMNS, Result, RunDir, write_json
 from distill.training import cuda_graph as graph
 

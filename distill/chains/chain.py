@@ -14,12 +14,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.chains.checkpoints import Damaged, check_hash, load_weights, read_tensors, write_tensors
+from distill.chains.checkpoints import DamagedFileError, check_hash, load_weights, read_tensors, write_tensors
 from distill.chains.estimated_alpha import Choice, choose
-from distill.config import AUTO, Arm, Config, ConfigError, arm_name, beginnings
+from distill.config import AUTO, Arm, Config, arm_name, prefixes
 from distill.data.splits import Dataset
+from distill.errors import ConfigError
 from distill.randomness import ONE_AT_A_TIME, generator, torch_seed
-from distill.store.rundir import Result, RunDir, as_result, name_model, read_about, sha256, write, write_csv, write_json
+from distill.store.rundir import (
+    Result,
+    RunDir,
+    as_result,
+    name_model,
+    read_record,
+    sha256,
+    write,
+    write_csv,
+    write_json,
+)
 from distill.training import augment, engine, metrics, models
 from distill.training.objective import LOSSES, one_hot
 
@@ -27,11 +38,11 @@ STATE = "training_state.pt"
 METRICS = "epoch lr train_loss train_truth_loss train_teacher_loss train_reg train_acc val_loss val_acc seconds"
 
 
-class Chains:
+class Chain:
     """What the chains of one seed share: configuration, data in device memory, and where models are kept.
 
-    ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes). ``show`` is
-    told of the progress (engine.Silent says of what).
+    ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
+    ``listener`` receives the progress.
     """
 
     def __init__(
@@ -42,20 +53,20 @@ class Chains:
         rundir: RunDir,
         device: torch.device,
         network: Callable[[], nn.Module],
-        show,
+        listener,
     ):
         self.config, self.seed, self.data, self.rundir, self.device = config, seed, data, rundir, device
-        self.network, self.show = network, show
-        self.train = engine.make_pool(data.train, device)
-        self.val = data.val and engine.make_pool(data.val, device)
-        self.test = engine.make_pool(data.test, device)
+        self.network, self.listener = network, listener
+        self.train = engine.make_image_store(data.train, device)
+        self.val = data.val and engine.make_image_store(data.val, device)
+        self.test = engine.make_image_store(data.test, device)
         self.selects_best = config.chain.teacher_select == "best"
 
     def run(self, arm: Arm) -> list[Result]:
         """One chain: the teacher, then students, each taught by the one before. What is finished is kept."""
         chain = [self.teacher]
-        for step, upto in enumerate(beginnings(arm), start=self.config.chain.first_step + 1):
-            brief = self.brief(arm_name(upto), step, upto[-1], chain[-1])
+        for step, prefix in enumerate(prefixes(arm), start=self.config.chain.first_step + 1):
+            brief = self.brief(arm_name(prefix), step, prefix[-1], chain[-1])
             chain.append(self.fit(brief) if brief.alpha != AUTO else self.fit_estimated(brief))
         return [model.result for model in chain]
 
@@ -76,10 +87,10 @@ class Chains:
             raise ConfigError(f"{file} is not the file that this run began with; choose another --output")
         return teacher
 
-    def brief(self, arm: str | None, step: int, alpha: float | None, teacher: "Finished | None") -> "Brief":
-        """The Brief of the model of a step, kept where its chain's models are."""
+    def brief(self, arm: str | None, step: int, alpha: float | None, teacher: "Finished | None") -> "ModelSpec":
+        """The ModelSpec of the model of a step, kept where its chain's models are."""
         folder = self.rundir.model(self.seed, arm, step)
-        return Brief(folder, name_model(self.seed, arm, step), arm, step, alpha, teacher)
+        return ModelSpec(folder, name_model(self.seed, arm, step), arm, step, alpha, teacher)
 
     def new_model(self, step: int) -> models.Classifier:
         """A model with initial weights drawn from (seed, step)."""
@@ -87,7 +98,7 @@ class Chains:
             torch.manual_seed(torch_seed(self.seed, "init", step))
             return models.Classifier(self.network(), self.data.mean, self.data.std)
 
-    def fit_estimated(self, brief: "Brief") -> "Finished":
+    def fit_estimated(self, brief: "ModelSpec") -> "Finished":
         """The student of a step whose alpha is estimated (alpha.py), after the probe that this takes.
 
         The estimate is written down before the student begins, so that it goes on with the same alpha wherever it is.
@@ -112,7 +123,7 @@ class Chains:
         noted.unlink()
         return Finished(self, brief.folder)
 
-    def choose(self, brief: "Brief", probe: "Finished") -> Choice:
+    def choose(self, brief: "ModelSpec", probe: "Finished") -> Choice:
         """The alpha of a step from what its probe and the teacher of step 0 say of the held-out images."""
         first, guess = self.teacher.val_logits, probe.val_logits
         rng = generator(self.seed, "bootstrap", brief.step)
@@ -125,18 +136,18 @@ class Chains:
                 f"alpha* = {choice.alpha_star:.4f} ± {choice.standard_error:.4f} on {len(labels):,} held-out images: "
             )
             said += "the probe (alpha 0) is taken" if choice.takes_probe else f"trained with {choice.alpha:.4f}"
-        self.show.note(f"{brief.name}: {said}")
+        self.listener.note(f"{brief.name}: {said}")
         return choice
 
-    def take(self, probe: "Finished", brief: "Brief", choice: Choice) -> None:
+    def take(self, probe: "Finished", brief: "ModelSpec", choice: Choice) -> None:
         """Make a probe the student of its step: the same weights and figures, with no training of its own."""
         write(brief.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
         result = replace(probe.result, arm=brief.arm, epochs=0, seconds=0.0)
-        about = read_about(probe.folder) | asdict(result) | estimate_of(choice, result)
-        write_json(brief.folder / "result.json", about)
-        self.show.end_model(result)
+        record = read_record(probe.folder) | asdict(result) | estimate_of(choice, result)
+        write_json(brief.folder / "result.json", record)
+        self.listener.end_model(result)
 
-    def fit(self, brief: "Brief", choice: Choice | None = None) -> "Finished":
+    def fit(self, brief: "ModelSpec", choice: Choice | None = None) -> "Finished":
         """Train a model on ``alpha * truth + (1 - alpha) * teacher``, or go on with it. ``choice`` is kept with it."""
         folder, teacher = brief.folder, brief.teacher
         if (folder / "result.json").exists():
@@ -149,16 +160,16 @@ class Chains:
             return model
         fit = engine.Fit(self.new_model(brief.step), self.config.train, self.device)
         training = Training(folder, fit, brief.alpha, teacher and teacher.sha256)
-        self.show.start_model(brief.name, len(self.train), training.fit.epochs)
+        self.listener.start_model(brief.name, len(self.train), training.fit.epochs)
         for epoch in range(training.fit.epochs, self.config.train.epochs):
             row = self.train_epoch(training.fit, brief, epoch)
             training.record(row, self.selects_best)
-            self.show.end_epoch(brief.name, row)
+            self.listener.end_epoch(brief.name, row)
         parent = teacher and {"path": str(teacher.folder.relative_to(self.rundir.path)), "sha256": teacher.sha256}
         self.finish(brief, training.selected(), training.rows, parent, choice)
         return Finished(self, folder)
 
-    def train_epoch(self, fit: engine.Fit, brief: "Brief", epoch: int) -> dict:
+    def train_epoch(self, fit: engine.Fit, brief: "ModelSpec", epoch: int) -> dict:
         """Train one epoch and look at the held-out images; returns the epoch's row of metrics.csv."""
         started = time.perf_counter()
         data, step, teacher = self.data, brief.step, brief.teacher
@@ -170,8 +181,8 @@ class Chains:
         # At alpha = 1 the teacher has no say, so it is not asked; at step 0 there is none.
         guide, weight = (teacher.model, brief.alpha) if teacher and brief.alpha < 1 else (None, 1.0)
         try:
-            figures = fit.epoch(self.train, plan, len(data.classes), guide, weight, self.show)
-        except engine.NotFinite as error:
+            figures = fit.epoch(self.train, plan, len(data.classes), guide, weight, self.listener)
+        except engine.NotFiniteLossError as error:
             raise ConfigError(f"{brief.name}, epoch {epoch + 1}: {error}; try a smaller --lr") from None
         val, _ = self.score(fit.model, self.val)
         return {
@@ -185,7 +196,7 @@ class Chains:
 
     def finish(
         self,
-        brief: "Brief",
+        brief: "ModelSpec",
         model: nn.Module,
         rows: list[dict],
         parent: dict | None,
@@ -219,7 +230,7 @@ class Chains:
             ),
         )
         write_tensors(folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
-        about = {
+        record = {
             "selected_epoch": last.get("epoch"),
             "model_sha256": sha256(folder / "model.pt"),
             "parent": parent,
@@ -229,12 +240,12 @@ class Chains:
             "configuration": self.config.identity,
             "reliability": metrics.reliability(logits, self.test.labels),
         }
-        about |= {} if choice is None else estimate_of(choice, result)
-        write_json(folder / "result.json", asdict(result) | about)
+        record |= {} if choice is None else estimate_of(choice, result)
+        write_json(folder / "result.json", asdict(result) | record)
         (folder / STATE).unlink(missing_ok=True)
-        self.show.end_model(result)
+        self.listener.end_model(result)
 
-    def score(self, model: nn.Module, pool: engine.Pool | None) -> tuple[dict[str, float], Tensor | None]:
+    def score(self, model: nn.Module, pool: engine.ImageStore | None) -> tuple[dict[str, float], Tensor | None]:
         """Loss and ``metrics.evaluate`` on a split against true labels, and the logits; nothing for no split."""
         if pool is None:
             return {}, None
@@ -262,7 +273,7 @@ def estimate_of(choice: Choice, result: Result) -> dict:
 
 
 @dataclass(frozen=True)
-class Brief:
+class ModelSpec:
     """Which model is to be trained, and how it differs from the others of its seed."""
 
     folder: Path
@@ -288,10 +299,10 @@ def _state_errors(folder: Path):
         yield
     except torch.OutOfMemoryError:
         raise
-    except (Damaged, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, ConfigError) and not isinstance(error, Damaged):
+    except (DamagedFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ConfigError) and not isinstance(error, DamagedFileError):
             raise
-        what = error if isinstance(error, Damaged) else f"{folder / STATE} is no state of this training"
+        what = error if isinstance(error, DamagedFileError) else f"{folder / STATE} is no state of this training"
         raise ConfigError(f"{what}; delete it to train this model from its beginning") from None
 
 
@@ -335,10 +346,10 @@ class Training:
 class Finished:
     """A finished model on disk; its weights are read when they are first needed."""
 
-    def __init__(self, chains: Chains, folder: Path):
+    def __init__(self, chains: Chain, folder: Path):
         self.chains, self.folder = chains, folder
-        about = read_about(folder)
-        self.result, self.sha256, self.parent = as_result(about), about["model_sha256"], about["parent"] or {}
+        record = read_record(folder)
+        self.result, self.sha256, self.parent = as_result(record), record["model_sha256"], record["parent"] or {}
 
     @cached_property
     def model(self) -> nn.Module:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.config import CUSTOM_MODEL, ConfigError, ModelConfig, TrainConfig, from_dict
-from distill.store.rundir import read_about, sha256, write
+from distill.config import CUSTOM_MODEL, ModelConfig, TrainConfig, from_dict
+from distill.errors import ConfigError
+from distill.store.rundir import read_record, sha256, write
 from distill.training import engine, models
 
 
@@ -20,17 +21,17 @@ def write_tensors(file: Path, content: dict) -> None:
     write(file, buffer.getvalue())
 
 
-class Damaged(ConfigError):
+class DamagedFileError(ConfigError):
     """A file that is no checkpoint, or no longer."""
 
 
 def read_tensors(file: Path) -> dict:
-    """A file of tensors and plain values, read without running any code in it. Raises ConfigError, Damaged."""
+    """A file of tensors and plain values, read without running any code in it. Raises ConfigError, DamagedFileError."""
     try:
         if zipfile.is_zipfile(file):  # torch itself does not look at the checksums
             with zipfile.ZipFile(file) as parts:
                 if parts.testzip() is not None:
-                    raise Damaged(f"{file} is damaged: its checksum is wrong")
+                    raise DamagedFileError(f"{file} is damaged: its checksum is wrong")
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
@@ -39,7 +40,7 @@ def read_tensors(file: Path) -> dict:
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
     except Exception:  # torch raises a dozen kinds, with advice for other cases, where a file is no checkpoint
-        raise Damaged(f"{file} is damaged, or no checkpoint of tensors alone") from None
+        raise DamagedFileError(f"{file} is damaged, or no checkpoint of tensors alone") from None
 
 
 def check_hash(file: Path, expected: str) -> None:
@@ -71,17 +72,17 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     for code that asks for ``weight.view(-1)`` there is ``.to(memory_format=torch.contiguous_format)``.
     """
     file = path / "model.pt" if (path := Path(path)).is_dir() else path
-    about = read_about(file.parent)
-    check_hash(file, about["model_sha256"])
+    record = read_record(file.parent)
+    check_hash(file, record["model_sha256"])
     if network is None:
-        if about["model"]["resnet"] == CUSTOM_MODEL:
+        if record["model"]["resnet"] == CUSTOM_MODEL:
             raise ConfigError(f"{file} is of a network of your own: give the function that makes it as network")
-        config = from_dict({"model": {k: v for k, v in about["model"].items() if v is not None}}).model
-        network = default_network(config, about["channels"], len(about["classes"]))
-    zeros = torch.zeros(about["channels"])
+        config = from_dict({"model": {k: v for k, v in record["model"].items() if v is not None}}).model
+        network = default_network(config, record["channels"], len(record["classes"]))
+    zeros = torch.zeros(record["channels"])
     model = models.Classifier(network(), zeros, zeros)
     load_weights(model, file)
-    model.classes = tuple(about["classes"])
+    model.classes = tuple(record["classes"])
     return engine.place(model, TrainConfig(), torch.device("cpu")).eval()
 
 

@@ -21,11 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill.config import CUSTOM_DATA, DataConfig, UserError
-
-
-class DataError(UserError):
-    """Data that cannot be used: the message is one line with what is wrong, where, and what to do."""
+from distill.config import CUSTOM_DATA, DataConfig
+from distill.errors import DataError, one_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ def load_source(config: DataConfig, progress: bool = False) -> Source:
         if config.dataset == "imagefolder":
             return _read_imagefolder(data_dir, config.image_size, progress)
     except OSError as error:  # what no reader foresees: no permission, a failing disk
-        raise DataError(f"{data_dir} cannot be read ({_one_line(error)})") from None
+        raise DataError(f"{data_dir} cannot be read ({one_line(error)})") from None
     raise DataError(f"no data set on disk is called {config.dataset!r}; arrays from Python go through from_arrays")
 
 
@@ -74,15 +71,11 @@ def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _as_array(values, what: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:  # ragged lists, tensors on a GPU
-        raise DataError(f"{what} cannot be made an array ({_one_line(error)})") from None
+        raise DataError(f"{what} cannot be made an array ({one_line(error)})") from None
 
 
 # ---------------------------------------------------------------------------------------------- arrays from Python
@@ -245,7 +238,7 @@ def _unpickle(path: Path, md5: str) -> tuple[dict, bool]:
         raise DataError(f"{path.parent} has no {path.name}; delete the folder, and it will be fetched again") from None
     except Exception as error:  # garbage makes a pickle raise nearly anything
         raise DataError(
-            f"{path} cannot be read ({_one_line(error)}); delete {path.parent} to have it fetched again"
+            f"{path} cannot be read ({one_line(error)}); delete {path.parent} to have it fetched again"
         ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, not a dictionary; is this a batch of CIFAR?")
@@ -267,7 +260,7 @@ def _fetch_cifar(original: type, data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         unfinished = tempfile.TemporaryDirectory(dir=data_dir, prefix=".unfinished-")
     except OSError as error:
-        raise DataError(f"cannot write into {data_dir} ({_one_line(error)}); choose another --data-dir") from None
+        raise DataError(f"cannot write into {data_dir} ({one_line(error)}); choose another --data-dir") from None
     with unfinished as folder:
         if not archive.exists():
             _download(original, md5, Path(folder), archive)
@@ -277,7 +270,7 @@ def _fetch_cifar(original: type, data_dir: Path) -> None:
             os.replace(Path(folder, original.base_folder), data_dir / original.base_folder)
         except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
             if not (data_dir / original.base_folder).is_dir():  # else another process was faster
-                raise DataError(f"cannot unpack {archive} into {data_dir} ({_one_line(error)})") from None
+                raise DataError(f"cannot unpack {archive} into {data_dir} ({one_line(error)})") from None
 
 
 def _download(original: type, md5: str, unfinished: Path, archive: Path) -> None:
@@ -292,7 +285,7 @@ def _download(original: type, md5: str, unfinished: Path, archive: Path) -> None
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection open
         wrong = type(error) is RuntimeError  # what torchvision raises for the checksum, without saying so
-        reason = f"what came has another MD5 than {md5}" if wrong else _one_line(error)
+        reason = f"what came has another MD5 than {md5}" if wrong else one_line(error)
         raise DataError(
             f"cannot download {url} ({reason}); put {archive.name} into {archive.parent} by hand, "
             "or take --dataset digits, which needs no download"
@@ -410,7 +403,7 @@ def _decode(path: Path, image_size: int | None) -> np.ndarray:
                 rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
             return np.asarray(rgb).transpose(2, 0, 1)
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
-        raise DataError(f"{path} cannot be read as an image ({_one_line(error)}); repair or remove it") from None
+        raise DataError(f"{path} cannot be read as an image ({one_line(error)}); repair or remove it") from None
 
 
 def _as_rgb(image):

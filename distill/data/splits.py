@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.config import DataConfig
-from distill.data.sources import DataError, Source, from_arrays, load_source
+from distill.data.sources import Source
+from distill.errors import DataError
 from distill.randomness import generator
-
-__all__ = ["DataError", "Dataset", "Source", "Split", "from_arrays", "load_source", "make_dataset"]
 
 TEST_OF_UNSPLIT = 500  # test images drawn from a source without a test split: 50 of each digit
 

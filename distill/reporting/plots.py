@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from distill.config import AUTO, ChainConfig, arm_name, beginnings
+from distill.config import AUTO, ChainConfig, arm_name, prefixes
 from distill.store.rundir import Result
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart, and a marker each for print.
@@ -38,7 +38,7 @@ def by_arm(results: list[Result], chain: ChainConfig, figure: str = "test_acc") 
             values.setdefault((result.arm, result.step), []).append(value)
     arms = {}
     for arm in chain.arms or ((),):
-        models = [None, *map(arm_name, beginnings(arm))]
+        models = [None, *map(arm_name, prefixes(arm))]
         steps = {chain.first_step + k: values.get((name, chain.first_step + k)) for k, name in enumerate(models)}
         arms[models[-1] or "teacher"] = {step: found for step, found in steps.items() if found}
     return arms
@@ -80,23 +80,23 @@ def diagnostics_figure(results: list[Result], chain: ChainConfig):
     return figure
 
 
-def reliability_figure(abouts: list[dict], chain: ChainConfig):
+def reliability_figure(records: list[dict], chain: ChainConfig):
     """Reliability diagrams (Guo et al. 2017, arXiv 1706.04599), a panel per arm and a line per step, seeds pooled.
 
-    ``abouts`` are the contents of result.json. A bin is drawn at its mean confidence where it has ten images or more.
+    ``records`` are the contents of result.json. A bin is drawn at its mean confidence where it has ten images or more.
     """
     from matplotlib import colormaps
 
     sums: dict[tuple[str | None, int], list] = {}
-    for about in abouts:
-        sums.setdefault((about["arm"], about["step"]), []).append(about["reliability"])
+    for record in records:
+        sums.setdefault((record["arm"], record["step"]), []).append(record["reliability"])
     arms = chain.arms or ((),)
     columns = min(4, len(arms))
     rows = math.ceil(len(arms) / columns)
     figure = _figure(max(4, 2.8 * columns), 0.6 + 2.9 * rows)
     lines = {}
     for i, arm in enumerate(arms):
-        models = [None, *map(arm_name, beginnings(arm))]
+        models = [None, *map(arm_name, prefixes(arm))]
         axes = figure.add_subplot(rows, columns, i + 1, aspect="equal", xlim=(0, 1), ylim=(0, 1))
         axes.set_title(title(models[-1] or "teacher"), fontsize=10)
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)

@@ -53,7 +53,7 @@ def accord(expected, observed) -> tuple[float, float]:
 
 
 def tables(title: str, seen, forecasts: list[Forecast], outcomes: list[Outcome]) -> str:
-    """All that a preview (of ``preview.Seen``) says, as text."""
+    """All that a preview (of ``preview.TwinInputs``) says, as text."""
     parts = [
         f"Kernel twin of {title}, {len(seen.truth):,} held-out images\n"
         "error: squared error against the true label, summed over classes; step 0 is the teacher",

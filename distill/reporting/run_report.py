@@ -31,25 +31,25 @@ def _cell(values: list[float] | None, seeds: int) -> str:
     return f"{mean:.4f} ± {sd:.4f}" if len(values) > 1 else f"{mean:.4f}" + " " * (9 if seeds > 1 else 0)
 
 
-def estimates(abouts: list[dict]) -> str:
+def estimates(records: list[dict]) -> str:
     """The weights that were estimated, and what came of them, a line per seed and step; "" where there are none.
 
-    ``abouts`` are the contents of result.json.
+    ``records`` are the contents of result.json.
     """
-    probes = {(about["seed"], about["arm"], about["step"]): about for about in abouts}
+    probes = {(record["seed"], record["arm"], record["step"]): record for record in records}
     cells = [["seed", "step", "arm", "alpha*", "trained with", "probe", "predicted", "student", "probe's", "student's"]]
-    for about in abouts:
-        if (auto := about.get("auto")) is None:
+    for record in records:
+        if (auto := record.get("auto")) is None:
             continue
         star = "any" if auto["alpha_star"] is None else f"{auto['alpha_star']:.3f} ± {auto['standard_error']:.3f}"
-        probe = probes.get((about["seed"], f"{about['arm']} probe", about["step"]))  # a user may have deleted it
+        probe = probes.get((record["seed"], f"{record['arm']} probe", record["step"]))  # a user may have deleted it
         cells.append(
             [
-                *(str(about[name]) for name in ("seed", "step", "arm")),
+                *(str(record[name]) for name in ("seed", "step", "arm")),
                 star,
                 "the probe" if auto["takes_probe"] else f"{auto['alpha']:.3f}",
                 *(f"{auto[name]:.4f}" for name in ("probe_val_brier", "predicted_val_brier", "val_brier")),
-                *("-" if model is None else f"{model['test_acc']:.4f}" for model in (probe, about)),
+                *("-" if model is None else f"{model['test_acc']:.4f}" for model in (probe, record)),
             ]
         )
     if len(cells) == 1:
@@ -60,12 +60,12 @@ def estimates(abouts: list[dict]) -> str:
     return "\n".join([heading, aligned(cells)])
 
 
-def draw(results: list[Result], abouts: list[dict], chain: ChainConfig, folder: Path) -> None:
+def draw(results: list[Result], records: list[dict], chain: ChainConfig, folder: Path) -> None:
     """Leave accuracy, diagnostics and reliability as .png and .svg."""
     figures = {
         "accuracy": accuracy_figure(results, chain),
         "diagnostics": diagnostics_figure(results, chain),
-        "reliability": reliability_figure(abouts, chain),
+        "reliability": reliability_figure(records, chain),
     }
     for name, figure in figures.items():
         for kind in ("png", "svg"):
@@ -78,10 +78,10 @@ def draw(results: list[Result], abouts: list[dict], chain: ChainConfig, folder: 
 def report(path: Path) -> str:
     """Draw a run's figures and return its tables; an empty string where no model is finished."""
     rundir = RunDir(path)
-    abouts = rundir.abouts()
-    results = rundir.write_results([*map(as_result, abouts)])
+    records = rundir.records()
+    results = rundir.write_results([*map(as_result, records)])
     if not results:
         return ""
     chain = read_config(path / "config.toml").chain
-    draw(results, abouts, chain, path)
-    return "\n\n".join(filter(None, [table(results, chain), estimates(abouts)]))
+    draw(results, records, chain, path)
+    return "\n\n".join(filter(None, [table(results, chain), estimates(records)]))

@@ -15,13 +15,16 @@ import torch
 from torch import nn
 
 from distill.chains.chain import epochs_on_disk
-from distill.config import AUTO, Arm, Config, ConfigError, TrainConfig, arm_name, students_of
-from distill.data.splits import Dataset, Source, Split
+from distill.config import AUTO, Arm, Config, TrainConfig, arm_name, students
+from distill.data.sources import Source
+from distill.data.splits import Dataset, Split
+from distill.errors import ConfigError
 from distill.randomness import ONE_AT_A_TIME
-from distill.running.executors import apart, job_threads
-from distill.running.lab import Lab, prepare, said_models
+from distill.running.executors import disjoint_groups, job_threads
+from distill.running.experiment import Experiment, format_model_count, prepare
 from distill.store.rundir import RunDir
 from distill.training import augment, engine, models
+from distill.training.listener import Notes
 
 WARM_UP = 3  # updates before a burst
 BURST_SECONDS = 1.0  # a timed burst takes about so long, and three updates at least
@@ -45,12 +48,12 @@ class Trial:
         augmented: bool = True,
     ):
         self.data, self.network, self.train, self.device = data, network, train, device
-        self.pool = engine.make_pool(data.train, device)
+        self.pool = engine.make_image_store(data.train, device)
         self.teacher = engine.place(self._model(), train, device).requires_grad_(False).eval()
         n, width = len(self.pool), data.train.images.shape[-1]
         self.plan = augment.plan(0, 0, 0, n, width, augmented, data.flip)
         self.updates = engine.updates_per_epoch(n, train.batch_size)
-        self.show = engine.Notes()
+        self.listener = Notes()
 
     def _model(self) -> nn.Module:
         with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
@@ -66,8 +69,8 @@ class Trial:
         plan, teacher = self.plan[: updates * self.train.batch_size], self.teacher if taught else None
         started = time.perf_counter()
         try:
-            fit.epoch(self.pool, plan, len(self.data.classes), teacher, 0.5, self.show)  # waits at its end
-        except engine.NotFinite as error:
+            fit.epoch(self.pool, plan, len(self.data.classes), teacher, 0.5, self.listener)  # waits at its end
+        except engine.NotFiniteLossError as error:
             raise ConfigError(f"{error}; try a smaller --lr") from None
         return time.perf_counter() - started
 
@@ -89,7 +92,7 @@ class Trial:
         """Seconds of evaluating one image."""
         some = min(EVALUATED, len(self.data.test))
         split = Split(*(getattr(self.data.test, name)[:some] for name in ("images", "labels", "true_labels", "index")))
-        pool = engine.make_pool(split, self.device)
+        pool = engine.make_image_store(split, self.device)
         engine.predict_all(self.teacher, pool, self.train)
         started = time.perf_counter()
         engine.predict_all(self.teacher, pool, self.train)  # waits at its end
@@ -104,7 +107,7 @@ class Trial:
         return time.perf_counter() - started
 
 
-def trial_of(lab: Lab) -> Trial:
+def trial_of(lab: Experiment) -> Trial:
     """A trial of a run's own training, on its first seed's images."""
     data, config = lab.dataset(lab.config.chain.seed[0]), lab.config
     return Trial(data, lab.make_network(data), config.train, lab.device, config.data.augment)
@@ -132,19 +135,19 @@ class Cost:
         epoch = self.updates * update + self.held_out * self.evaluation + self.checkpoint
         return self.config.train.epochs * epoch + (self.train + self.held_out + self.test) * self.evaluation
 
-    def training(self, upto: Arm) -> float:
+    def training(self, prefix: Arm) -> float:
         """Seconds of one model of the grid; no weights: a seed's teacher, unless it is given.
 
         At alpha = 1 the teacher is not asked; where alpha is estimated there is a probe, and at most one training more.
         """
-        if not upto:
+        if not prefix:
             return self.model(taught=False) if self.config.chain.teacher_ckpt is None else 0.0
-        return (1 + (upto[-1] == AUTO)) * self.model(taught=upto[-1] != 1)
+        return (1 + (prefix[-1] == AUTO)) * self.model(taught=prefix[-1] != 1)
 
     def seconds(self, seed: int, arms: Iterable[Arm], done: Mapping[tuple[int, Arm], float]) -> float:
         """Seconds of a seed's teacher and of some arms' students, those that they share once, less what is done."""
-        models = {(), *students_of(arms)}
-        return sum((1 - done.get((seed, upto), 0.0)) * self.training(upto) for upto in models)
+        models = {(), *students(arms)}
+        return sum((1 - done.get((seed, prefix), 0.0)) * self.training(prefix) for prefix in models)
 
     @property
     def chain(self) -> float:
@@ -160,11 +163,11 @@ class Cost:
         """Seconds of the grid less what is done: of a seed's model, which share."""
         seeds, arms = self.config.chain.seed, self.config.chain.arms
         alone = sum(self.seconds(seed, arms, done) for seed in seeds)
-        longest = max(self.seconds(seed, group, done) for seed in seeds for group in apart(arms) or [()])
+        longest = max(self.seconds(seed, group, done) for seed in seeds for group in disjoint_groups(arms) or [()])
         return max(alone / self.config.run.jobs, longest)
 
 
-def measure(lab: Lab) -> Cost:
+def measure(lab: Experiment) -> Cost:
     """Time the bursts of a run's own training, with its jobs' number of threads, one job alone."""
     trial = trial_of(lab)
     bursts = list(zip(*trial.updates_of_both(), strict=True))
@@ -180,13 +183,13 @@ def measure(lab: Lab) -> Cost:
         evaluation=trial.evaluation(),
         checkpoint=trial.checkpoint(),
         scatter=max(max(times) / min(times) for times in bursts),
-        notes=tuple(dict.fromkeys(trial.show.notes)),
+        notes=tuple(dict.fromkeys(trial.listener.notes)),
     )
 
 
 def tell(cost: Cost) -> str:
     """The cost in a few lines."""
-    config, chains, models = cost.config, independent_chains(cost.config), said_models(cost.config)
+    config, chains, models = cost.config, independent_chains(cost.config), format_model_count(cost.config)
     jobs = min(config.run.jobs, chains)
     together = "one after the other" if jobs == 1 else f"{jobs} jobs, were they not to slow one another down"
     return "\n".join(
@@ -205,7 +208,7 @@ def tell(cost: Cost) -> str:
     )
 
 
-def tell_left(cost: Cost, done: Mapping[tuple[int, Arm], float]) -> str:
+def format_remaining(cost: Cost, done: Mapping[tuple[int, Arm], float]) -> str:
     """What is left of a run that some of is done of, in a line."""
     finished = sum(share == 1 for share in done.values())
     begun = len(done) - finished
@@ -226,9 +229,9 @@ def done_in(config: Config) -> dict[tuple[int, Arm], float]:
         return (trained + share(folder / "probe", estimated=False)) / 2 if estimated else trained
 
     found = {}
-    for seed, upto in itertools.product(chain.seed, {(), *students_of(chain.arms)}):
-        folder = rundir.model(seed, arm_name(upto) if upto else None, chain.first_step + len(upto))
-        found[seed, upto] = share(folder, estimated=upto[-1:] == (AUTO,))
+    for seed, prefix in itertools.product(chain.seed, {(), *students(chain.arms)}):
+        folder = rundir.model(seed, arm_name(prefix) if prefix else None, chain.first_step + len(prefix))
+        found[seed, prefix] = share(folder, estimated=prefix[-1:] == (AUTO,))
     return {model: part for model, part in found.items() if part}
 
 
@@ -245,8 +248,8 @@ def duration(seconds: float) -> str:
 
 
 def independent_chains(config: Config) -> int:
-    """Chains that can be trained at the same time, once their teachers are."""
-    return len(config.chain.seed) * max(1, len(apart(config.chain.arms)))
+    """Chain that can be trained at the same time, once their teachers are."""
+    return len(config.chain.seed) * max(1, len(disjoint_groups(config.chain.arms)))
 
 
 # -------------------------------------------------------------------------------------------------------- --jobs auto
@@ -257,7 +260,7 @@ def prepare_with_jobs(
     source: Source | None = None,
     network: Callable[[], nn.Module] | None = None,
     progress: bool = False,
-) -> Lab:
+) -> Experiment:
     """``prepare``, and ``jobs`` auto made a number: 1 for a network or images of one's own, else ``best_jobs``."""
     if config.run.jobs != "auto":
         return prepare(config, source, network, progress)
@@ -274,7 +277,7 @@ def with_jobs(config: Config, jobs: int) -> Config:
     return replace(config, run=replace(config.run, jobs=jobs))
 
 
-def best_jobs(lab: Lab) -> int:
+def best_jobs(lab: Experiment) -> int:
     """On a CPU a job for each core; on a CUDA device what a short probe finds. Never more than there are chains."""
     chains = independent_chains(lab.config)
     if lab.device.type == "cpu":
@@ -290,7 +293,7 @@ def probe(trial: Trial, most: int) -> int:
     best, best_rate = 1, 0.0
     before = torch.cuda.memory_reserved(trial.device)  # what a graph keeps for itself is no longer allocated
     torch.cuda.reset_peak_memory_stats(trial.device)
-    with Together(trial, max(JOBS)) as together:
+    with ConcurrentTrial(trial, max(JOBS)) as together:
         for jobs in JOBS:
             if jobs > most:
                 break
@@ -304,13 +307,13 @@ def probe(trial: Trial, most: int) -> int:
                 rate = together.images_per_second(jobs)
             except torch.OutOfMemoryError:
                 break
-            if rate < WORTH * best_rate or trial.show.notes:
+            if rate < WORTH * best_rate or trial.listener.notes:
                 break
             best, best_rate = jobs, rate
     return best
 
 
-class Together:
+class ConcurrentTrial:
     """Students of a trial trained at the same time, in threads with a stream each, as jobs on a CUDA device are.
 
     The threads stay: cuDNN remembers by thread which algorithms it has found. All students train equally long, whatever
@@ -321,7 +324,7 @@ class Together:
         self.trial, self.threads = trial, job_threads(trial.device, most)
         self.updates: int | None = None  # of a student's burst
 
-    def __enter__(self) -> "Together":
+    def __enter__(self) -> "ConcurrentTrial":
         return self
 
     def __exit__(self, *error) -> None:

@@ -1,4 +1,4 @@
-"""Chains side by side: every chain of a grid is a task for one of a few processes or, on a CUDA device, threads.
+"""Chain side by side: every chain of a grid is a task for one of a few processes or, on a CUDA device, threads.
 
 Threads share one copy of each seed's images and one CUDA context; each has a stream of its own, on which its models'
 graphs are captured and replayed. This has not run on a device yet: it is tested with threads on a CPU.
@@ -18,19 +18,21 @@ from contextlib import contextmanager, redirect_stderr, suppress
 
 import torch
 
-from distill.chains.chain import Chains
-from distill.config import Arm, Config, UserError, arm_name, students_of
-from distill.running.lab import Lab, prepare
+from distill.chains.chain import Chain
+from distill.config import Arm, Config, arm_name, students
+from distill.errors import UserError
+from distill.running.experiment import Experiment, prepare
 from distill.store.rundir import Result, RunDir
-from distill.training.engine import Silent, Sums
+from distill.training.engine import EpochSums
+from distill.training.listener import Listener
 
 
-def side_by_side(lab: Lab, show) -> None:
+def side_by_side(lab: Experiment, listener) -> None:
     """Teachers, then arms, as tasks for ``jobs`` processes or threads. An arm is ready once its seed's teacher is.
 
     Arms whose first students are the same are one task: they may share more.
     """
-    (_in_threads if uses_threads(lab.device) else _in_processes)(lab, show)
+    (_in_threads if uses_threads(lab.device) else _in_processes)(lab, listener)
 
 
 def uses_threads(device: torch.device) -> bool:
@@ -38,7 +40,7 @@ def uses_threads(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def apart(arms: tuple[Arm, ...]) -> list[tuple[Arm, ...]]:
+def disjoint_groups(arms: tuple[Arm, ...]) -> list[tuple[Arm, ...]]:
     """The arms in groups that share no student: those whose first weights are equal stay together."""
     groups: dict[float | str, list[Arm]] = {}
     for arm in arms:
@@ -46,7 +48,7 @@ def apart(arms: tuple[Arm, ...]) -> list[tuple[Arm, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _work_off(lab: Lab, submit: Callable[[int, tuple[Arm, ...]], Future]) -> None:
+def _work_off(lab: Experiment, submit: Callable[[int, tuple[Arm, ...]], Future]) -> None:
     """Submit a task for each seed's teacher (no arms), and one for each group of its arms when it is done."""
     chain = lab.config.chain
     tasks = {submit(seed, ()): seed for seed in chain.seed}
@@ -54,10 +56,10 @@ def _work_off(lab: Lab, submit: Callable[[int, tuple[Arm, ...]], Future]) -> Non
         for task in wait(tasks, return_when=FIRST_COMPLETED).done:
             seed, finished = tasks.pop(task), task.result()
             if not finished:
-                tasks |= {submit(seed, arms): seed for arms in apart(chain.arms)}
+                tasks |= {submit(seed, arms): seed for arms in disjoint_groups(chain.arms)}
 
 
-def _in_processes(lab: Lab, show) -> None:
+def _in_processes(lab: Experiment, listener) -> None:
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or torch's threads
     messages, over, others = context.Queue(), threading.Event(), set(multiprocessing.active_children())
 
@@ -66,14 +68,14 @@ def _in_processes(lab: Lab, show) -> None:
             with suppress(queue.Empty):
                 method, *arguments = messages.get(timeout=0.2)
                 with suppress(OSError, UserError):  # results.csv is written again at the end, where an error is told of
-                    getattr(show, method)(*arguments)
+                    getattr(listener, method)(*arguments)
 
     def submit(seed: int, arms: tuple[Arm, ...]) -> Future:
         with _out_of_ctrl_c():
             return workers.submit(_work, seed, arms)
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
+    reader = threading.Thread(target=listen, daemon=True)
+    reader.start()
     workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab.config, messages))
     try:
         _work_off(lab, submit)
@@ -89,20 +91,20 @@ def _in_processes(lab: Lab, show) -> None:
     finally:
         workers.shutdown(wait=True, cancel_futures=True)
         over.set()
-        listener.join()
+        reader.join()
 
 
-def _in_threads(lab: Lab, show) -> None:
-    rundir, show, seeds = RunDir(lab.config.output), _Locked(show), {}
-    groups_left = dict.fromkeys(lab.config.chain.seed, len(apart(lab.config.chain.arms)))
+def _in_threads(lab: Experiment, listener) -> None:
+    rundir, listener, seeds = RunDir(lab.config.output), _Locked(listener), {}
+    groups_left = dict.fromkeys(lab.config.chain.seed, len(disjoint_groups(lab.config.chain.arms)))
 
     def work(seed: int, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
         if not arms:
-            seeds[seed] = lab.chains(seed, rundir, show)
+            seeds[seed] = lab.chains(seed, rundir, listener)
             _share_teacher(seeds[seed])
         for arm in arms:
             seeds[seed].run(arm)
-        with show.lock:
+        with listener.lock:
             groups_left[seed] -= bool(arms)
             if not groups_left[seed]:
                 del seeds[seed]
@@ -113,7 +115,7 @@ def _in_threads(lab: Lab, show) -> None:
     try:
         _work_off(lab, lambda seed, arms: workers.submit(work, seed, arms))
     except BaseException:
-        show.over.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
+        listener.over.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
         raise
     finally:
         workers.shutdown(wait=True, cancel_futures=True)
@@ -129,12 +131,12 @@ def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(jobs, initializer=own_stream)
 
 
-def _share_teacher(chains: Chains) -> None:
+def _share_teacher(chains: Chain) -> None:
     """Train a seed's teacher and have it on the device before several streams ask for it at once."""
     teacher, chain = chains.teacher, chains.config.chain
     folders = (
-        chains.rundir.model(chains.seed, arm_name(upto), chain.first_step + len(upto))
-        for upto in students_of(chain.arms)
+        chains.rundir.model(chains.seed, arm_name(prefix), chain.first_step + len(prefix))
+        for prefix in students(chain.arms)
     )
     if not all((folder / "result.json").exists() for folder in folders):
         teacher.test_logits  # noqa: B018 - reads the model; ends with a copy to the host
@@ -144,27 +146,27 @@ class _Over(Exception):
     """The run is being stopped."""
 
 
-class _Locked(Silent):
+class _Locked(Listener):
     """Progress in threads, told one at a time; ends a thread at its chunk's end once ``over`` is set."""
 
-    def __init__(self, show):
-        self.show, self.lock, self.over = show, threading.Lock(), threading.Event()
+    def __init__(self, listener):
+        self.listener, self.lock, self.over = listener, threading.Lock(), threading.Event()
 
     def note(self, text: str) -> None:
         with self.lock:
-            self.show.note(text)
+            self.listener.note(text)
 
-    def figures(self, sums: Sums) -> None:
+    def end_chunk(self, sums: EpochSums) -> None:
         if self.over.is_set():
             raise _Over
 
     def end_epoch(self, name: str, row: dict) -> None:
         with self.lock:
-            self.show.end_epoch(name, row)
+            self.listener.end_epoch(name, row)
 
     def end_model(self, result: Result) -> None:
         with self.lock:
-            self.show.end_model(result)
+            self.listener.end_model(result)
 
 
 @contextmanager
@@ -180,7 +182,7 @@ def _out_of_ctrl_c():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Messenger(Silent):
+class _Messenger(Listener):
     """Progress in a worker process, told to its parent."""
 
     def __init__(self, messages):
@@ -196,7 +198,7 @@ class _Messenger(Silent):
         self.put(("end_model", result))
 
 
-_worker: tuple[Lab, _Messenger]  # a worker process's own
+_worker: tuple[Experiment, _Messenger]  # a worker process's own
 
 
 def _start_worker(config: Config, messages) -> None:
@@ -214,8 +216,8 @@ def _end_with_parent() -> None:
 
 def _work(seed: int, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
     """Train one seed's teacher, and then the students of these arms (none: the teacher alone); returns ``arms``."""
-    lab, show = _worker
-    chains = lab.chains(seed, RunDir(lab.config.output), show)
+    lab, listener = _worker
+    chains = lab.chains(seed, RunDir(lab.config.output), listener)
     for arm in arms or ((),):
         chains.run(arm)
     return arms

@@ -24,22 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.chains.checkpoints import load_model
-from distill.config import (
-    CUSTOM_DATA,
-    CUSTOM_MODEL,
-    ConfigError,
-    TrainConfig,
-    UserError,
-    arm_name,
-    beginnings,
-    read_config,
-)
-from distill.data.splits import Source
+from distill.config import CUSTOM_DATA, CUSTOM_MODEL, TrainConfig, arm_name, prefixes, read_config
+from distill.data.sources import Source
+from distill.errors import ConfigError, UserError
 from distill.kernel.twin import Forecast, Twin, forecast, make_twin
 from distill.randomness import generator
 from distill.reporting.preview_page import Outcome, draw, tables
-from distill.running.lab import Lab, prepare
-from distill.store.rundir import RunDir, read_about
+from distill.running.experiment import Experiment, prepare
+from distill.store.rundir import RunDir, read_record
 from distill.training import engine
 
 SIZE = 2000  # training images
@@ -80,7 +72,7 @@ def page(
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class TwinInputs:
     """What the twins are made of, at n training images and q held-out ones: float32 features, float64 classes."""
 
     features: np.ndarray  # (n, p)
@@ -93,7 +85,7 @@ class Seen:
     predicted: np.ndarray  # (q, classes) the teacher's probabilities
 
 
-def preview(seen: Seen, students: int, lam: float | None = None) -> list[Forecast]:
+def preview(seen: TwinInputs, students: int, lam: float | None = None) -> list[Forecast]:
     """The forecast of each twin for chains of so many students, from arrays; ``lam`` > 0 is the ridge of all."""
 
     def twin(kernel: str, X, Z, **options) -> Twin:
@@ -107,7 +99,7 @@ def preview(seen: Seen, students: int, lam: float | None = None) -> list[Forecas
 # ---- the teacher and what it sees
 
 
-def _lab(run: Path, source: Source | None, network) -> Lab:
+def _lab(run: Path, source: Source | None, network) -> Experiment:
     """The run's images and configuration, here: its device and precision may not exist on this machine."""
     if not (run / "config.toml").exists():
         raise ConfigError(f"{run} holds no run (no config.toml in it)")
@@ -137,17 +129,17 @@ def _lab(run: Path, source: Source | None, network) -> Lab:
 class _Teacher:
     """The trained teacher of one seed, and the images that the seed trains on and holds out."""
 
-    def __init__(self, lab: Lab, run: Path, seed: int):
+    def __init__(self, lab: Experiment, run: Path, seed: int):
         self.lab, self.rundir, self.seed = lab, RunDir(run), seed
         self.folder = self.rundir.model(seed, None, lab.config.chain.first_step)
         if not (self.folder / "result.json").exists():
             raise ConfigError(f"{self.folder} holds no finished teacher: train it first (--alpha 1 is enough)")
         self.data = lab.dataset(seed)
-        self.val = engine.make_pool(self.data.val, lab.device)
+        self.val = engine.make_image_store(self.data.val, lab.device)
         self.truth = np.eye(len(self.data.classes))[self.data.val.true_labels]
         self.model = engine.place(load_model(self.folder, lab.network), lab.config.train, lab.device)
 
-    def seen(self, size: int) -> Seen:
+    def seen(self, size: int) -> TwinInputs:
         """Features at ``size`` training images and at all held-out ones, with what is known of their classes."""
         train = self.data.train
         rows = balanced_subset(train.labels, size, generator(self.seed, "preview"))
@@ -158,9 +150,9 @@ class _Teacher:
             true_labels=train.true_labels[rows],
             index=train.index[rows],
         )
-        here, fitted = features(self.model, engine.make_pool(part, self.lab.device), self.lab.config.train)
+        here, fitted = features(self.model, engine.make_image_store(part, self.lab.device), self.lab.config.train)
         there, predicted = features(self.model, self.val, self.lab.config.train)
-        return Seen(
+        return TwinInputs(
             features=here,
             images=small(part.images),
             given=np.eye(len(self.data.classes))[part.labels],
@@ -173,8 +165,8 @@ class _Teacher:
 
     def score(self, folder: Path) -> tuple[float, float]:
         """Squared error (summed over classes) and accuracy of a finished model on the held-out images."""
-        about = read_about(folder)
-        return about["val_brier"], about["val_acc"]
+        record = read_record(folder)
+        return record["val_brier"], record["val_acc"]
 
 
 def balanced_subset(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -186,7 +178,7 @@ def balanced_subset(labels: np.ndarray, size: int, rng: np.random.Generator) -> 
     return np.sort(order[rank[order].argsort(kind="stable")][:size])
 
 
-def features(model: nn.Module, pool: engine.Pool, train: TrainConfig) -> tuple[np.ndarray, Tensor]:
+def features(model: nn.Module, pool: engine.ImageStore, train: TrainConfig) -> tuple[np.ndarray, Tensor]:
     """What reaches the last linear layer, (n, p) float32, and the logits (n, classes), in eval mode, not augmented.
 
     Raises ConfigError for a network without a linear layer that sees each image once.
@@ -224,12 +216,12 @@ def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}  # by name: unfinished chains may have the same beginning
     first = teacher.score(teacher.folder)
     for arm in teacher.lab.config.chain.arms:
-        folders = [teacher.rundir.model(teacher.seed, arm_name(upto), k) for k, upto in enumerate(beginnings(arm), 1)]
+        folders = [teacher.rundir.model(teacher.seed, arm_name(prefix), k) for k, prefix in enumerate(prefixes(arm), 1)]
         folders = list(takewhile(lambda folder: (folder / "result.json").exists(), folders))
         name = arm_name(arm[: len(folders)])
         if len(folders) <= (len(outcomes[name].alphas) if name in outcomes else 0):
             continue
-        alphas = np.array([read_about(folder)["alpha"] for folder in folders])
+        alphas = np.array([read_record(folder)["alpha"] for folder in folders])
         error, accuracy = (np.array([teacher.score(folder) for folder in folders]) - first).T
         expected = [np.array(each.twin.score(alphas, np.arange(len(alphas) + 1))) for each in forecasts]
         changes = np.array([values[:, 1:] - values[:, :1] for values in expected])

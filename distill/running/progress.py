@@ -6,13 +6,14 @@ import time
 from tqdm import tqdm
 
 from distill.store.rundir import Result, name_model
-from distill.training.engine import Silent, Sums
+from distill.training.engine import EpochSums
+from distill.training.listener import Listener
 
 LINE_EVERY = 10.0  # seconds between epoch lines where the output is no terminal
 LOOK_EVERY = 1.0  # seconds between looks at the figures, each of which waits for the device
 
 
-class Progress(Silent):
+class Progress(Listener):
     """Bars on standard error (epochs of the whole run; images of the epoch), lines on standard output."""
 
     def __init__(self, models: int, epochs: int, jobs: int = 1):
@@ -41,7 +42,7 @@ class Progress(Silent):
     def advance(self, images: int) -> None:
         self.epoch.update(images)
 
-    def figures(self, sums: Sums) -> None:
+    def end_chunk(self, sums: EpochSums) -> None:
         if self.bars and time.monotonic() - self.looked > LOOK_EVERY:
             so_far = sums.read()
             self.epoch.set_postfix_str(f"loss {so_far['loss']:.4f} acc {so_far['acc']:.3f}")

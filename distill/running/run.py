@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from distill.config import Config
-from distill.data.splits import Source
+from distill.data.sources import Source
 from distill.running.cost import prepare_with_jobs
 from distill.running.executors import side_by_side
-from distill.running.lab import Lab, memory_errors, versions
+from distill.running.experiment import Experiment, memory_errors, versions
 from distill.store.rundir import Result, RunDir
-from distill.training import engine
+from distill.training.listener import Listener
 
 
 def run(
-    config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, show=None
+    config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, listener=None
 ) -> list[Result]:
     """Run every chain of a grid and return all results; what an earlier run of the same directory finished is kept.
 
@@ -27,10 +27,10 @@ def run(
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     # The caller's own draws go on as if nothing had happened, on CUDA too where it is in use.
     with torch.random.fork_rng(devices), memory_errors(config):
-        return run_lab(prepare_with_jobs(config, source, network), show or engine.Silent())
+        return run_experiment(prepare_with_jobs(config, source, network), listener or Listener())
 
 
-def run_lab(lab: Lab, show) -> list[Result]:
+def run_experiment(lab: Experiment, listener) -> list[Result]:
     """``run``, with everything in place."""
     config, rundir = lab.config, RunDir(lab.config.output)
     for seed in config.chain.seed:
@@ -42,15 +42,15 @@ def run_lab(lab: Lab, show) -> list[Result]:
         facts = versions(lab.device)
         for key in ("device", "threads"):
             if (before := rundir.environments()) and before[-1].get(key, facts[key]) != facts[key]:
-                show.note(f"{key} was {before[-1][key]}, is {facts[key]}: not the bits of an uninterrupted run")
+                listener.note(f"{key} was {before[-1][key]}, is {facts[key]}: not the bits of an uninterrupted run")
         rundir.write_environment(**facts)
-        show = _Recorder(rundir, show)
-        show.begin(sum(result.epochs > 0 or result.arm is not None for result in rundir.results()))
+        listener = _Recorder(rundir, listener)
+        listener.begin(sum(result.epochs > 0 or result.arm is not None for result in rundir.results()))
         if config.run.jobs > 1:
-            side_by_side(lab, show)
+            side_by_side(lab, listener)
         else:
             for seed in config.chain.seed:
-                chains = lab.chains(seed, rundir, show)
+                chains = lab.chains(seed, rundir, listener)
                 for arm in config.chain.arms or ((),):
                     chains.run(arm)
                 del chains
@@ -60,14 +60,14 @@ def run_lab(lab: Lab, show) -> list[Result]:
 
 
 class _Recorder:
-    """``show``, with results.csv written anew before a finished model is told of."""
+    """``listener``, with results.csv written anew before a finished model is told of."""
 
-    def __init__(self, rundir: RunDir, show):
-        self._rundir, self._show = rundir, show
+    def __init__(self, rundir: RunDir, listener):
+        self._rundir, self._listener = rundir, listener
 
     def __getattr__(self, name: str):
-        return getattr(self._show, name)
+        return getattr(self._listener, name)
 
     def end_model(self, result: Result) -> None:
         self._rundir.write_results()
-        self._show.end_model(result)
+        self._listener.end_model(result)

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
-from distill.config import AUTO, PREVIEW, Config, ConfigError, read_config, to_toml
+from distill.config import AUTO, PREVIEW, Config, read_config, to_toml
+from distill.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def write_json(path: Path, value) -> None:
     write(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_about(folder: Path) -> dict:
+def read_record(folder: Path) -> dict:
     """The whole of a finished model's result.json. Raises ConfigError where it is missing or damaged."""
     file = folder / "result.json"
     try:
@@ -137,9 +138,9 @@ def _order(result: Result) -> tuple:
     return result.seed, weights, result.step, result.arm or ""
 
 
-def as_result(about: dict) -> Result:
-    """The figures among what ``read_about`` gives."""
-    return Result(**{name: about[name] for name in RESULT_COLUMNS})
+def as_result(record: dict) -> Result:
+    """The figures among what ``read_record`` gives."""
+    return Result(**{name: record[name] for name in RESULT_COLUMNS})
 
 
 class RunDir:
@@ -196,12 +197,12 @@ class RunDir:
 
     def results(self) -> list[Result]:
         """The result of every finished model, by seed, arm (the teacher first) and step."""
-        return [as_result(about) for about in self.abouts()]
+        return [as_result(record) for record in self.records()]
 
-    def abouts(self) -> list[dict]:
+    def records(self) -> list[dict]:
         """The whole result.json of every finished model, by seed, arm (the teacher first) and step."""
-        found = (read_about(file.parent) for file in self.path.glob("seed_*/**/result.json"))
-        return sorted(found, key=lambda about: _order(as_result(about)))
+        found = (read_record(file.parent) for file in self.path.glob("seed_*/**/result.json"))
+        return sorted(found, key=lambda record: _order(as_result(record)))
 
     def write_results(self, results: list[Result] | None = None) -> list[Result]:
         """Write results.csv anew from the finished models (read here unless they are given); return their results."""

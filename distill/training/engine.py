@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distill.config import ConfigError, TrainConfig
+from distill.config import TrainConfig
 from distill.data.splits import Split
+from distill.errors import ConfigError
 from distill.training import augment, decay
 from distill.training import cuda_graph as graph
+from distill.training.listener import Listener
 from distill.training.objective import Objective, one_hot
 
 CHUNK_PIXELS = 2**20  # of the images augmented at once: 1,024 of CIFAR
@@ -29,7 +31,7 @@ RESIDENT_SHARE = 0.5  # of the free device memory that a training set may take b
 _own = threading.local()
 
 
-class NotFinite(ArithmeticError):
+class NotFiniteLossError(ArithmeticError):
     """A loss that is infinite or not a number; ``update`` counts from 1 within the epoch."""
 
     def __init__(self, update: int):
@@ -85,7 +87,7 @@ def _keep_freed_memory() -> None:
 
 
 @dataclass(frozen=True)
-class Pool:
+class ImageStore:
     """A split in memory, on the device or (pinned) on the host."""
 
     images: Tensor  # (n, c, h, w) uint8
@@ -96,7 +98,7 @@ class Pool:
         return len(self.labels)
 
 
-def make_pool(split: Split, device: torch.device, resident: bool | None = None) -> Pool:
+def make_image_store(split: Split, device: torch.device, resident: bool | None = None) -> ImageStore:
     """Put a split into device memory where it takes no more than half of what is free, else into pinned host memory."""
     # Strides anew: an axis of one channel may have any, and by them convolutions choose their kernel and last bits.
     images = torch.from_numpy(split.images).flatten().view(split.images.shape)
@@ -107,10 +109,10 @@ def make_pool(split: Split, device: torch.device, resident: bool | None = None) 
         images = images.to(device) if resident else images.pin_memory()
     elif device.type != "cpu":
         images = images.to(device)
-    return Pool(images, labels, device)
+    return ImageStore(images, labels, device)
 
 
-def chunk_size(pool: Pool, batch_size: int) -> int:
+def chunk_size(pool: ImageStore, batch_size: int) -> int:
     """Images per chunk: about CHUNK_PIXELS, a multiple of the batch size. Depends on nothing but these two."""
     h, w = pool.images.shape[2:]
     return max(1, CHUNK_PIXELS // (h * w * batch_size)) * batch_size
@@ -124,7 +126,7 @@ def _copy_stream(device: torch.device):
     return streams[device]
 
 
-def chunks(pool: Pool, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def chunks(pool: ImageStore, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order, fetched a chunk ahead."""
     resident = pool.images.device.type == pool.device.type
     ahead = None if resident else _copy_stream(pool.labels.device)
@@ -186,7 +188,7 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
         return torch.cat([model(part).float() for part in parts])
 
 
-def predict_all(model: nn.Module, pool: Pool, train: TrainConfig) -> Tensor:
+def predict_all(model: nn.Module, pool: ImageStore, train: TrainConfig) -> Tensor:
     """Logits (n, classes) float32 on the CPU for a whole split, in its order and not augmented."""
     n, size = len(pool), chunk_size(pool, train.batch_size)
     parts = (pool.images[i : i + size].to(pool.device, non_blocking=True) for i in range(0, n, size))
@@ -237,41 +239,6 @@ def updates_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size + (n % batch_size > 1)
 
 
-class Silent:
-    """What a run tells of its progress, told to nobody; ``progress.py`` has the one that a person sees."""
-
-    def begin(self, finished: int) -> None:
-        """The run begins; so many of its models are finished already."""
-
-    def note(self, text: str) -> None:
-        """Something that a person should know, in one line."""
-
-    def start_model(self, name: str, images: int, done: int) -> None:
-        """A model begins, or goes on after ``done`` epochs of ``images`` images."""
-
-    def advance(self, images: int) -> None:
-        """An update is under way; must not touch the device."""
-
-    def figures(self, sums: "Sums") -> None:
-        """A chunk is done; reading ``sums`` waits for the device."""
-
-    def end_epoch(self, name: str, row: dict) -> None:
-        """An epoch of the model of this name is over; ``row`` is its row of metrics.csv."""
-
-    def end_model(self, result) -> None:
-        """A model is finished, with this Result."""
-
-
-class Notes(Silent):
-    """Tells nobody, and keeps what should be known: a capture that failed must not pass for a slow graph."""
-
-    def __init__(self):
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 class Fit:
     """A model in training: its weights, its optimiser and the number of finished epochs."""
 
@@ -305,16 +272,22 @@ class Fit:
         self.epochs = state["epochs"]
 
     def epoch(
-        self, pool: Pool, plan: augment.Plan, classes: int, teacher: nn.Module | None, alpha: float, show
+        self,
+        pool: ImageStore,
+        plan: augment.Plan,
+        classes: int,
+        teacher: nn.Module | None,
+        alpha: float,
+        listener: Listener,
     ) -> dict:
-        """Train one epoch on ``alpha * truth + (1 - alpha) * teacher``; return the figures that ``Sums.read`` names.
+        """Train one epoch on ``alpha * truth + (1 - alpha) * teacher``; return what ``EpochSums.read`` returns.
 
-        ``show`` is told of the progress (see Silent). Raises NotFinite.
+        Raises NotFiniteLossError.
         """
         size, batch = chunk_size(pool, self.train.batch_size), self.train.batch_size
         count = updates_per_epoch(len(plan), batch)
         objective = Objective(self.train.loss, self.train.temperature, alpha)
-        sums = Sums(objective, batch, self.device)
+        sums = EpochSums(objective, batch, self.device)
         rates = [learning_rate(self.train, self.epochs * count + u, count) for u in range(count)]
         self.lr = rates[-1]
         if self.rates_on_device:
@@ -325,9 +298,9 @@ class Fit:
             soft = soft_targets(teacher, images, self.train)
             logits, regs, done = torch.empty_like(truth), [], 0
             here = rates[sums.updates :]
-            if updates := self._graph(images, truth, soft, objective, size // batch, show):
+            if updates := self._graph(images, truth, soft, objective, size // batch, listener):
                 done = len(images) // batch * batch
-                logits[:done], values = updates.run(images, truth, soft, here, show.advance)
+                logits[:done], values = updates.run(images, truth, soft, here, listener.advance)
                 regs.extend(values.unbind())
             for i in range(done, len(images), batch):
                 rows = slice(i, i + batch)
@@ -337,17 +310,17 @@ class Fit:
                         some, truth[rows], soft if soft is None else soft[rows], objective, here[i // batch]
                     )
                 regs.append(reg)
-                show.advance(len(some))
+                listener.advance(len(some))
             sums.add(logits, labels, truth, soft, torch.stack(regs))
-            show.figures(sums)
+            listener.end_chunk(sums)
         self.epochs += 1
         figures = sums.read()
         if not torch.stack(torch._foreach_norm(self.parameters)).isfinite().all():  # the last update was one too many
-            raise NotFinite(sums.updates)
+            raise NotFiniteLossError(sums.updates)
         return figures
 
     def _graph(
-        self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, batches: int, show
+        self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, batches: int, listener: Listener
     ) -> graph.Updates | None:
         """The graph for a chunk's whole batches, or None where it has none.
 
@@ -366,7 +339,7 @@ class Fit:
                 updates = graph.Updates(update, self.model, self.optimizer, images, truth, soft, batch, batches)
             except Exception as error:  # anything that a network of one's own may do, and every kind that CUDA has
                 self.captures = False
-                show.note(f"no CUDA graph, updates go on one by one: {' '.join(str(error).split()) or repr(error)}")
+                listener.note(f"no CUDA graph, updates go on one by one: {' '.join(str(error).split()) or repr(error)}")
                 return None
             self.replayed = constants, updates
         captured_with, updates = self.replayed
@@ -390,7 +363,7 @@ class Fit:
         return logits.detach(), reg
 
 
-class Sums:
+class EpochSums:
     """An epoch's figures, summed on the device from the logits that training saw; read once."""
 
     def __init__(self, objective: Objective, batch: int, device: torch.device):
@@ -422,7 +395,7 @@ class Sums:
         labels) and ``loss`` = alpha * truth_loss + (1 - alpha) * teacher_loss + reg. Waits for the device.
         """
         if math.isfinite(bad := self.first_bad.item()):
-            raise NotFinite(int(bad))
+            raise NotFiniteLossError(int(bad))
         on_truth, on_soft, right, reg = self.sums.tolist()
         alpha = self.objective.alpha if self.taught else 1.0
         on_truth, on_soft, reg = on_truth / self.images, on_soft / self.images, reg / self.updates

@@ -33,7 +33,7 @@ def evaluate(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def _binned(confidence: Tensor, *values: Tensor) -> list[Tensor]:
-    """Sums (ECE_BINS,) of each of ``values`` (n,) over bins of the confidence (n,)."""
+    """EpochSums (ECE_BINS,) of each of ``values`` (n,) over bins of the confidence (n,)."""
     bins = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1  # (lower, upper], as in the paper
     return [torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, bins, value) for value in values]
 
@@ -47,7 +47,7 @@ def calibration_error(confidence: Tensor, correct: Tensor) -> float:
 def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
     """The reliability diagram: per bin of the ECE the count, and the sums of confidence and of right answers.
 
-    Sums, so that diagrams of several seeds add up.
+    EpochSums, so that diagrams of several seeds add up.
     """
     confidence, predicted = logits.double().cpu().softmax(1).max(1)
     correct = (predicted == labels.cpu()).double()

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.config import CIFAR_RESNETS, ConfigError, ModelConfig
+from distill.config import CIFAR_RESNETS, ModelConfig
+from distill.errors import ConfigError
 from distill.training.convolutions import ProductConv2d, suits
 
 

@@ -13,12 +13,14 @@ from torch import nn
 import distill
 from distill.chains import chain
 from distill.chains.checkpoints import read_tensors
-from distill.config import UserError
-from distill.data.splits import from_arrays, make_dataset
+from distill.data.sources import from_arrays
+from distill.data.splits import make_dataset
+from distill.errors import UserError
 from distill.randomness import generator, torch_seed
-from distill.running.lab import count_models, prepare
+from distill.running.experiment import count_models, prepare
 from distill.store.rundir import RunDir, sha256
 from distill.training import engine, metrics
+from distill.training.listener import Listener
 from distill.training.models import CifarResNet
 
 TEACHER, STUDENT = "seed_1/step_0", "seed_1/alpha_0.3/step_1"
@@ -128,7 +130,7 @@ def test_every_student_has_initial_weights_of_its_own(tmp_path):
 
     c = config(tmp_path)
     lab = prepare(c, source(), network)
-    chains = lab.chains(1, RunDir(tmp_path), engine.Silent())
+    chains = lab.chains(1, RunDir(tmp_path), Listener())
     first, again, second = (chains.new_model(step).network.conv1.weight for step in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
@@ -163,8 +165,8 @@ def test_a_given_teacher_is_on_record_by_its_hash(tmp_path, finished):
 
 def test_every_student_names_its_teacher_by_hash(finished):
     for step, parent in ((1, TEACHER), (2, STUDENT), (3, "seed_1/alpha_0.3/step_2")):
-        about = json.loads((finished / f"seed_1/alpha_0.3/step_{step}/result.json").read_text())
-        assert about["parent"] == {"path": parent, "sha256": sha256(finished / parent / "model.pt")}
+        record = json.loads((finished / f"seed_1/alpha_0.3/step_{step}/result.json").read_text())
+        assert record["parent"] == {"path": parent, "sha256": sha256(finished / parent / "model.pt")}
     assert json.loads((finished / TEACHER / "result.json").read_text())["parent"] is None
 
 
@@ -205,11 +207,11 @@ def selected(tmp_path_factory):
 def test_best_is_the_first_of_the_epochs_most_accurate_on_the_held_out_images(selected):
     early = 0
     for model in (TEACHER, STUDENT):
-        about = json.loads((selected / model / "result.json").read_text())
+        record = json.loads((selected / model / "result.json").read_text())
         accuracies = [float(row["val_acc"]) for row in rows(selected / model / "metrics.csv")]
-        assert about["selected_epoch"] == 1 + accuracies.index(max(accuracies))
-        assert about["val_acc"] == max(accuracies)
-        early += about["selected_epoch"] < BEST["max_epochs"]
+        assert record["selected_epoch"] == 1 + accuracies.index(max(accuracies))
+        assert record["val_acc"] == max(accuracies)
+        early += record["selected_epoch"] < BEST["max_epochs"]
     assert early, "this setting must select an epoch before the last, or it tests nothing"
 
 
@@ -240,7 +242,7 @@ def test_best_survives_an_interruption(selected, tmp_path):
 @pytest.mark.parametrize("batch_size", [8, 16])  # two batches of 16 are more than there are test images
 def test_a_development_run_is_two_batches_of_everything(tmp_path, monkeypatch, batch_size):
     batches = []
-    monkeypatch.setattr(engine.Silent, "advance", lambda self, images: batches.append(images))
+    monkeypatch.setattr(Listener, "advance", lambda self, images: batches.append(images))
     c = config(tmp_path, fast_dev_run=True, max_epochs=9, batch_size=batch_size, distillation_steps=1)
     results = distill.run(c, source=source())
     assert batches == [batch_size] * 4
@@ -262,9 +264,9 @@ def test_corrupted_labels_are_on_record(tmp_path):
 
 def test_the_record_is_of_the_labels_that_were_trained_on(tmp_path, monkeypatch):
     seen = {}
-    make_pool = engine.make_pool
+    make_image_store = engine.make_image_store
     monkeypatch.setattr(
-        engine, "make_pool", lambda split, device: seen.setdefault(len(split), make_pool(split, device))
+        engine, "make_image_store", lambda split, device: seen.setdefault(len(split), make_image_store(split, device))
     )
     distill.run(config(tmp_path, label_noise=0.25, distillation_steps=0), source=source())
     np.testing.assert_array_equal(np.load(tmp_path / "seed_1" / "labels.npz")["given"], seen[41].labels.numpy())
@@ -449,10 +451,10 @@ def test_a_given_teacher_that_was_replaced_is_refused(tmp_path, finished):
 
 def test_a_student_of_another_teacher_is_refused(tmp_path):
     distill.run(config(tmp_path), source=source())
-    about = tmp_path / STUDENT / "result.json"
-    content = json.loads(about.read_text())
+    record = tmp_path / STUDENT / "result.json"
+    content = json.loads(record.read_text())
     content["parent"]["sha256"] = "0" * 64
-    about.write_text(json.dumps(content))
+    record.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"step_1 was taught by another model"):
         distill.run(config(tmp_path), source=source())
 
@@ -473,16 +475,16 @@ def test_a_teacher_that_saw_what_is_held_out_is_refused(tmp_path, options, legal
 
 
 def test_another_number_of_threads_is_told_of(tmp_path):
-    class Notes(engine.Silent):
+    class Notes(Listener):
         def __init__(self):
             self.notes = []
 
         def note(self, text):
             self.notes.append(text)
 
-    distill.run(config(tmp_path), source=source(), show=(first := Notes()))
+    distill.run(config(tmp_path), source=source(), listener=(first := Notes()))
     with torch.random.fork_rng():
-        distill.run(config(tmp_path, threads=2), source=source(), show=(second := Notes()))
+        distill.run(config(tmp_path, threads=2), source=source(), listener=(second := Notes()))
     torch.set_num_threads(1)
     assert first.notes == []
     assert second.notes == ["threads was 1, is 2: not the bits of an uninterrupted run"]
@@ -520,11 +522,11 @@ def test_chains_that_begin_alike_share_their_models(tmp_path):
     c = config(tmp_path, alpha=[0.3], alpha_schedule=[[0.3, 0.9], [0.3, 0.3, 0.5]], distillation_steps=3)
     trained = []
 
-    class Show(engine.Silent):
+    class Show(Listener):
         def start_model(self, name, images, done):
             trained.append(name)
 
-    results = distill.run(c, source=source(), show=Show())
+    results = distill.run(c, source=source(), listener=Show())
     assert trained == [
         "seed 1, step 0",
         *(f"seed 1, alpha 0.3, step {step}" for step in (1, 2, 3)),
@@ -533,8 +535,8 @@ def test_chains_that_begin_alike_share_their_models(tmp_path):
     ]
     assert len(trained) == len(results) == count_models(c)
     assert [r.alpha for r in results if r.arm == "0.3-0.9"] == [0.9, 0.9]
-    about = json.loads((tmp_path / "seed_1/alpha_0.3-0.9/step_2/result.json").read_text())
-    assert about["parent"]["path"] == "seed_1/alpha_0.3/step_1"
+    record = json.loads((tmp_path / "seed_1/alpha_0.3-0.9/step_2/result.json").read_text())
+    assert record["parent"]["path"] == "seed_1/alpha_0.3/step_1"
 
 
 def test_a_schedule_of_one_weight_is_that_alpha(tmp_path, finished):
@@ -597,12 +599,12 @@ def test_a_probe_that_is_good_enough_is_the_student(tmp_path, monkeypatch):
     choices(monkeypatch, (0.05, True), (0.7, False))
     trained = []
 
-    class Show(engine.Silent):
+    class Show(Listener):
         def start_model(self, name, images, done):
             trained.append(name)
 
     c = config(tmp_path, **AUTO)
-    results = distill.run(c, source=source(), show=Show())
+    results = distill.run(c, source=source(), listener=Show())
     assert trained == [
         "seed 1, step 0",
         "seed 1, alpha auto probe, step 1",
@@ -622,10 +624,10 @@ def test_a_probe_that_is_good_enough_is_the_student(tmp_path, monkeypatch):
 
 def test_agreement_to_rounding_is_told(tmp_path, monkeypatch):
     said = []
-    show = engine.Silent()
-    show.note = said.append
+    listener = Listener()
+    listener.note = said.append
     monkeypatch.setattr(chain, "choose", lambda *a: chain.Choice(None, None, 0.0, True, 0.5, 0.5))
-    distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source(), show=show)
+    distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source(), listener=listener)
     assert said == [
         "seed 1, alpha auto, step 1: "
         "teacher and probe agree to rounding, alpha does not matter here: the probe is taken"

@@ -18,7 +18,9 @@ from PIL import Image
 
 from distill.config import DataConfig
 from distill.data import sources as datafiles
-from distill.data.splits import DataError, Source, from_arrays, load_source, make_dataset
+from distill.data.sources import Source, from_arrays, load_source
+from distill.data.splits import make_dataset
+from distill.errors import DataError
 
 BATCHES = "cifar-10-batches-py"
 
@@ -46,7 +48,7 @@ def test_importing_the_module_imports_no_heavy_package():
 
 
 def toy_source(counts: list[int], test_each: int = 4) -> Source:
-    """Unbalanced training classes in mixed order. An image's pixels are its position, so that mix-ups show."""
+    """Unbalanced training classes in mixed order. An image's pixels are its position, so that mix-ups listener."""
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     test_labels = np.tile(np.arange(len(counts)), test_each)
     classes = tuple(f"class{c}" for c in range(len(counts)))

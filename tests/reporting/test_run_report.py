@@ -123,8 +123,8 @@ def test_diagnostics_have_a_panel_for_every_figure_there_is():
 def test_reliability_pools_the_seeds_and_leaves_small_bins_out():
     one = {"count": [9, 10, 0], "confidence": [2.0, 5.0, 0.0], "correct": [1, 4, 0]}
     two = {"count": [0, 10, 1], "confidence": [0.0, 7.0, 0.9], "correct": [0, 9, 1]}
-    abouts = [{"arm": None, "step": 0, "reliability": diagram} for diagram in (one, two)]
-    (axes,) = reliability_figure(abouts, ChainConfig(distillation_steps=0)).axes
+    records = [{"arm": None, "step": 0, "reliability": diagram} for diagram in (one, two)]
+    (axes,) = reliability_figure(records, ChainConfig(distillation_steps=0)).axes
     _, line = axes.get_lines()
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([12 / 20], [13 / 20])
 
@@ -134,14 +134,14 @@ def test_estimates_are_told_beside_what_came_of_them():
     auto = {"alpha_star": -0.0123, "standard_error": 0.05, "alpha": 0.0, "takes_probe": True}
     auto |= {"probe_val_brier": 0.25, "predicted_val_brier": 0.24, "val_brier": 0.26}
     free = auto | {"alpha_star": None, "standard_error": None, "alpha": 0.75, "takes_probe": False}
-    abouts = [
+    records = [
         model | {"arm": "auto", "auto": auto, "test_acc": 0.625},
         model | {"arm": "auto probe"},
         model | {"arm": "0.3"},
         model | {"arm": "auto", "step": 2, "auto": free},
         model | {"arm": "auto probe", "step": 2},
     ]
-    _, header, first, second = estimates(abouts).splitlines()
+    _, header, first, second = estimates(records).splitlines()
     words = [re.split(r" {2,}", line.strip()) for line in (first, second)]
     assert words[0] == [
         "1",
@@ -157,14 +157,14 @@ def test_estimates_are_told_beside_what_came_of_them():
     ]
     assert words[1] == ["1", "2", "auto", "any", "0.750", "0.2500", "0.2400", "0.2600", "0.5000", "0.5000"]
     assert len(header) == len(first) == len(second)
-    assert estimates(abouts[1:3]) == ""
+    assert estimates(records[1:3]) == ""
 
 
 def test_an_estimate_is_told_of_where_its_probe_is_gone():
     auto = {"alpha_star": 0.5, "standard_error": 0.1, "alpha": 0.5, "takes_probe": False}
     auto |= {"probe_val_brier": 0.25, "predicted_val_brier": 0.24, "val_brier": 0.26}
-    about = {"seed": 1, "step": 1, "arm": "auto", "test_acc": 0.625, "auto": auto}
-    assert estimates([about]).split()[-2:] == ["-", "0.6250"]
+    record = {"seed": 1, "step": 1, "arm": "auto", "test_acc": 0.625, "auto": auto}
+    assert estimates([record]).split()[-2:] == ["-", "0.6250"]
 
 
 def test_nothing_finished_is_nothing_to_report(tmp_path):

@@ -11,11 +11,13 @@ from tiny import config, contents, source
 from distill.chains.chain import STATE
 from distill.chains.checkpoints import write_tensors
 from distill.cli import main, parse
-from distill.config import RunConfig, UserError
+from distill.config import RunConfig
+from distill.errors import UserError
 from distill.running import cost as estimate
-from distill.running import lab
+from distill.running import experiment as lab
 from distill.store.rundir import write_json
 from distill.training import engine
+from distill.training.listener import Notes
 
 
 def cost(tmp_path, **options) -> estimate.Cost:
@@ -104,7 +106,7 @@ def test_bursts_that_differ_much_are_told_of(tmp_path):
 
 
 def test_what_training_says_of_itself_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate.Trial, "evaluation", lambda self: (self.show.note("no graph"), 0.1)[1])
+    monkeypatch.setattr(estimate.Trial, "evaluation", lambda self: (self.listener.note("no graph"), 0.1)[1])
     made = estimate.measure(lab.prepare(config(tmp_path), source()))
     assert estimate.tell(made).splitlines()[-1] == "note    no graph"
 
@@ -136,9 +138,9 @@ def test_the_bursts_are_of_the_run_itself(tmp_path, monkeypatch):
     """Its batch size, its chunks, with a teacher and without; and nothing is left on disk."""
     seen, epoch = [], engine.Fit.epoch
 
-    def spied(self, pool, plan, classes, teacher, alpha, show):
+    def spied(self, pool, plan, classes, teacher, alpha, listener):
         seen.append((self.train.batch_size, len(plan), teacher is not None))
-        return epoch(self, pool, plan, classes, teacher, alpha, show)
+        return epoch(self, pool, plan, classes, teacher, alpha, listener)
 
     monkeypatch.setattr(engine.Fit, "epoch", spied)
     made = estimate.measure(lab.prepare(config(tmp_path / "run", val_size=6), source()))
@@ -248,20 +250,20 @@ def test_the_probe_takes_jobs_as_long_as_they_pay(monkeypatch, rates, most, jobs
         return rates[jobs]
 
     device_memory(monkeypatch, free=10**9, peak=1)
-    monkeypatch.setattr(estimate.Together, "images_per_second", rate)
-    trial = type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()})
+    monkeypatch.setattr(estimate.ConcurrentTrial, "images_per_second", rate)
+    trial = type("Trial", (), {"device": torch.device("cuda"), "listener": Notes()})
     assert estimate.probe(trial, most) == jobs
 
 
 def test_the_probe_stops_where_a_capture_fails(monkeypatch):
     def rate(together, jobs):
         if jobs == 4:
-            together.trial.show.notes.append("no CUDA graph")
+            together.trial.listener.notes.append("no CUDA graph")
         return 100 * jobs
 
     device_memory(monkeypatch, free=10**9, peak=1)
-    monkeypatch.setattr(estimate.Together, "images_per_second", rate)
-    trial = type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()})
+    monkeypatch.setattr(estimate.ConcurrentTrial, "images_per_second", rate)
+    trial = type("Trial", (), {"device": torch.device("cuda"), "listener": Notes()})
     assert estimate.probe(trial, 8) == 2
 
 
@@ -269,7 +271,7 @@ def test_a_trial_keeps_what_its_training_says(tmp_path, monkeypatch):
     trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
     monkeypatch.setattr(engine.Fit, "_graph", lambda *arguments: arguments[-1].note("no CUDA graph"))
     trial.burst(trial.fit(), False, 1)
-    assert trial.show.notes == ["no CUDA graph"]
+    assert trial.listener.notes == ["no CUDA graph"]
 
 
 def device_memory(monkeypatch, free: int, peak: int) -> None:
@@ -281,11 +283,11 @@ def device_memory(monkeypatch, free: int, peak: int) -> None:
 
 def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
     device_memory(monkeypatch, free=100, peak=30)
-    monkeypatch.setattr(estimate.Together, "images_per_second", lambda self, jobs: 100 * jobs)
+    monkeypatch.setattr(estimate.ConcurrentTrial, "images_per_second", lambda self, jobs: 100 * jobs)
     # a job has taken 30: two may take 60 of 80. Two have then taken 30 together: four may.
-    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()}), 4) == 4
+    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "listener": Notes()}), 4) == 4
     device_memory(monkeypatch, free=100, peak=50)
-    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "show": engine.Notes()}), 4) == 1
+    assert estimate.probe(type("Trial", (), {"device": torch.device("cuda"), "listener": Notes()}), 4) == 1
 
 
 def test_jobs_are_timed_together_for_the_same_updates(tmp_path, monkeypatch):
@@ -298,7 +300,7 @@ def test_jobs_are_timed_together_for_the_same_updates(tmp_path, monkeypatch):
 
     monkeypatch.setattr(estimate.Trial, "burst", spied)
     monkeypatch.setattr(estimate.Trial, "warmed_up", lambda self, taught: (None, 4 + taught))
-    with estimate.Together(trial, 3) as together:
+    with estimate.ConcurrentTrial(trial, 3) as together:
         for jobs in (1, 3, 2):
             bursts.clear()
             assert together.images_per_second(jobs) > 0
@@ -319,7 +321,7 @@ def test_a_job_that_fails_in_the_probe_does_not_leave_the_others_waiting(tmp_pat
 
     monkeypatch.setattr(estimate.Trial, "fit", failing)
     started = threading.active_count()
-    with pytest.raises(torch.OutOfMemoryError), estimate.Together(trial, 3) as together:
+    with pytest.raises(torch.OutOfMemoryError), estimate.ConcurrentTrial(trial, 3) as together:
         together.images_per_second(3)
     assert threading.active_count() == started
 
@@ -331,7 +333,7 @@ def test_ctrl_c_in_the_probe_ends_its_threads(tmp_path, monkeypatch):
     trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
     started = threading.active_count()
     monkeypatch.setattr(estimate, "wait", stopped)
-    with estimate.Together(trial, 2) as together:
+    with estimate.ConcurrentTrial(trial, 2) as together:
         together.updates = 3
         with pytest.raises(KeyboardInterrupt):
             together.images_per_second(2)
@@ -343,4 +345,4 @@ def test_on_a_gpu_the_probe_answers(tmp_path):
     prepared = lab.prepare(config(tmp_path, device="cuda", alpha=[0, 0.5], seed=[1, 2]), source())
     trial = estimate.trial_of(prepared)
     assert estimate.probe(trial, 4) in (1, 2, 4)
-    assert not trial.show.notes
+    assert not trial.listener.notes

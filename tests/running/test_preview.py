@@ -17,14 +17,15 @@ from tiny import ROOT
 from torch import nn
 
 from distill.chains import checkpoints
-from distill.config import ChainConfig, ConfigError, TrainConfig, to_toml
-from distill.data import splits as data
+from distill.config import ChainConfig, TrainConfig, to_toml
+from distill.data import sources as data
+from distill.errors import ConfigError
 from distill.kernel.twin import ALPHAS, make_twin
 from distill.reporting.preview_page import Outcome, accord, figure, tables
 from distill.running import preview
 from distill.running import run as sweep
 from distill.running.preview import balanced_subset, features, main, outcomes_of, page, small
-from distill.store.rundir import RESULT_COLUMNS, RunDir, read_about, write_json
+from distill.store.rundir import RESULT_COLUMNS, RunDir, read_record, write_json
 from distill.training import engine
 
 STUDENTS = 2
@@ -74,10 +75,10 @@ def network() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(1), hidden, nn.Linear(7, 3))
 
 
-def pool(n: int = 11) -> engine.Pool:
+def pool(n: int = 11) -> engine.ImageStore:
     split = tiny.source()
     images, labels = split.train_images[:n], split.train_labels[:n]
-    return engine.make_pool(data.Split(images, labels, labels, np.arange(n)), torch.device("cpu"))
+    return engine.make_image_store(data.Split(images, labels, labels, np.arange(n)), torch.device("cpu"))
 
 
 def test_features_are_the_input_of_the_last_linear_layer(monkeypatch):
@@ -101,8 +102,8 @@ def test_a_network_without_such_a_layer_is_refused(layers):
         features(nn.Sequential(*layers), as_floats(pool()), TrainConfig())
 
 
-def as_floats(pool: engine.Pool) -> engine.Pool:
-    return engine.Pool(pool.images.float(), pool.labels, pool.device)
+def as_floats(pool: engine.ImageStore) -> engine.ImageStore:
+    return engine.ImageStore(pool.images.float(), pool.labels, pool.device)
 
 
 def test_a_subset_is_balanced_and_grows_by_what_is_added():
@@ -133,10 +134,10 @@ def test_images_become_rows_of_no_more_than_32_pixels_square():
 
 
 def leave(run: Path, folder: str, parent: str | None, alpha: float | None) -> None:
-    about = dict.fromkeys(RESULT_COLUMNS, 0.5)
-    about["arm"] = folder.split("alpha_")[1].split("/")[0] if "alpha_" in folder else None
-    about |= {"seed": 1, "alpha": alpha, "step": int(folder[-1]), "parent": parent and {"path": parent, "sha256": ""}}
-    write_json(run / folder / "result.json", about | {"model_sha256": "", "classes": [], "channels": 1, "model": {}})
+    record = dict.fromkeys(RESULT_COLUMNS, 0.5)
+    record["arm"] = folder.split("alpha_")[1].split("/")[0] if "alpha_" in folder else None
+    record |= {"seed": 1, "alpha": alpha, "step": int(folder[-1]), "parent": parent and {"path": parent, "sha256": ""}}
+    write_json(run / folder / "result.json", record | {"model_sha256": "", "classes": [], "channels": 1, "model": {}})
 
 
 def outcomes_at(run: Path, alphas: tuple, schedules: tuple = ()) -> list[Outcome]:
@@ -205,9 +206,9 @@ def test_a_page_from_end_to_end(run):
     outcome = numbers(text, "change against the teacher")[:4]
     assert [row[:3] for row in outcome] == [["0.3", "1", "0.3"], ["0.3", "2", "0.3"], ["1", "1", "1"], ["1", "2", "1"]]
     for label, step, _, error, *expected, accuracy, _, _, _ in outcome:
-        about = [read_about(run / "seed_1" / name) for name in (f"alpha_{label}/step_{step}", "step_0")]
-        assert float(error) == pytest.approx(3 * (about[0]["val_loss"] - about[1]["val_loss"]), abs=0.6e-4)
-        assert float(accuracy) == pytest.approx(about[0]["val_acc"] - about[1]["val_acc"], abs=0.6e-4)
+        record = [read_record(run / "seed_1" / name) for name in (f"alpha_{label}/step_{step}", "step_0")]
+        assert float(error) == pytest.approx(3 * (record[0]["val_loss"] - record[1]["val_loss"]), abs=0.6e-4)
+        assert float(accuracy) == pytest.approx(record[0]["val_acc"] - record[1]["val_acc"], abs=0.6e-4)
         assert label != "1" or [float(change) for change in expected] == [0, 0, 0]
     assert (run / "seed_1/preview.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert ET.parse(run / "seed_1/preview.svg").getroot().tag.endswith("svg")

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from distill.running import progress
 from distill.running.progress import Progress
 from distill.store.rundir import Result, name_model
-from distill.training.engine import Silent
+from distill.training.listener import Listener
 
 ROW = {"epoch": 1, "train_loss": 0.123456, "train_acc": 0.75, "val_acc": None, "seconds": 1.25}
 
@@ -39,16 +39,16 @@ def result(**figures) -> Result:
     return Result(**FIGURES | figures)
 
 
-def show_a_run(show, models=2, epochs=2):
+def show_a_run(listener, models=2, epochs=2):
     for step in range(models):
         name = name_model(1, "0.5" if step else None, step)
-        show.start_model(name, 100, 0)
+        listener.start_model(name, 100, 0)
         for epoch in range(epochs):
-            show.advance(100)
-            show.figures(FixedSums())
-            show.end_epoch(name, ROW | {"epoch": epoch + 1})
-        show.end_model(result(step=step, arm="0.5" if step else None, test_acc=0.875))
-    show.close()
+            listener.advance(100)
+            listener.end_chunk(FixedSums())
+            listener.end_epoch(name, ROW | {"epoch": epoch + 1})
+        listener.end_model(result(step=step, arm="0.5" if step else None, test_acc=0.875))
+    listener.close()
 
 
 def test_a_run_without_a_terminal_is_plain_lines(capsys):
@@ -68,9 +68,9 @@ def test_a_teacher_agrees_with_nobody(capsys):
 
 def test_without_a_terminal_long_trainings_give_a_sign_of_life(capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
-    show = Progress(1, 2)
-    show.end_epoch("student", ROW)
-    show.end_epoch("student", ROW | {"epoch": 2, "val_acc": 0.5})
+    listener = Progress(1, 2)
+    listener.end_epoch("student", ROW)
+    listener.end_epoch("student", ROW | {"epoch": 2, "val_acc": 0.5})
     assert capsys.readouterr().out.splitlines() == [
         "student, epoch 1/2: loss 0.12346, accuracy 0.7500, 1.2 s",
         "student, epoch 2/2: loss 0.12346, accuracy 0.7500, held out 0.5000, 1.2 s",
@@ -79,24 +79,24 @@ def test_without_a_terminal_long_trainings_give_a_sign_of_life(capsys, monkeypat
 
 def test_on_a_terminal_there_are_two_bars_and_the_lines_go_to_standard_output(on_terminal, capsys):
     terminal = on_terminal()
-    show = Progress(2, 2)
-    show_a_run(show)
+    listener = Progress(2, 2)
+    show_a_run(listener)
     assert "seed 1, alpha 0.5, step 1" in terminal.getvalue()
     assert "epoch 2/2:   0%|" in terminal.getvalue()
-    assert show.run.n == show.run.total == 4
+    assert listener.run.n == listener.run.total == 4
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_the_bar_of_the_epoch_shows_loss_accuracy_and_speed(on_terminal, monkeypatch):
     terminal = on_terminal()
     monkeypatch.setattr(progress, "LOOK_EVERY", -1.0)
-    show = Progress(1, 1)
-    show.start_model("teacher", 100, 0)
-    show.advance(50)
-    show.figures(FixedSums())
+    listener = Progress(1, 1)
+    listener.start_model("teacher", 100, 0)
+    listener.advance(50)
+    listener.end_chunk(FixedSums())
     assert "loss 0.5000 acc 0.250" in terminal.getvalue()
     assert "img/s" in terminal.getvalue()
-    show.close()
+    listener.close()
 
 
 def test_figures_are_read_once_a_second_at_most(on_terminal):
@@ -106,37 +106,37 @@ def test_figures_are_read_once_a_second_at_most(on_terminal):
         def read(self):
             raise AssertionError("waited for the device")
 
-    show = Progress(1, 1)
-    show.start_model("teacher", 100, 0)
-    show.figures(Expensive())
-    show.close()
+    listener = Progress(1, 1)
+    listener.start_model("teacher", 100, 0)
+    listener.end_chunk(Expensive())
+    listener.close()
 
 
 def test_finished_epochs_count_where_a_model_is_gone_on_with(on_terminal):
     terminal = on_terminal()
-    show = Progress(1, 5)
-    show.start_model("teacher", 100, 3)
-    assert show.run.n == 3
+    listener = Progress(1, 5)
+    listener.start_model("teacher", 100, 3)
+    assert listener.run.n == 3
     assert "epoch 4/5" in terminal.getvalue()
-    show.close()
+    listener.close()
 
 
 def test_finished_models_count_where_a_run_is_gone_on_with(on_terminal):
     on_terminal()
-    show = Progress(3, 5)
-    show.begin(2)
-    assert show.run.n == 10
-    show.close()
+    listener = Progress(3, 5)
+    listener.begin(2)
+    assert listener.run.n == 10
+    listener.close()
 
 
 def test_side_by_side_there_is_one_bar_and_every_epoch_moves_it(on_terminal):
     terminal = on_terminal()
-    show = Progress(2, 5, jobs=2)
-    show.end_epoch("one", ROW)
-    show.end_epoch("another", ROW)
-    assert show.run.n == 2
+    listener = Progress(2, 5, jobs=2)
+    listener.end_epoch("one", ROW)
+    listener.end_epoch("another", ROW)
+    assert listener.run.n == 2
     assert "img" not in terminal.getvalue()
-    show.close()
+    listener.close()
 
 
 @pytest.mark.parametrize(("arm", "name"), [(None, "seed 2, step 3"), ("0.35", "seed 2, alpha 0.35, step 3")])
@@ -145,7 +145,7 @@ def test_models_are_named_as_their_folders_are(arm, name):
 
 
 def test_a_silent_run_is_told_the_same_and_says_nothing(capsys):
-    class Told(Silent):
+    class Told(Listener):
         def close(self):
             pass
 
@@ -154,8 +154,8 @@ def test_a_silent_run_is_told_the_same_and_says_nothing(capsys):
 
 
 def test_a_note_that_every_model_repeats_is_told_once(capsys):
-    show = Progress(1, 1)
+    listener = Progress(1, 1)
     for text in ("no graph", "no graph", "another", "no graph"):
-        show.note(text)
-    show.close()
+        listener.note(text)
+    listener.close()
     assert capsys.readouterr().out.splitlines() == ["note    no graph", "note    another"]

@@ -16,12 +16,13 @@ from tiny import ROOT, Killed, config, contents, rows, source
 
 import distill
 from distill.chains import chain as chain_module
-from distill.config import UserError
+from distill.errors import UserError
 from distill.running import executors as workers_module
-from distill.running import lab as lab_module
+from distill.running import experiment as lab_module
 from distill.store.rundir import RunDir
 from distill.training import cuda_graph as graph
 from distill.training import engine
+from distill.training.listener import Listener, Notes
 
 
 @pytest.fixture
@@ -117,10 +118,10 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    epoch = engine.Silent.end_epoch
+    epoch = Listener.end_epoch
     with monkeypatch.context() as patch:
         fill = partial(patch.setattr, "distill.store.rundir.os.fsync", full)
-        patch.setattr(engine.Silent, "end_epoch", lambda *args: (fill(), epoch(*args)))
+        patch.setattr(Listener, "end_epoch", lambda *args: (fill(), epoch(*args)))
         with pytest.raises(OSError, match="No space left"):
             distill.run(config(tmp_path / "run"), source=source())
     assert not list((tmp_path / "run").rglob("*.tmp"))
@@ -152,14 +153,14 @@ def test_seeds_differ(tmp_path):
 
 
 def test_every_seeds_data_are_checked_before_anything_is_written(tmp_path, monkeypatch):
-    dataset = lab_module.Lab.dataset
+    dataset = lab_module.Experiment.dataset
 
     def bad_for_seed_2(self, seed):
         if seed == 2:
             raise UserError("too few")
         return dataset(self, seed)
 
-    monkeypatch.setattr(lab_module.Lab, "dataset", bad_for_seed_2)
+    monkeypatch.setattr(lab_module.Experiment, "dataset", bad_for_seed_2)
     with pytest.raises(UserError, match="too few"):
         distill.run(config(tmp_path / "run", seed=[1, 2]), source=source())
     assert not (tmp_path / "run").exists()
@@ -321,8 +322,10 @@ def test_threads_give_the_bits_of_one(tmp_path, folder, threads, graphs, jobs):
 
 
 def test_threads_read_each_seeds_images_once(tmp_path, folder, threads, monkeypatch):
-    made, make = [], lab_module.Lab.chains
-    monkeypatch.setattr(lab_module.Lab, "chains", lambda self, *args: (made.append(args[0]), make(self, *args))[1])
+    made, make = [], lab_module.Experiment.chains
+    monkeypatch.setattr(
+        lab_module.Experiment, "chains", lambda self, *args: (made.append(args[0]), make(self, *args))[1]
+    )
     options = {"alpha": [0, 0.5, 1], "seed": [1, 2], "distillation_steps": 1, "max_epochs": 1}
     distill.run(config(tmp_path, jobs=3, **folder, **options))
     assert sorted(made) == [1, 2]
@@ -346,7 +349,7 @@ def test_a_student_that_was_deleted_is_trained_again_by_threads(tmp_path, folder
 
 def test_threads_do_not_draw_from_each_other(tmp_path, folder, threads, monkeypatch):
     """Initial weights are drawn from the process's one generator, here with every chance for others to interfere."""
-    seed, build = torch.manual_seed, lab_module.Lab.make_network
+    seed, build = torch.manual_seed, lab_module.Experiment.make_network
 
     def slow_network(self, data):
         network = build(self, data)
@@ -354,14 +357,14 @@ def test_threads_do_not_draw_from_each_other(tmp_path, folder, threads, monkeypa
 
     options = folder | {"alpha": [0, 0.3, 0.6, 1], "max_epochs": 1, "distillation_steps": 2}
     distill.run(config(tmp_path / "one", **options))
-    monkeypatch.setattr(lab_module.Lab, "make_network", slow_network)
+    monkeypatch.setattr(lab_module.Experiment, "make_network", slow_network)
     monkeypatch.setattr(torch, "manual_seed", lambda value: (seed(value), time.sleep(0.01))[0])
     distill.run(config(tmp_path / "many", jobs=4, **options))
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
 def test_progress_is_told_by_one_thread_at_a_time(tmp_path, folder, threads):
-    class Show(engine.Silent):
+    class Show(Listener):
         def __init__(self):
             self.inside, self.together, self.told = 0, 0, []
 
@@ -374,11 +377,11 @@ def test_progress_is_told_by_one_thread_at_a_time(tmp_path, folder, threads):
 
         end_model = end_epoch
 
-    show = Show()
+    listener = Show()
     options = {"alpha": [0, 0.3, 0.6, 1], "max_epochs": 2, "distillation_steps": 1}
-    distill.run(config(tmp_path, jobs=4, **folder, **options), show=show)
-    assert show.together == 0
-    assert len(show.told) == 5 * 3
+    distill.run(config(tmp_path, jobs=4, **folder, **options), listener=listener)
+    assert listener.together == 0
+    assert len(listener.told) == 5 * 3
 
 
 def test_a_users_error_in_a_thread_ends_the_others(tmp_path, folder, threads):
@@ -412,22 +415,22 @@ def test_threads_that_are_stopped_end_at_a_chunk_and_go_on_exactly(tmp_path, fol
 @pytest.mark.gpu
 def test_a_gpu_captures_in_one_thread_while_others_search_for_algorithms(tmp_path, folder):
     """Without --deterministic cuDNN times its algorithms for every new shape, and waits for the whole device."""
-    show = engine.Notes()
+    listener = Notes()
     options = folder | {"alpha": [0, 0.3, 0.6, 1], "seed": [1, 2], "device": "cuda", "jobs": 4}
-    results = distill.run(config(tmp_path / "run", **options), show=show)
+    results = distill.run(config(tmp_path / "run", **options), listener=listener)
     assert len(results) == 2 * (1 + 4 * 2)
-    assert not show.notes
+    assert not listener.notes
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("jobs", [2, 5])
 def test_a_gpus_results_do_not_depend_on_the_jobs(tmp_path, folder, jobs):
-    show = engine.Notes()
+    listener = Notes()
     options = folder | {"alpha": [0, 0.5, 1], "seed": [1, 2], "device": "cuda", "deterministic": True}
     try:
         distill.run(config(tmp_path / "one", **options))
-        distill.run(config(tmp_path / "many", jobs=jobs, **options), show=show)
+        distill.run(config(tmp_path / "many", jobs=jobs, **options), listener=listener)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert not show.notes
+    assert not listener.notes
     assert contents(tmp_path / "many") == contents(tmp_path / "one")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, config, leave_result
 
-from distill.config import ConfigError, UserError
+from distill.errors import ConfigError, UserError
 from distill.store.rundir import (
     RunDir,
-    read_about,
+    read_record,
     sha256,
     write,
     write_csv,
@@ -80,12 +80,12 @@ def test_json_keeps_every_bit_of_a_float(tmp_path):
 def test_a_damaged_result_is_refused_by_name(tmp_path, content):
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(UserError, match=r"result\.json is damaged"):
-        read_about(tmp_path)
+        read_record(tmp_path)
 
 
 def test_a_folder_without_a_result_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="holds no finished model"):
-        read_about(tmp_path / "nothing")
+        read_record(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"runs": 3}'])
@@ -110,7 +110,7 @@ def test_options_may_change_until_something_is_trained(tmp_path):
 def test_json_that_is_no_result_is_refused_by_name(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=r"result\.json is damaged"):
-        read_about(tmp_path)
+        read_record(tmp_path)
 
 
 def test_sha256_of_a_known_text(tmp_path):

@@ -24,11 +24,12 @@ from distill.config import ModelConfig, TrainConfig
 from distill.data.splits import Split
 from distill.training import augment, engine
 from distill.training import cuda_graph as graph
+from distill.training.listener import Listener, Notes
 from distill.training.models import CifarResNet, Classifier, build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CLASSES, BATCH = 4, 4
-SHOW = engine.Silent()
+SHOW = Listener()
 
 
 @pytest.fixture
@@ -40,11 +41,11 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-def pool_of(n: int, device=CPU, resident: bool | None = None) -> engine.Pool:
+def pool_of(n: int, device=CPU, resident: bool | None = None) -> engine.ImageStore:
     rng = np.random.default_rng(n)
     labels = rng.integers(0, CLASSES, n)
     images = (rng.integers(0, 150, (n, 3, 8, 8)) + 25 * labels[:, None, None, None]).astype(np.uint8)
-    return engine.make_pool(Split(images, labels, labels, np.arange(n)), device, resident)
+    return engine.make_image_store(Split(images, labels, labels, np.arange(n)), device, resident)
 
 
 def classifier(seed: int = 0, network=None) -> Classifier:
@@ -59,12 +60,12 @@ def fit_of(device=CPU, network=None, **options) -> engine.Fit:
     return engine.Fit(classifier(network=network), TrainConfig(**options), device)
 
 
-def train_on(fit: engine.Fit, n: int, epochs, alpha: float | None = 0.4, pool=None, show=SHOW) -> list[dict]:
+def train_on(fit: engine.Fit, n: int, epochs, alpha: float | None = 0.4, pool=None, listener=SHOW) -> list[dict]:
     """Epochs over n images; with a teacher unless alpha is None."""
     pool = pool or pool_of(n, fit.device)
     teacher = None if alpha is None else classifier(seed=9).to(fit.device).requires_grad_(False).eval()
     plans = [augment.plan(1, 1, epoch, n, 8, augment=True, flip=True) for epoch in epochs]
-    return [fit.epoch(pool, plan, CLASSES, teacher, 1.0 if alpha is None else alpha, show) for plan in plans]
+    return [fit.epoch(pool, plan, CLASSES, teacher, 1.0 if alpha is None else alpha, listener) for plan in plans]
 
 
 def everything(fit: engine.Fit) -> dict[str, torch.Tensor]:
@@ -131,15 +132,15 @@ def test_a_first_chunk_that_is_short_is_captured_for_long_ones(stand_in):
 
 
 def test_progress_is_told_of_every_image_that_is_replayed(stand_in):
-    class Counter(engine.Silent):
+    class Counter(Listener):
         images = 0
 
         def advance(self, images):
             self.images += images
 
-    show = Counter()
-    train_on(fit_of(), 22, range(1), show=show)
-    assert show.images == 22
+    listener = Counter()
+    train_on(fit_of(), 22, range(1), listener=listener)
+    assert listener.images == 22
 
 
 def test_a_cpu_captures_nothing_and_its_rates_are_numbers(monkeypatch):
@@ -389,13 +390,15 @@ def fails_in(monkeypatch, method: str) -> None:
 def test_a_failed_capture_is_told_of_once_and_changes_nothing(stand_in, monkeypatch, method, optimizer, epochs_before):
     eager = fit_of(optimizer=optimizer, graph=False)
     train_on(eager, 22, range(epochs_before))
-    fit, show = fit_of(optimizer=optimizer), engine.Notes()
+    fit, listener = fit_of(optimizer=optimizer), Notes()
     fit.load_state_dict(copy.deepcopy(eager.state_dict()))
     fails_in(monkeypatch, method)
     rest = range(epochs_before, epochs_before + 2)
-    assert train_on(fit, 22, rest, show=show) == train_on(eager, 22, rest)
+    assert train_on(fit, 22, rest, listener=listener) == train_on(eager, 22, rest)
     assert_same_bits(everything(fit), everything(eager))
-    assert show.notes == ["no CUDA graph, updates go on one by one: operation not permitted when stream is capturing"]
+    assert listener.notes == [
+        "no CUDA graph, updates go on one by one: operation not permitted when stream is capturing"
+    ]
     assert len(stand_in.made) == 1
 
 
@@ -411,10 +414,10 @@ def test_an_optimisers_state_that_was_half_made_is_made_anew(stand_in, monkeypat
             work()
 
     monkeypatch.setattr(StandIn, "warm_up", warm_up)
-    fit, eager, show = fit_of(), fit_of(graph=False), engine.Notes()
-    assert train_on(fit, 22, [0], show=show) == train_on(eager, 22, [0])
+    fit, eager, listener = fit_of(), fit_of(graph=False), Notes()
+    assert train_on(fit, 22, [0], listener=listener) == train_on(eager, 22, [0])
     assert_same_bits(everything(fit), everything(eager))
-    assert show.notes == ["no CUDA graph, updates go on one by one: CUDA out of memory"]
+    assert listener.notes == ["no CUDA graph, updates go on one by one: CUDA out of memory"]
 
 
 def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first(stand_in, monkeypatch):
@@ -425,10 +428,12 @@ def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first
             raise RuntimeError("the capture was invalidated")
 
     monkeypatch.setattr(StandIn, "capture", failing)
-    fits, show = [fit_of(), fit_of(), fit_of(graph=False)], engine.Notes()
+    fits, listener = [fit_of(), fit_of(), fit_of(graph=False)], Notes()
     for fit in fits:
-        train_on(fit, 22, range(1), show=show)
-    assert show.notes == ["no CUDA graph, updates go on one by one: not while capturing"] * 2  # a person sees it once
+        train_on(fit, 22, range(1), listener=listener)
+    assert (
+        listener.notes == ["no CUDA graph, updates go on one by one: not while capturing"] * 2
+    )  # a person sees it once
     assert len(stand_in.made) == 1
     assert_same_bits(everything(fits[0]), everything(fits[2]))
     assert_same_bits(everything(fits[1]), everything(fits[2]))
@@ -445,9 +450,9 @@ def test_after_a_lack_of_memory_others_may_capture(stand_in, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(StandIn, "capture", short_of_memory)
-        fit, show = fit_of(), engine.Notes()
-        train_on(fit, 8, [0], show=show)
-    assert show.notes == ["no CUDA graph, updates go on one by one: CUDA out of memory"]
+        fit, listener = fit_of(), Notes()
+        train_on(fit, 8, [0], listener=listener)
+    assert listener.notes == ["no CUDA graph, updates go on one by one: CUDA out of memory"]
     assert fit.replayed is None
     train_on(other := fit_of(), 8, [0])
     assert other.replayed is not None
@@ -469,10 +474,12 @@ def test_a_network_that_draws_is_not_captured_and_draws_the_same(stand_in):
     models = []
     for captures in (True, False):
         torch.manual_seed(5)
-        fit, show = fit_of(network=with_dropout, graph=captures), engine.Notes()
-        train_on(fit, 22, range(2), show=show)
+        fit, listener = fit_of(network=with_dropout, graph=captures), Notes()
+        train_on(fit, 22, range(2), listener=listener)
         models.append(everything(fit))
-        assert show.notes == ["no CUDA graph, updates go on one by one: the network draws random numbers"] * captures
+        assert (
+            listener.notes == ["no CUDA graph, updates go on one by one: the network draws random numbers"] * captures
+        )
     assert_same_bits(*models)
 
 
@@ -583,7 +590,7 @@ class TheEnd(Exception):
 @pytest.mark.parametrize("options", [{}, {"loss": "kl", "temperature": 2.0}, {"loss": "ce", "reg": "l2"}], ids=str)
 def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatch, graphs, options):
     """On the meta device, whose tensors have no values: whoever asked for one, and so waited, would get an error."""
-    meta, show = torch.device("meta"), engine.Notes()
+    meta, listener = torch.device("meta"), Notes()
 
     def optimizer(model, train):  # torch's own have no fused kernels there
         made = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -594,12 +601,12 @@ def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatc
         raise TheEnd
 
     monkeypatch.setattr(engine, "make_optimizer", optimizer)
-    monkeypatch.setattr(engine.Sums, "read", read)
+    monkeypatch.setattr(engine.EpochSums, "read", read)
     fit = fit_of(meta, network=lambda: build(ModelConfig(resnet=18), 3, CLASSES), graph=graphs, **options)
-    pool = engine.Pool(*(t.to(meta) for t in (pool_of(22).images, pool_of(22).labels)), meta)
+    pool = engine.ImageStore(*(t.to(meta) for t in (pool_of(22).images, pool_of(22).labels)), meta)
     with pytest.raises(TheEnd):
-        train_on(fit, 22, range(1), pool=pool, show=show)
-    assert not show.notes
+        train_on(fit, 22, range(1), pool=pool, listener=listener)
+    assert not listener.notes
     assert [made.replays for made in stand_in.made] == [5] * graphs
 
 
@@ -610,10 +617,10 @@ def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatc
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=str)
 def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch, options, alpha):
     monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
-    replayed, eager, show = fit_of(CUDA, **options), fit_of(CUDA, **options, graph=False), engine.Notes()
+    replayed, eager, listener = fit_of(CUDA, **options), fit_of(CUDA, **options, graph=False), Notes()
     for epoch in range(3):
-        train_on(replayed, 22, [epoch], alpha, show=show)
-        assert not show.notes
+        train_on(replayed, 22, [epoch], alpha, listener=listener)
+        assert not listener.notes
         train_on(eager, 22, [epoch], alpha)
         for name, value in everything(eager).items():
             torch.testing.assert_close(everything(replayed)[name], value, rtol=1e-3, atol=1e-4)
@@ -628,11 +635,11 @@ def test_on_a_gpu_a_single_replayed_update_is_the_eager_one(deterministic, preci
     """From the same state: the moves of the weights, not only the weights."""
     options = {"precision": precision, "optimizer": "sgd", "lr": 0.1, "compile": compile}
     engine.set_up(TrainConfig(deterministic=True, precision=precision), CUDA, None)
-    start, fits, show = everything(fit_of(CUDA)), [], engine.Notes()
+    start, fits, listener = everything(fit_of(CUDA)), [], Notes()
     for captures in (True, False):
         fits.append(fit_of(CUDA, **options, graph=captures))
-        train_on(fits[-1], BATCH, [0], show=show)
-    assert not show.notes
+        train_on(fits[-1], BATCH, [0], listener=listener)
+    assert not listener.notes
     for name in start:
         moves = [everything(fit)[name].double() - start[name].double() for fit in fits]
         torch.testing.assert_close(*moves, rtol=1e-2 if precision == "bf16" else 1e-3, atol=1e-6)
@@ -660,10 +667,10 @@ def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(determini
 
     models = []
     for captures in (True, False):
-        fit, show = fit_of(CUDA, network=Asks, graph=captures), engine.Notes()
-        train_on(fit, 22, range(2), pool=pool_of(22, CUDA, resident), show=show)
+        fit, listener = fit_of(CUDA, network=Asks, graph=captures), Notes()
+        train_on(fit, 22, range(2), pool=pool_of(22, CUDA, resident), listener=listener)
         models.append(everything(fit))
-        assert len(show.notes) == captures
+        assert len(listener.notes) == captures
     assert_same_bits(*models)
 
 
@@ -671,12 +678,12 @@ def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(determini
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # in bf16 with channels last
 def test_on_a_gpu_the_papers_network_repeats_itself_bit_for_bit(deterministic, precision):
     """No layer of it is one that torch refuses to repeat."""
-    models, show = [], engine.Notes()
+    models, listener = [], Notes()
     for _ in range(2):
         fit = fit_of(CUDA, network=lambda: build(ModelConfig(resnet=18), 3, CLASSES), precision=precision)
-        train_on(fit, 22, range(1), show=show)
+        train_on(fit, 22, range(1), listener=listener)
         models.append(everything(fit))
-    assert not show.notes
+    assert not listener.notes
     assert_same_bits(*models)
 
 
@@ -694,9 +701,9 @@ def test_on_a_gpu_images_from_the_host_train_the_same_bits(deterministic, monkey
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_chain_under_graphs_goes_on_exactly(deterministic, tmp_path):
-    options, show = {"device": "cuda", "deterministic": True}, engine.Notes()
-    distill.run(config(tmp_path / "whole", **options), source=source(), show=show)
-    assert not show.notes
+    options, listener = {"device": "cuda", "deterministic": True}, Notes()
+    distill.run(config(tmp_path / "whole", **options), source=source(), listener=listener)
+    assert not listener.notes
     with killed_at("training_state.pt", 3):
         distill.run(config(tmp_path / "parts", **options), source=source())
     distill.run(config(tmp_path / "parts", **options), source=source())

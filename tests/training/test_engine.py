@@ -14,14 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
-from distill.config import ConfigError, TrainConfig
+from distill.config import TrainConfig
 from distill.data.splits import Split
+from distill.errors import ConfigError
 from distill.training import augment, engine
+from distill.training.listener import Listener, Notes
 from distill.training.models import CifarResNet, Classifier
 
 CPU = torch.device("cpu")
 CLASSES = 4
-SHOW = engine.Silent()
+SHOW = Listener()
 
 
 def split_of(n: int, size: int = 8) -> Split:
@@ -31,8 +33,8 @@ def split_of(n: int, size: int = 8) -> Split:
     return Split(images, labels, labels, np.arange(n))
 
 
-def pool_of(n: int, size: int = 8) -> engine.Pool:
-    return engine.make_pool(split_of(n, size), CPU)
+def pool_of(n: int, size: int = 8) -> engine.ImageStore:
+    return engine.make_image_store(split_of(n, size), CPU)
 
 
 def plan_of(n: int, epoch: int = 0, size: int = 8) -> augment.Plan:
@@ -124,7 +126,7 @@ def plain_epochs(student, teacher, split, train, alpha, epochs, dtype):
 
 
 def ours(student, teacher, split, train, alpha, epochs):
-    fit, pool = engine.Fit(student, train, CPU), engine.make_pool(split, CPU)
+    fit, pool = engine.Fit(student, train, CPU), engine.make_image_store(split, CPU)
     for epoch in range(epochs):
         figures = fit.epoch(pool, plan_of(len(split), epoch), CLASSES, teacher, alpha, SHOW)
     return fit.model, figures, [p.grad for p in fit.parameters]
@@ -202,7 +204,7 @@ def test_two_epochs_are_those_of_a_plain_loop(options, alpha, small_chunks):
 def test_an_update_from_a_state_with_moments_is_that_of_a_plain_loop(options):
     """The second update, made again in float64 from the weights and moments after the first."""
     train, split, teacher = TrainConfig(**{**PAPER, **options}), split_of(8), a_teacher()
-    fit, pool = engine.Fit(classifier(), train, CPU), engine.make_pool(split, CPU)
+    fit, pool = engine.Fit(classifier(), train, CPU), engine.make_image_store(split, CPU)
     fit.epoch(pool, plan_of(8)[:4], CLASSES, teacher, 0.35, SHOW)
     exact = copy.deepcopy(fit.model).double()
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
@@ -239,7 +241,9 @@ def test_the_papers_loss_is_the_number_that_is_logged():
     truth = F.one_hot(torch.from_numpy(split.labels)[plan.order], CLASSES).float()
     paper = alpha * F.mse_loss(p, truth) + (1 - alpha) * F.mse_loss(p, F.softmax(teacher(x), dim=1))
     paper = paper + 1e-4 * sum(torch.norm(w) for w in student.parameters())
-    figures = engine.Fit(student, TrainConfig(), CPU).epoch(engine.make_pool(split, CPU), plan, 4, teacher, alpha, SHOW)
+    figures = engine.Fit(student, TrainConfig(), CPU).epoch(
+        engine.make_image_store(split, CPU), plan, 4, teacher, alpha, SHOW
+    )
     assert figures["loss"] == pytest.approx(paper.item(), rel=1e-6)
 
 
@@ -412,10 +416,10 @@ def test_a_chunk_is_a_whole_number_of_batches(batch, size):
     assert chunk == batch or chunk * size**2 <= engine.CHUNK_PIXELS
 
 
-def trained(pool: engine.Pool, teacher=None, **options) -> dict[str, torch.Tensor]:
+def trained(pool: engine.ImageStore, teacher=None, **options) -> dict[str, torch.Tensor]:
     fit = engine.Fit(classifier(), TrainConfig(batch_size=4, lr=1e-2, **options), pool.device)
-    fit.epoch(pool, plan_of(len(pool)), CLASSES, teacher, 0.5, show := engine.Notes())
-    assert not show.notes
+    fit.epoch(pool, plan_of(len(pool)), CLASSES, teacher, 0.5, listener := Notes())
+    assert not listener.notes
     return {name: value.cpu() for name, value in fit.model.state_dict().items()}
 
 
@@ -456,7 +460,7 @@ def test_images_that_are_streamed_train_the_same_model(monkeypatch, small_chunks
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     pool = pool_of(30)
-    streamed = engine.Pool(OnHost(pool.images), pool.labels, CPU)
+    streamed = engine.ImageStore(OnHost(pool.images), pool.labels, CPU)
     assert_same_bits(resident, trained(streamed, a_teacher()))
 
 
@@ -472,20 +476,22 @@ def test_a_last_batch_of_one_image_is_left_out(n, batches, small_chunks):
 
 
 def test_progress_is_told_of_every_image(small_chunks):
-    class Counter(engine.Silent):
+    class Counter(Listener):
         images, chunks = 0, 0
 
         def advance(self, images):
             self.images += images
 
-        def figures(self, sums):
+        def end_chunk(self, sums):
             self.chunks += 1
             assert sums.images == self.images
             assert 0 <= sums.read()["acc"] <= 1
 
-    show = Counter()
-    engine.Fit(classifier(), TrainConfig(batch_size=4), CPU).epoch(pool_of(22), plan_of(22), CLASSES, None, 1.0, show)
-    assert (show.images, show.chunks) == (22, 3)
+    listener = Counter()
+    engine.Fit(classifier(), TrainConfig(batch_size=4), CPU).epoch(
+        pool_of(22), plan_of(22), CLASSES, None, 1.0, listener
+    )
+    assert (listener.images, listener.chunks) == (22, 3)
 
 
 # ---------------------------------------------------------------------------------------------------- what goes wrong
@@ -508,7 +514,7 @@ class BadAt(nn.Module):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_its_update(update, value, small_chunks):
     fit = engine.Fit(BadAt(update, value), TrainConfig(batch_size=4), CPU)
-    with pytest.raises(engine.NotFinite, match=f"the loss is not finite at update {update}$") as caught:
+    with pytest.raises(engine.NotFiniteLossError, match=f"the loss is not finite at update {update}$") as caught:
         fit.epoch(pool_of(22), plan_of(22), CLASSES, None, 1.0, SHOW)
     assert caught.value.update == update
 
@@ -675,7 +681,7 @@ def on_gpu(resident: bool | None = None) -> dict[str, torch.Tensor]:
     cuda = torch.device("cuda")
     train = TrainConfig(deterministic=True, optimizer="sgd")
     engine.set_up(train, cuda, None)
-    pool = engine.make_pool(split_of(30), cuda, resident)
+    pool = engine.make_image_store(split_of(30), cuda, resident)
     assert pool.images.is_cuda == (resident is not False)
     return trained(pool, a_teacher().to(cuda), deterministic=True, optimizer="sgd")
 
@@ -702,7 +708,9 @@ def test_a_gpus_predictions_do_not_depend_on_where_the_images_are(switches, smal
     cuda, train = torch.device("cuda"), TrainConfig(batch_size=4)
     engine.set_up(train, cuda, None)
     model = classifier().to(cuda)
-    one, other = (engine.predict_all(model, engine.make_pool(split_of(30), cuda, r), train) for r in (True, False))
+    one, other = (
+        engine.predict_all(model, engine.make_image_store(split_of(30), cuda, r), train) for r in (True, False)
+    )
     assert torch.equal(one, other)
     here = engine.predict_all(classifier(), pool_of(30), train)
     torch.testing.assert_close(one, here, rtol=1e-4, atol=1e-4)
@@ -713,7 +721,7 @@ def test_the_bits_do_not_depend_on_the_memory_layout_of_one_channel():
     labels, index = np.arange(6) % 3, np.arange(6)
     as_stacked = np.lib.stride_tricks.as_strided(images, (6, 1, 8, 8), (64, 1, 8, 1))
     strides = {
-        engine.make_pool(Split(layout, labels, labels, index), CPU).images.stride()
+        engine.make_image_store(Split(layout, labels, labels, index), CPU).images.stride()
         for layout in (images[:, None], as_stacked)
     }
     assert strides == {(64, 64, 8, 1)}

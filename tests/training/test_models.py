@@ -9,7 +9,8 @@ from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import _api as torchvision_api
 
-from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, ConfigError, ModelConfig
+from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, ModelConfig
+from distill.errors import ConfigError
 from distill.randomness import torch_seed
 from distill.training.models import CifarResNet, Classifier, build
 

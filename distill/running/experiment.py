@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.chains.chain import Chains
+from distill.chains.chain import Chain
 from distill.chains.checkpoints import default_network, load_weights
-from distill.config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, ConfigError, UserError, arm_name, students_of
-from distill.data.splits import Dataset, Source, Split, load_source, make_dataset
-from distill.store.rundir import RunDir, read_about, write
+from distill.config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, arm_name, students
+from distill.data.sources import Source, load_source
+from distill.data.splits import Dataset, Split, make_dataset
+from distill.errors import ConfigError, UserError
+from distill.store.rundir import RunDir, read_record, write
 from distill.training import engine
 from distill.training.models import Classifier
 
@@ -25,7 +27,7 @@ CUDA_JOBS = 16  # torch has 32 streams a device and gives them out in turn, and 
 
 
 @dataclass(frozen=True)
-class Lab:
+class Experiment:
     """A configuration with what it needs to run: its device, its images, and how its networks are made."""
 
     config: Config
@@ -53,13 +55,13 @@ class Lab:
             )
         return dataset
 
-    def chains(self, seed: int, rundir: RunDir, show) -> Chains:
+    def chains(self, seed: int, rundir: RunDir, listener) -> Chain:
         """The chains of one seed, its data put on the device and its corrupted labels on record."""
         data = self.dataset(seed)
         labels = rundir.path / f"seed_{seed}" / "labels.npz"
         if self.config.data.label_noise and not labels.exists():
             write(labels, _label_record(data))
-        return Chains(self.config, seed, data, rundir, self.device, self.make_network(data), show)
+        return Chain(self.config, seed, data, rundir, self.device, self.make_network(data), listener)
 
     def check_teacher(self, data: Dataset) -> None:
         """Look at the given teacher before anything is written. Raises ConfigError where it cannot teach here.
@@ -71,14 +73,14 @@ class Lab:
             load_weights(Classifier(self.make_network(data)(), data.mean, data.std), file)
         drawn = self.source.test_labels is None or here.val_size > 0  # by the seed: which images are held out
         if drawn and (file.parent / "result.json").exists():
-            about = read_about(file.parent)
-            if self.config.chain.uses_auto and about["step"] != 0:
-                raise ConfigError(f"{file} is of step {about['step']}: alpha auto needs the teacher of step 0")
-            there = about.get("configuration", {})
+            record = read_record(file.parent)
+            if self.config.chain.uses_auto and record["step"] != 0:
+                raise ConfigError(f"{file} is of step {record['step']}: alpha auto needs the teacher of step 0")
+            there = record.get("configuration", {})
             other = there.get("data.dataset") != here.dataset or there.get("data.val_size") != here.val_size
-            if other or self.config.chain.seed != (about["seed"],):
+            if other or self.config.chain.seed != (record["seed"],):
                 raise ConfigError(
-                    f"{file} was trained on images that this run holds out: give its --seed {about['seed']}, "
+                    f"{file} was trained on images that this run holds out: give its --seed {record['seed']}, "
                     f"--dataset {there.get('data.dataset')} and --val-size {there.get('data.val_size')}"
                 )
 
@@ -103,7 +105,7 @@ def _label_record(data: Dataset) -> bytes:
 
 def prepare(
     config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, progress: bool = False
-) -> Lab:
+) -> Experiment:
     """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
     device = engine.pick_device(config.run.device)
     if device.type == "cuda" and config.run.jobs > CUDA_JOBS:
@@ -120,7 +122,7 @@ def prepare(
         config = replace(config, model=replace(config.model, resnet=CUSTOM_MODEL, stem=None, width=None))
     elif config.model.resnet == CUSTOM_MODEL:
         raise ConfigError("this run's network came from Python: give it to run() as network")
-    lab = Lab(config, source, device, network)
+    lab = Experiment(config, source, device, network)
     lab.set_up()
     return lab
 
@@ -140,7 +142,7 @@ def memory_errors(config: Config):
         ) from None
 
 
-def describe(lab: Lab) -> str:
+def describe(lab: Experiment) -> str:
     """What is about to run, in a few lines."""
     config, data = lab.config, lab.dataset(lab.config.chain.seed[0])
     cuda = lab.device.type == "cuda"
@@ -170,7 +172,7 @@ def describe(lab: Lab) -> str:
             + (f", {noise:,} training labels corrupted" if noise else ""),
             f"model   {name}, {parameters:,} parameters",
             f"chains  seed {seeds}{alphas}: {teacher}{students}, "
-            f"{said_models(config)} of {_count(epochs, 'epoch')} of {_count(updates, 'update')}",
+            f"{format_model_count(config)} of {_count(epochs, 'epoch')} of {_count(updates, 'update')}",
             f"output  {config.output}",
         ]
     )
@@ -186,11 +188,11 @@ def count_models(config: Config) -> int:
     Where alpha is estimated a probe is trained first, and sometimes taken: then it is the only one.
     """
     chain = config.chain
-    trainings = sum(2 if student[-1] == AUTO else 1 for student in students_of(chain.arms))
+    trainings = sum(2 if student[-1] == AUTO else 1 for student in students(chain.arms))
     return len(chain.seed) * ((chain.teacher_ckpt is None) + trainings)
 
 
-def said_models(config: Config) -> str:
+def format_model_count(config: Config) -> str:
     """``at most 12 models``, or ``12 models`` where no alpha is estimated."""
     return f"{'at most ' if config.chain.uses_auto else ''}{_count(count_models(config), 'model')}"
 

@@ -1,0 +1,18 @@
+"""Errors a user can fix. Each message is one line: what is wrong, where, and what to do about it."""
+
+
+class UserError(ValueError):
+    """An error the user can fix."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot run as it is, here and now."""
+
+
+class DataError(UserError):
+    """Data that cannot be used."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; its type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
