@@ -112,6 +112,6 @@ def killed_at(file: str, occurrence: int) -> Iterator[None]:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distill.store.rundir.os.replace", dying)
+        patch.setattr("distill.files.os.replace", dying)
         with pytest.raises(Killed):
             yield

@@ -6,23 +6,21 @@ choice.json. Everything else is derived from these.
 """
 
 import csv
-import hashlib
 import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import BinaryIO
 
 from distill.config import AUTO, PREVIEW, Config, read_config, to_toml
 from distill.errors import ConfigError
+from distill.files import sha256 as sha256
+from distill.files import write_atomically as write
 
 
 @dataclass(frozen=True)
@@ -63,34 +61,6 @@ class Result:
 RESULT_COLUMNS = [f.name for f in fields(Result)]
 
 
-def write(path: Path, content: str | bytes | Callable[[BinaryIO], None]) -> None:
-    """Write a file whole or not at all: a temporary file beside it, flushed to the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # a rename is safe from a power cut once its folder is on the disk
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def write_json(path: Path, value) -> None:
     """Write JSON, floats in full precision."""
     write(path, json.dumps(value, indent=2) + "\n")
@@ -118,12 +88,6 @@ def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write(path, text.getvalue())
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def name_model(seed: int, arm: str | None, step: int) -> str:

@@ -47,13 +47,13 @@ def crash(monkeypatch, at: int, before: bool) -> list:
         if this == at:
             raise Killed
 
-    monkeypatch.setattr("distill.store.rundir.os.replace", dying)
+    monkeypatch.setattr("distill.files.os.replace", dying)
     return torn
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before_the_rename", "after_the_rename"])
 def test_a_run_that_ended_at_any_write_goes_on_to_the_same_bits(tmp_path, monkeypatch, before):
-    monkeypatch.setattr("distill.store.rundir.os.fsync", lambda file: None)
+    monkeypatch.setattr("distill.files.os.fsync", lambda file: None)
     monkeypatch.setattr("distill.store.rundir._commit", lambda: None)
     options = {"distillation_steps": 1, "label_noise": 0.25}
     distill.run(config(tmp_path / "whole", **options), source=source())
@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
 
     epoch = Listener.end_epoch
     with monkeypatch.context() as patch:
-        fill = partial(patch.setattr, "distill.store.rundir.os.fsync", full)
+        fill = partial(patch.setattr, "distill.files.os.fsync", full)
         patch.setattr(Listener, "end_epoch", lambda *args: (fill(), epoch(*args)))
         with pytest.raises(OSError, match="No space left"):
             distill.run(config(tmp_path / "run"), source=source())

@@ -1,6 +1,4 @@
-import errno
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,56 +10,11 @@ from distill.errors import ConfigError, UserError
 from distill.store.rundir import (
     RunDir,
     read_record,
-    sha256,
-    write,
     write_csv,
     write_json,
 )
 
 # ------------------------------------------------------------------------------------------------------- single files
-
-
-@pytest.mark.parametrize("content", ["naïve\n", "naïve\n".encode(), lambda file: file.write("naïve\n".encode())])
-def test_write_takes_text_bytes_and_writers(tmp_path, content):
-    write(tmp_path / "new" / "folder" / "file", content)
-    assert (tmp_path / "new" / "folder" / "file").read_bytes() == "naïve\n".encode()
-
-
-def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
-    def failing(file):
-        file.write(b"half of the n")
-        raise KeyboardInterrupt
-
-    write(tmp_path / "file", "old")
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "file", failing)
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call):
-    def full(*args):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    write(tmp_path / "file", "old")
-    monkeypatch.setattr(f"distill.store.rundir.os.{call}", full)
-    with pytest.raises(OSError, match="No space left"):
-        write(tmp_path / "file", "new")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
-
-
-def test_write_is_on_the_disk_before_it_is_under_its_name(tmp_path, monkeypatch):
-    calls, fsync, replace = [], os.fsync, os.replace
-    monkeypatch.setattr("distill.store.rundir.os.fsync", lambda file: (calls.append("fsync"), fsync(file)))
-    monkeypatch.setattr("distill.store.rundir.os.replace", lambda *a: (calls.append("replace"), replace(*a)))
-    write(tmp_path / "file", "content")
-    assert calls[:2] == ["fsync", "replace"]
-
-
-def test_write_replaces_what_a_killed_process_left(tmp_path):
-    (tmp_path / ".file.tmp").write_text("torn")
-    write(tmp_path / "file", "whole")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "whole")]
 
 
 def test_csv_keeps_every_bit_of_a_float_and_leaves_none_empty(tmp_path):
@@ -111,11 +64,6 @@ def test_json_that_is_no_result_is_refused_by_name(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=r"result\.json is damaged"):
         read_record(tmp_path)
-
-
-def test_sha256_of_a_known_text(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
-    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 # ------------------------------------------------------------------------------------------------------ the directory

@@ -1,0 +1,57 @@
+"""Files: written whole or not at all, and their SHA-256."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+Content = str | bytes | Callable[[BinaryIO], object]  # text (UTF-8), bytes, or a function that writes to the open file
+
+
+def write_atomically(path: Path, content: Content) -> None:
+    """Write a file whole or not at all. Makes its folder; raises OSError."""
+    write_together({path: content})
+
+
+def write_together(files: Mapping[Path, Content]) -> None:
+    """Write several files, each whole or not at all, and none if one of them cannot be written. Raises OSError.
+
+    All are flushed to the disk under temporary names beside their own before the first is renamed. The temporary names
+    are fixed, so that what a killed process left is replaced by the next write: one process at a time.
+    """
+    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporaries[path], "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    except BaseException:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+        raise
+    for folder in {path.parent for path in files}:
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk: only then does a rename survive a power cut."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
