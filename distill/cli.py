@@ -7,8 +7,8 @@ import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config, field_type, from_dict, nearest, read_config, read_toml
-from distill.errors import ConfigError, UserError
+from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config, field_type, from_dict, read_config, read_toml
+from distill.errors import ConfigError, UserError, nearest
 
 PROGRAM = "self_distiller.py"
 DESCRIPTION = """\

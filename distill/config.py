@@ -5,7 +5,6 @@ where the work is done: it may change between a run and its continuation (which 
 threads, since these decide the last bits).
 """
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -17,7 +16,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from distill.errors import ConfigError
+from distill import losses
+from distill.errors import ConfigError, nearest
 
 TORCHVISION_RESNETS = (18, 34, 50, 101)
 CIFAR_RESNETS = (8, 14, 20, 32, 44, 56, 110)
@@ -130,13 +130,10 @@ class TrainConfig(_Section):
 
     max_epochs: int = _option(75, "epochs per model")
     batch_size: int = _option(16, "images per update")
-    loss: str = _option(
-        "mse",
-        "mse: squared error of the softmax, mean over classes; ce: cross entropy; kl: ce less the target's entropy",
-        choices=("mse", "ce", "kl"),
-    )
+    loss: str = _option("mse", "; ".join(f"{name}: {loss.help}" for name, loss in losses.LOSSES.items()))
     temperature: float = _option(
-        1.0, "softens teacher and student in the distillation term of ce and kl (Hinton et al. 2015)"
+        1.0,
+        f"softens teacher and student in the distillation term of {losses.with_temperature()} (Hinton et al. 2015)",
     )
     reg: str = _option(
         "norm",
@@ -177,9 +174,10 @@ class TrainConfig(_Section):
         for name in ("reg_coef", "weight_decay"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"{name} must be a number >= 0, not {value}")
+        object.__setattr__(self, "loss", losses.canonical(self.loss))
         _require(
-            self.temperature == 1 or self.loss != "mse",
-            "temperature is for --loss ce and kl; the squared error compares probabilities as they are",
+            self.temperature == 1 or losses.parse(self.loss)[0].takes_temperature,
+            f"temperature is for --loss {losses.with_temperature()}, not {self.loss}",
         )
         _require(
             self.momentum is None or self.optimizer == "sgd", f"momentum is for --optimizer sgd, not {self.optimizer}"
@@ -391,12 +389,6 @@ def field_type(section: str, name: str) -> tuple[type, int]:
         depth += origin is tuple
         hint = typing.get_args(hint)[0]
     return hint, depth
-
-
-def nearest(name: str, known) -> str:
-    """`` (did you mean X?)`` for the closest known name, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def from_dict(values: dict[str, dict]) -> Config:

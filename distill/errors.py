@@ -1,5 +1,8 @@
 """Errors a user can fix. Each message is one line: what is wrong, where, and what to do about it."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """An error the user can fix."""
@@ -16,3 +19,9 @@ class DataError(UserError):
 def one_line(error: BaseException) -> str:
     """The message of an error on one line; its type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean X?)`` for the closest known name, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""

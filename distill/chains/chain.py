@@ -19,6 +19,7 @@ from distill.chains.estimated_alpha import Choice, choose
 from distill.config import AUTO, Arm, Config, arm_name, prefixes
 from distill.data.splits import Dataset
 from distill.errors import ConfigError
+from distill.losses import loss_function
 from distill.randomness import ONE_AT_A_TIME, generator, torch_seed
 from distill.store.rundir import (
     Result,
@@ -32,7 +33,7 @@ from distill.store.rundir import (
     write_json,
 )
 from distill.training import augment, engine, metrics, models
-from distill.training.objective import LOSSES, one_hot
+from distill.training.objective import one_hot
 
 STATE = "training_state.pt"
 METRICS = "epoch lr train_loss train_truth_loss train_teacher_loss train_reg train_acc val_loss val_acc seconds"
@@ -253,7 +254,7 @@ class Chain:
         if not logits.isfinite().all():
             raise ConfigError("the predictions of the given teacher are not finite")  # training would have said so
         labels = pool.labels.cpu()
-        loss = LOSSES[self.config.train.loss](logits.double(), one_hot(labels, logits.shape[1])).mean().item()
+        loss = loss_function(self.config.train.loss)(logits.double(), one_hot(labels, logits.shape[1])).mean().item()
         return {"loss": loss} | metrics.evaluate(logits, labels), logits
 
 

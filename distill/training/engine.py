@@ -252,7 +252,9 @@ class Fit:
         self.lr = train.lr  # of the last update
         self.rates_on_device = graph.possible(device)
         self.captures = self.rates_on_device and train.graph
-        self.replayed: tuple[tuple, graph.Updates] | None = None  # the graph, and the objective it was captured with
+        self.replayed: tuple[Objective, graph.Updates] | None = (
+            None  # the graph, and the objective it was captured with
+        )
 
     def state_dict(self) -> dict:
         """Tensors and plain numbers only, so that it can be read with ``weights_only=True``, on any device."""
@@ -327,7 +329,7 @@ class Fit:
         Captured with the first chunk, for up to ``batches`` a chunk. Where capture fails, a note says why, and updates
         go on eagerly.
         """
-        batch, constants = self.train.batch_size, (objective.loss, objective.temperature, objective.alpha)
+        batch = self.train.batch_size
         if not self.captures or len(images) < batch:
             return None
         if self.replayed is None:
@@ -341,9 +343,9 @@ class Fit:
                 self.captures = False
                 listener.note(f"no CUDA graph, updates go on one by one: {' '.join(str(error).split()) or repr(error)}")
                 return None
-            self.replayed = constants, updates
+            self.replayed = objective, updates
         captured_with, updates = self.replayed
-        return updates if captured_with == constants and updates.fits(images, truth, soft) else None
+        return updates if captured_with == objective and updates.fits(images, truth, soft) else None
 
     def update(
         self, images: Tensor, truth: Tensor, soft: Tensor | None, objective: Objective, rate: float | Tensor
@@ -379,7 +381,9 @@ class EpochSums:
         """Add a chunk: logits, truth and soft (m, classes), labels (m,), the regulariser at each update (updates,)."""
         zero = torch.zeros_like(labels, dtype=torch.float32)
         on_truth, on_soft = (
-            (self.objective.loss(logits, truth), zero) if soft is None else self.objective.terms(logits, truth, soft)
+            (self.objective.function(logits, truth), zero)
+            if soft is None
+            else self.objective.terms(logits, truth, soft)
         )
         right = logits.argmax(1) == labels
         self.sums += torch.stack([t.to(self.sums.dtype).sum() for t in (on_truth, on_soft, right, regs)])
