@@ -34,6 +34,7 @@ from benchmarks.options import DEPTHS, Parser, cuda, positive
 from benchmarks.variants import network as plain
 from distill.config import ModelConfig, TrainConfig
 from distill.data.splits import Dataset, Split
+from distill.environment import set_environment
 from distill.running.cost import ConcurrentTrial, Trial
 from distill.running.experiment import versions
 from distill.training import augment, engine, models
@@ -293,7 +294,7 @@ def say(row: dict) -> None:
 
 def main() -> None:
     """Measure, print, write the JSON file."""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # as distill/cli.py has it
+    set_environment()
     parser = Parser("training_gpu", __doc__)
     parser.add_argument("--device", type=cuda, default="cuda", help="cuda or cuda:<i> [default: cuda]")
     parser.add_argument("--quick", action="store_true", help="ResNet-18 alone, three rounds, unless told otherwise")

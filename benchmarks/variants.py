@@ -13,6 +13,8 @@ import time
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
+from distill.environment import SETTINGS
+
 CLASSES, ALPHA, LR, REG_COEF = 10, 0.6, 1e-4, 1e-4
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
@@ -67,7 +69,7 @@ class Process:
     """A variant in a process of its own, warmed up."""
 
     def __init__(self, job: Job, variant: Variant):
-        environment = os.environ | ({"GOMP_SPINCOUNT": "20000"} if variant.engine else {})  # as distill/cli.py has it
+        environment = SETTINGS | os.environ if variant.engine else dict(os.environ)
         arguments = [json.dumps([asdict(job), asdict(variant)])]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.variants", *arguments],

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config, field_type, from_dict, read_config, read_toml
+from distill.environment import set_environment
 from distill.errors import ConfigError, UserError, nearest
 
 PROGRAM = "self_distiller.py"
@@ -129,11 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    # OpenMP's waiting threads spin for milliseconds before they sleep: with any other process on the cores that made
-    # a ResNet-20 at batch 128 three times slower on 2 cores, and alone it gains nothing. Read when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # CUDA has 8 queues for all streams unless told otherwise: with more jobs, streams in one queue would wait in turn.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    set_environment()
     try:
         words = sys.argv[1:] if argv is None else argv
         config = parse(words)

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import os
 import statistics
 import threading
 import time
@@ -18,6 +17,7 @@ from distill.chains.chain import epochs_on_disk
 from distill.config import AUTO, Arm, Config, TrainConfig, arm_name, students
 from distill.data.sources import Source
 from distill.data.splits import Dataset, Split
+from distill.environment import available_cores
 from distill.errors import ConfigError
 from distill.randomness import ONE_AT_A_TIME
 from distill.running.executors import disjoint_groups, job_threads
@@ -281,8 +281,7 @@ def best_jobs(lab: Experiment) -> int:
     """On a CPU a job for each core; on a CUDA device what a short probe finds. Never more than there are chains."""
     chains = independent_chains(lab.config)
     if lab.device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(cores, chains)
+        return min(available_cores(), chains)
     if lab.device.type != "cuda" or chains == 1:
         return 1
     return probe(trial_of(lab), chains)

@@ -1,7 +1,6 @@
 """What a run works with: its device, its images, and how its networks are made."""
 
 import io
-import os
 import platform
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from distill.chains.checkpoints import default_network, load_weights
 from distill.config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, arm_name, students
 from distill.data.sources import Source, load_source
 from distill.data.splits import Dataset, Split, make_dataset
+from distill.environment import available_cores
 from distill.errors import ConfigError, UserError
 from distill.store.rundir import RunDir, read_record, write
 from distill.training import engine
@@ -39,7 +39,7 @@ class Experiment:
         """Set torch's switches in this process. Raises ConfigError for a precision that the device lacks."""
         threads, jobs = self.config.run.threads, self.config.run.jobs
         if threads is None and jobs > 1:
-            threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+            threads = max(1, available_cores() // jobs)
         engine.set_up(self.config.train, self.device, threads)
 
     def dataset(self, seed: int) -> Dataset:
