@@ -18,7 +18,8 @@ import pytest
 
 # Before anything imports torch or matplotlib, here and in the programs that tests start.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[name] = "1"  # pytest-xdist's workers would fight for the cores
+    # One thread, or pytest-xdist's workers would fight for the cores; machines.py sets another number.
+    os.environ[name] = os.environ.get("TEST_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
 
