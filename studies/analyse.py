@@ -114,12 +114,12 @@ def auto_lines(study: Study) -> list[str]:
     alphas = [[study.results[seed, AUTO, k].alpha for seed in study.config.chain.seed] for k in range(1, last + 1)]
     shown = "; ".join(f"step {k}: " + ", ".join(f"{a:.2f}" for a in row) for k, row in enumerate(alphas, start=1))
     return [
-        f"- Weights that auto took, by seed: {shown}.",
+        f"- Alphas that auto took, by seed: {shown}.",
         f"- At step {last}, by the held-out Brier score: rank {rank} of {len(grid) + 1}. On the test images: "
         f"Brier score {said(worse)} against the grid's choice by that score (alpha = {best}); "
         f"accuracy {said(less)} against its choice by held-out accuracy (alpha = {most}).",
         f"- Cost: {mine} trainings and {seconds:.0f} s against the grid's {theirs} and {whole:.0f} s "
-        f"({seconds / whole:.0%}), teachers aside.",
+        f"({seconds / whole:.0%}), not counting teachers.",
         "",
     ]
 
