@@ -167,8 +167,8 @@ def binned_gap(confidence: Tensor, correct: Tensor) -> float:
 
 
 def _bin_sums(confidence: Tensor, values: Tensor) -> Tensor:
-    """Sums (ECE_BINS,) of ``values`` (n,) over bins of the confidence (n,); a bin is (lower, upper], as in the paper."""
-    bins = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+    """Sums (ECE_BINS,) of ``values`` (n,) over bins of the confidence (n,)."""
+    bins = (confidence * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1  # (lower, upper], as in the paper
     return confidence.new_zeros(ECE_BINS).index_add_(0, bins, values)
 
 

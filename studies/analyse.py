@@ -16,8 +16,10 @@ from scipy.stats import t
 
 from distill.config import AUTO, Config, arm_name, prefixes, read_config
 from distill.errors import ConfigError, UserError
+from distill.files import write_atomically
 from distill.reporting.plots import COLOURS, MARKERS, spread, title
-from distill.store.rundir import Result, RunDir, write
+from distill.store.results import Result
+from distill.store.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def main() -> None:
         parser.error(str(error))
     print("\n".join(tables(study) for study in studies))
     if args.figure is not None:
-        write(args.figure, lambda file: figure(studies).savefig(file, format="png", dpi=120))
+        write_atomically(args.figure, lambda file: figure(studies).savefig(file, format="png", dpi=120))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,17 @@ import pytest
 
 from distill.config import SECTION_OF, Config, from_dict, read_toml
 from distill.data.sources import Source, from_arrays
-from distill.store.rundir import RESULT_COLUMNS, Result, RunDir, write_json
+from distill.store.results import Result, columns
+from distill.store.rundir import RunDir, write_json
 from distill.training import cuda_graph as graph
 
 ROOT = Path(__file__).parents[1]
-FIGURES = dict.fromkeys(RESULT_COLUMNS, 0.5) | {"seed": 1, "alpha": None, "arm": None, "step": 0, "epochs": 2}
+FIGURES = dict.fromkeys(columns(), 0.5) | {"seed": 1, "alpha": None, "arm": None, "step": 0, "epochs": 2}
 DIAGRAM = {"count": [20.0] * 15, "confidence": [10.0] * 15, "correct": [5.0] * 15}
 
 
 def leave_result(rundir: RunDir, **figures) -> Result:
-    result = Result(**FIGURES | figures)
+    result = Result.of(FIGURES, figures)
     rest = {"model_sha256": "", "parent": None, "classes": [], "channels": 1, "model": {}, "reliability": DIAGRAM}
     write_json(rundir.model(result.seed, result.arm, result.step) / "result.json", FIGURES | figures | rest)
     return result

@@ -14,25 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distill import metrics
 from distill.chains.checkpoints import DamagedFileError, check_hash, load_weights, read_tensors, write_tensors
 from distill.chains.estimated_alpha import Choice, choose
 from distill.config import AUTO, Arm, Config, arm_name, prefixes
 from distill.data.splits import Dataset
 from distill.errors import ConfigError
+from distill.files import sha256, write_atomically
 from distill.losses import loss_function
 from distill.randomness import ONE_AT_A_TIME, generator, torch_seed
-from distill.store.rundir import (
-    Result,
-    RunDir,
-    as_result,
-    name_model,
-    read_record,
-    sha256,
-    write,
-    write_csv,
-    write_json,
-)
-from distill.training import augment, engine, metrics, models
+from distill.store.results import Result, name_model, read_record
+from distill.store.rundir import RunDir, write_csv, write_json
+from distill.training import augment, engine, models
 from distill.training.objective import one_hot
 
 STATE = "training_state.pt"
@@ -142,9 +135,9 @@ class Chain:
 
     def take(self, probe: "Finished", brief: "ModelSpec", choice: Choice) -> None:
         """Make a probe the student of its step: the same weights and figures, with no training of its own."""
-        write(brief.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
+        write_atomically(brief.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
         result = replace(probe.result, arm=brief.arm, epochs=0, seconds=0.0)
-        record = read_record(probe.folder) | asdict(result) | estimate_of(choice, result)
+        record = read_record(probe.folder) | result.row() | estimate_of(choice, result)
         write_json(brief.folder / "result.json", record)
         self.listener.end_model(result)
 
@@ -185,13 +178,13 @@ class Chain:
             figures = fit.epoch(self.train, plan, len(data.classes), guide, weight, self.listener)
         except engine.NotFiniteLossError as error:
             raise ConfigError(f"{brief.name}, epoch {epoch + 1}: {error}; try a smaller --lr") from None
-        val, _ = self.score(fit.model, self.val)
+        val_loss, val_logits = self.score(fit.model, self.val)
         return {
             "epoch": epoch + 1,
             "lr": fit.lr,
             **{f"train_{name}": value for name, value in figures.items()},
-            "val_loss": val.get("loss"),
-            "val_acc": val.get("acc"),
+            "val_loss": val_loss,
+            "val_acc": None if val_logits is None else metrics.accuracy(val_logits, self.val.labels),
             "seconds": time.perf_counter() - started,
         }
 
@@ -205,31 +198,34 @@ class Chain:
     ) -> None:
         """Score a model and leave it on disk: weights, then result.json, then nothing of the training state."""
         folder, teacher = brief.folder, brief.teacher
-        test, logits = self.score(model, self.test)
-        val, _ = self.score(model, self.val)
-        given = engine.predict_all(model, self.train, self.config.train)
+        test_loss, test_logits = self.score(model, self.test)
+        val_loss, val_logits = self.score(model, self.val)
+        predictions = metrics.Predictions(
+            test_logits=test_logits,
+            test_labels=self.test.labels,
+            train_logits=engine.predict_all(model, self.train, self.config.train),
+            given_labels=torch.from_numpy(self.data.train.labels),
+            true_labels=torch.from_numpy(self.data.train.true_labels),
+            val_logits=val_logits,
+            val_labels=None if self.val is None else self.val.labels,
+            teacher_test_logits=None if teacher is None else teacher.test_logits,
+        )
         last = rows[-1] if rows else {}
         if self.selects_best and rows:
             last = max(rows, key=lambda row: row["val_acc"])  # the first of the best, as in training
-        result = Result(
-            seed=self.seed,
-            alpha=brief.alpha,
-            step=brief.step,
-            train_loss=last.get("train_loss"),
-            train_acc=last.get("train_acc"),
-            val_loss=val.get("loss"),
-            val_acc=val.get("acc"),
-            **{f"test_{name}": value for name, value in test.items()},
-            agreement=None if teacher is None else metrics.agreement(logits, teacher.test_logits),
-            epochs=len(rows),
-            seconds=round(sum(row["seconds"] for row in rows), 3),
-            arm=brief.arm,
-            val_brier=val.get("brier"),
-            teacher_kl=None if teacher is None else metrics.divergence(logits, teacher.test_logits),
-            **metrics.on_training_images(
-                given, *map(torch.from_numpy, (self.data.train.labels, self.data.train.true_labels))
-            ),
-        )
+        about = {
+            "seed": self.seed,
+            "alpha": brief.alpha,
+            "step": brief.step,
+            "train_loss": last.get("train_loss"),
+            "train_acc": last.get("train_acc"),
+            "val_loss": val_loss,
+            "test_loss": test_loss,
+            "epochs": len(rows),
+            "seconds": round(sum(row["seconds"] for row in rows), 3),
+            "arm": brief.arm,
+        }
+        result = Result.of(about, metrics.evaluate_all(predictions))
         write_tensors(folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
         record = {
             "selected_epoch": last.get("epoch"),
@@ -239,23 +235,23 @@ class Chain:
             "channels": self.data.train.images.shape[1],
             "model": asdict(self.config.model),
             "configuration": self.config.identity,
-            "reliability": metrics.reliability(logits, self.test.labels),
+            "reliability": metrics.reliability(test_logits, self.test.labels),
         }
         record |= {} if choice is None else estimate_of(choice, result)
-        write_json(folder / "result.json", asdict(result) | record)
+        write_json(folder / "result.json", result.row() | record)
         (folder / STATE).unlink(missing_ok=True)
         self.listener.end_model(result)
 
-    def score(self, model: nn.Module, pool: engine.ImageStore | None) -> tuple[dict[str, float], Tensor | None]:
-        """Loss and ``metrics.evaluate`` on a split against true labels, and the logits; nothing for no split."""
+    def score(self, model: nn.Module, pool: engine.ImageStore | None) -> tuple[float | None, Tensor | None]:
+        """The mean loss on a split against true labels, and the logits; None twice for no split."""
         if pool is None:
-            return {}, None
+            return None, None
         logits = engine.predict_all(model, pool, self.config.train)
         if not logits.isfinite().all():
             raise ConfigError("the predictions of the given teacher are not finite")  # training would have said so
         labels = pool.labels.cpu()
         loss = loss_function(self.config.train.loss)(logits.double(), one_hot(labels, logits.shape[1])).mean().item()
-        return {"loss": loss} | metrics.evaluate(logits, labels), logits
+        return loss, logits
 
 
 def read_choice(file: Path) -> Choice:
@@ -350,7 +346,7 @@ class Finished:
     def __init__(self, chains: Chain, folder: Path):
         self.chains, self.folder = chains, folder
         record = read_record(folder)
-        self.result, self.sha256, self.parent = as_result(record), record["model_sha256"], record["parent"] or {}
+        self.result, self.sha256, self.parent = Result.of(record), record["model_sha256"], record["parent"] or {}
 
     @cached_property
     def model(self) -> nn.Module:

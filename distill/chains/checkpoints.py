@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from distill.config import CUSTOM_MODEL, ModelConfig, TrainConfig, from_dict
 from distill.errors import ConfigError
-from distill.store.rundir import read_record, sha256, write
+from distill.files import sha256, write_atomically
+from distill.store.results import read_record
 from distill.training import engine, models
 
 
@@ -18,7 +19,7 @@ def write_tensors(file: Path, content: dict) -> None:
     """Write tensors and plain values. By way of memory: torch.save turns a full disk into an error of its own."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write(file, buffer.getvalue())
+    write_atomically(file, buffer.getvalue())
 
 
 class DamagedFileError(ConfigError):

@@ -3,26 +3,13 @@
 import math
 import statistics
 
+from distill import metrics
 from distill.config import AUTO, ChainConfig, arm_name, prefixes
-from distill.store.rundir import Result
+from distill.store.results import Result
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart, and a marker each for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-
-DIAGNOSTICS = {  # of a Result; the last two only under label noise
-    "test_acc": "test accuracy",
-    "test_nll": "test NLL (nats)",
-    "test_brier": "test Brier score",
-    "test_ece": "test ECE",
-    "test_entropy": "test entropy (nats)",
-    "agreement": "agreement with the teacher",
-    "teacher_kl": "KL(teacher ‖ student) (nats)",
-    "train_distance": "distance to the given labels",
-    "clean_acc": "accuracy on right labels",
-    "memorised": "wrong labels memorised",
-    "recovered": "wrong labels recovered",
-}
 
 Arms = dict[str, dict[int, list[float]]]
 
@@ -65,13 +52,14 @@ def accuracy_figure(results: list[Result], chain: ChainConfig):
 
 
 def diagnostics_figure(results: list[Result], chain: ChainConfig):
-    """Every figure of DIAGNOSTICS that the results have, against step, in panels of one legend."""
-    names = [name for name in DIAGNOSTICS if any(getattr(result, name) is not None for result in results)]
+    """Every metric with a label that the results have, against step, a panel each, with one legend."""
+    labels = {metric.name: metric.label for metric in metrics.METRICS if metric.label is not None}
+    names = [name for name in labels if any(getattr(result, name) is not None for result in results)]
     rows = math.ceil(len(names) / 4)
     figure = _figure(12, 0.6 + 2.6 * rows)
     for i, name in enumerate(names):
         axes = figure.add_subplot(rows, 4, i + 1)
-        axes.set_title(DIAGNOSTICS[name], fontsize=10)
+        axes.set_title(labels[name], fontsize=10)
         if i + 4 >= len(names):
             axes.set_xlabel("distillation step (0: teacher)")
         _draw_arms(axes, by_arm(results, chain, name))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.files import write_atomically
 from distill.kernel.twin import ALPHAS, Forecast, Schedule, scores
 from distill.reporting.plots import COLOURS, MARKERS
 from distill.reporting.run_report import aligned
-from distill.store.rundir import write
 
 SHOWN = range(0, len(ALPHAS), 4)  # of the map's alphas, in tables: 0, 0.2, ..., 1
 LINES = ("-", "--", ":")
@@ -154,7 +154,7 @@ def draw(stem: Path, title: str, forecasts: list[Forecast], outcomes: list[Outco
         for kind, undated in (("png", {"Software": None}), ("svg", {"Date": None})):
             content = BytesIO()
             drawn.savefig(content, format=kind, dpi=150, metadata=undated)
-            write(stem.with_suffix(f".{kind}"), content.getvalue())
+            write_atomically(stem.with_suffix(f".{kind}"), content.getvalue())
 
 
 def figure(title: str, forecasts: list[Forecast], outcomes: list[Outcome]):

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from distill.config import ChainConfig, read_config
+from distill.files import write_atomically
 from distill.reporting.plots import accuracy_figure, by_arm, diagnostics_figure, reliability_figure, spread, title
-from distill.store.rundir import Result, RunDir, as_result, write
+from distill.store.results import Result
+from distill.store.rundir import RunDir
 
 
 def table(results: list[Result], chain: ChainConfig) -> str:
@@ -69,7 +71,7 @@ def draw(results: list[Result], records: list[dict], chain: ChainConfig, folder:
     }
     for name, figure in figures.items():
         for kind in ("png", "svg"):
-            write(
+            write_atomically(
                 folder / f"{name}.{kind}",
                 lambda file, figure=figure, kind=kind: figure.savefig(file, format=kind, dpi=150),
             )
@@ -79,7 +81,7 @@ def report(path: Path) -> str:
     """Draw a run's figures and return its tables; an empty string where no model is finished."""
     rundir = RunDir(path)
     records = rundir.records()
-    results = rundir.write_results([*map(as_result, records)])
+    results = rundir.write_results([Result.of(record) for record in records])
     if not results:
         return ""
     chain = read_config(path / "config.toml").chain

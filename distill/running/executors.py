@@ -22,7 +22,8 @@ from distill.chains.chain import Chain
 from distill.config import Arm, Config, arm_name, students
 from distill.errors import UserError
 from distill.running.experiment import Experiment, prepare
-from distill.store.rundir import Result, RunDir
+from distill.store.results import Result
+from distill.store.rundir import RunDir
 from distill.training.engine import EpochSums
 from distill.training.listener import Listener
 

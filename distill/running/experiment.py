@@ -19,7 +19,9 @@ from distill.data.sources import Source, load_source
 from distill.data.splits import Dataset, Split, make_dataset
 from distill.environment import available_cores
 from distill.errors import ConfigError, UserError
-from distill.store.rundir import RunDir, read_record, write
+from distill.files import write_atomically
+from distill.store.results import read_record
+from distill.store.rundir import RunDir
 from distill.training import engine
 from distill.training.models import Classifier
 
@@ -60,7 +62,7 @@ class Experiment:
         data = self.dataset(seed)
         labels = rundir.path / f"seed_{seed}" / "labels.npz"
         if self.config.data.label_noise and not labels.exists():
-            write(labels, _label_record(data))
+            write_atomically(labels, _label_record(data))
         return Chain(self.config, seed, data, rundir, self.device, self.make_network(data), listener)
 
     def check_teacher(self, data: Dataset) -> None:

@@ -31,7 +31,8 @@ from distill.kernel.twin import Forecast, Twin, forecast, make_twin
 from distill.randomness import generator
 from distill.reporting.preview_page import Outcome, draw, tables
 from distill.running.experiment import Experiment, prepare
-from distill.store.rundir import RunDir, read_record
+from distill.store.results import read_record
+from distill.store.rundir import RunDir
 from distill.training import engine
 
 SIZE = 2000  # training images

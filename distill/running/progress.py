@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from distill.store.rundir import Result, name_model
+from distill.store.results import Result, name_model
 from distill.training.engine import EpochSums
 from distill.training.listener import Listener
 

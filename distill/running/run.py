@@ -11,7 +11,8 @@ from distill.data.sources import Source
 from distill.running.cost import prepare_with_jobs
 from distill.running.executors import side_by_side
 from distill.running.experiment import Experiment, memory_errors, versions
-from distill.store.rundir import Result, RunDir
+from distill.store.results import Result
+from distill.store.rundir import RunDir
 from distill.training.listener import Listener
 
 

@@ -8,77 +8,21 @@ choice.json. Everything else is derived from these.
 import csv
 import io
 import json
-import math
-import re
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from distill.config import AUTO, PREVIEW, Config, read_config, to_toml
+from distill.config import PREVIEW, Config, read_config, to_toml
 from distill.errors import ConfigError
-from distill.files import sha256 as sha256
-from distill.files import write_atomically as write
-
-
-@dataclass(frozen=True)
-class Result:
-    """The figures of one finished model: a row of results.csv. Accuracies and agreement are fractions in [0, 1].
-
-    train_loss and train_acc are means over the epoch that was taken (the last, or the best), as trained (augmented
-    images, given labels, the whole objective); val_* and test_* are of the finished model, against true labels, without
-    the regulariser. The last four are of the finished model on its training images, not augmented. None where it does
-    not apply.
-    """
-
-    seed: int
-    alpha: float | None  # weight of the truth in its targets; None: the teacher that all arms of a seed share
-    step: int
-    train_loss: float | None
-    train_acc: float | None
-    val_loss: float | None
-    val_acc: float | None
-    test_loss: float
-    test_acc: float
-    test_nll: float  # natural logarithm
-    test_brier: float
-    test_ece: float
-    agreement: float | None  # share of test images on which the model and its teacher name the same class
-    epochs: int  # of its own training: 0 where it was given, or taken from a probe
-    seconds: float
-    arm: str | None  # the chain up to this model, see config.arm_name; None: the teacher
-    val_brier: float | None
-    test_entropy: float  # of the predicted probabilities, natural logarithm
-    teacher_kl: float | None  # KL(teacher || model) on the test images, natural logarithm
-    train_distance: float  # root mean square of |p - one_hot(given label)|_2, in [0, sqrt 2]
-    clean_acc: float | None  # accuracy on the images with right labels
-    memorised: float | None  # share of the images with wrong labels on which the model says that label
-    recovered: float | None  # share of the images with wrong labels on which the model says the true one
-
-
-RESULT_COLUMNS = [f.name for f in fields(Result)]
+from distill.files import write_atomically
+from distill.store.results import Result, columns, read_record, sort_key
 
 
 def write_json(path: Path, value) -> None:
     """Write JSON, floats in full precision."""
-    write(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_record(folder: Path) -> dict:
-    """The whole of a finished model's result.json. Raises ConfigError where it is missing or damaged."""
-    file = folder / "result.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not {*RESULT_COLUMNS, "model_sha256", "parent", "classes", "channels", "model"} <= content.keys():
-            raise ValueError("entries are missing: it may be of an earlier version of this program")
-        int(content["seed"]), int(content["step"]), float(content["alpha"] or 0)
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} holds no finished model (no result.json in it)") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{file} is damaged ({error}); delete its folder to train that model again") from None
-    return content
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
@@ -87,24 +31,7 @@ def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write(path, text.getvalue())
-
-
-def name_model(seed: int, arm: str | None, step: int) -> str:
-    """``seed 1, alpha 0.6, step 2``, or ``seed 1, step 0`` for the teacher."""
-    return f"seed {seed}, {'' if arm is None else f'alpha {arm}, '}step {step}"
-
-
-def _order(result: Result) -> tuple:
-    """By seed, the teacher first, then by weights, estimated ones last, then by step."""
-    words = [] if result.arm is None else re.split(r"(?<!e)-", result.arm)  # but not 1e-05
-    weights = [math.inf if word.startswith(AUTO) else float(word) for word in words]
-    return result.seed, weights, result.step, result.arm or ""
-
-
-def as_result(record: dict) -> Result:
-    """The figures among what ``read_record`` gives."""
-    return Result(**{name: record[name] for name in RESULT_COLUMNS})
+    write_atomically(path, text.getvalue())
 
 
 class RunDir:
@@ -121,8 +48,8 @@ class RunDir:
     def open(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or go on in it. Raises ConfigError where it holds another run, or other data."""
         self.check(config, fingerprint)
-        write(self.path / "config.toml", to_toml(config))
-        write(self.path / "data.sha256", fingerprint + "\n")
+        write_atomically(self.path / "config.toml", to_toml(config))
+        write_atomically(self.path / "data.sha256", fingerprint + "\n")
 
     def check(self, config: Config, fingerprint: str) -> None:
         """Raise ConfigError where the folder holds another run, or one on other data."""
@@ -161,17 +88,17 @@ class RunDir:
 
     def results(self) -> list[Result]:
         """The result of every finished model, by seed, arm (the teacher first) and step."""
-        return [as_result(record) for record in self.records()]
+        return [Result.of(record) for record in self.records()]
 
     def records(self) -> list[dict]:
         """The whole result.json of every finished model, by seed, arm (the teacher first) and step."""
         found = (read_record(file.parent) for file in self.path.glob("seed_*/**/result.json"))
-        return sorted(found, key=lambda record: _order(as_result(record)))
+        return sorted(found, key=lambda record: sort_key(Result.of(record)))
 
     def write_results(self, results: list[Result] | None = None) -> list[Result]:
         """Write results.csv anew from the finished models (read here unless they are given); return their results."""
         results = self.results() if results is None else results
-        write_csv(self.path / "results.csv", RESULT_COLUMNS, [asdict(r) for r in results])
+        write_csv(self.path / "results.csv", columns(), [result.row() for result in results])
         return results
 
     def write_environment(self, **facts) -> None:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from tiny import FIGURES, leave_result
 
+from distill import metrics
 from distill.config import ChainConfig
-from distill.reporting.plots import DIAGNOSTICS, accuracy_figure, by_arm, diagnostics_figure, reliability_figure, spread
+from distill.reporting.plots import accuracy_figure, by_arm, diagnostics_figure, reliability_figure, spread
 from distill.reporting.run_report import estimates, report, table
-from distill.store.rundir import Result, RunDir
+from distill.store.results import Result
+from distill.store.rundir import RunDir
 
 SEEDS, ALPHAS, STEPS = (1, 2, 3), (0.0, 0.6), (0, 1, 2)
 CHAIN = ChainConfig(alpha=ALPHAS, distillation_steps=2)
@@ -20,7 +22,7 @@ ACCURACY[:, :, 0] = ACCURACY[:, :1, 0]  # the teacher is the same for every alph
 def grid(seeds=SEEDS) -> list[Result]:
     """The results that ACCURACY stands for, in no order."""
     results = [
-        Result(**FIGURES | {"seed": seed, "arm": arm if step else None, "step": step, "test_acc": ACCURACY[i, j, k]})
+        Result.of(FIGURES, {"seed": seed, "arm": arm if step else None, "step": step, "test_acc": ACCURACY[i, j, k]})
         for i, seed in enumerate(SEEDS)
         for j, arm in enumerate(("0", "0.6"))
         for k, step in enumerate(STEPS)
@@ -88,7 +90,7 @@ def test_a_single_seed_is_drawn_without_bars():
 
 def leave_grid(path):
     for result in grid():
-        leave_result(RunDir(path), **vars(result))
+        leave_result(RunDir(path), **result.row())
     (path / "config.toml").write_text("[chain]\nalpha = [0, 0.6]\ndistillation_steps = 2\n")
 
 
@@ -103,7 +105,7 @@ def test_a_report_is_made_from_the_directory_alone(tmp_path):
 
 def test_chains_that_begin_alike_show_the_models_they_share():
     chain = ChainConfig(alpha=0.6, alpha_schedule=((0.6, 0.1),), distillation_steps=2)
-    fork = Result(**FIGURES | {"arm": "0.6-0.1", "step": 2, "test_acc": 0.125})
+    fork = Result.of(FIGURES, {"arm": "0.6-0.1", "step": 2, "test_acc": 0.125})
     arms = by_arm([*grid(seeds=(1,)), fork], chain)
     assert arms == {
         "0.6": {k: [ACCURACY[0, 1, k]] for k in STEPS} | {0: [ACCURACY[0, 0, 0]]},
@@ -113,7 +115,7 @@ def test_chains_that_begin_alike_show_the_models_they_share():
 
 def test_diagnostics_have_a_panel_for_every_figure_there_is():
     panels = [axes.get_title() for axes in diagnostics_figure(grid(), CHAIN).axes]
-    assert panels == list(DIAGNOSTICS.values())
+    assert panels == [metric.label for metric in metrics.METRICS if metric.label is not None]
     clean = [replace(result, memorised=None, recovered=None) for result in grid()]
     assert [axes.get_title() for axes in diagnostics_figure(clean, CHAIN).axes] == panels[:-2]
     (axes,) = (a for a in diagnostics_figure(grid(), CHAIN).axes if a.get_title() == "test accuracy")

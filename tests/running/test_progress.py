@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from distill.running import progress
 from distill.running.progress import Progress
-from distill.store.rundir import Result, name_model
+from distill.store.results import Result, name_model
 from distill.training.listener import Listener
 
 ROW = {"epoch": 1, "train_loss": 0.123456, "train_acc": 0.75, "val_acc": None, "seconds": 1.25}
@@ -36,7 +36,7 @@ def on_terminal(monkeypatch):
 
 
 def result(**figures) -> Result:
-    return Result(**FIGURES | figures)
+    return Result.of(FIGURES, figures)
 
 
 def show_a_run(listener, models=2, epochs=2):
