@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distill.chains.chain import METRICS
-from distill.store.rundir import RESULT_COLUMNS
+from distill.store.results import columns
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -113,6 +113,6 @@ def test_output_page_names_every_column():
     page = text("docs/output.md")
     results, metrics = page.split("## Columns of metrics.csv")
     named = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in results.splitlines() if row.startswith("| `")]
-    assert [column for row in named for column in row] == RESULT_COLUMNS
+    assert [column for row in named for column in row] == columns()
     named = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in metrics.splitlines() if row.startswith("| `")]
     assert [column for row in named for column in row] == METRICS.split()
