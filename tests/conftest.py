@@ -64,16 +64,21 @@ def write_cifar_batch(path: Path, images: np.ndarray, labels: np.ndarray, label_
     path.write_bytes(pickle.dumps(batch, protocol=2))
 
 
-@pytest.fixture(scope="session")
-def tiny_cifar10(tmp_path_factory) -> Path:
-    """A data folder with 5 x 40 training and 60 test images in CIFAR-10's format, the ten classes balanced."""
-    data_dir = tmp_path_factory.mktemp("cifar10")
+def write_tiny_cifar10(data_dir: Path) -> None:
+    """Write 5 x 40 training and 60 test images in CIFAR-10's format into a data folder, the ten classes balanced."""
     folder = data_dir / "cifar-10-batches-py"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for seed, (name, n) in enumerate([*((f"data_batch_{i}", 40) for i in range(1, 6)), ("test_batch", 60)]):
         labels = np.random.default_rng(seed).permutation(np.arange(n) % 10)
         write_cifar_batch(folder / name, patterned_images(labels, 10, 32, seed), labels)
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}, protocol=2))
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar10(tmp_path_factory) -> Path:
+    """A data folder with what ``write_tiny_cifar10`` writes."""
+    data_dir = tmp_path_factory.mktemp("cifar10")
+    write_tiny_cifar10(data_dir)
     return data_dir
 
 
@@ -106,18 +111,23 @@ def http_server() -> Iterator[Callable[[Path], str]]:
         yield serve
 
 
-@pytest.fixture(scope="session")
-def tiny_imagefolder(tmp_path_factory) -> Path:
-    """train/ and test/ with three classes of 12 and 6 PNG images, 16x16."""
+def write_tiny_imagefolder(data_dir: Path) -> None:
+    """Write train/ and test/ with three classes of 12 and 6 PNG images, 16x16."""
     from PIL import Image
 
-    data_dir = tmp_path_factory.mktemp("imagefolder")
     for seed, (part, each) in enumerate((("train", 12), ("test", 6))):
         labels = np.repeat(np.arange(3), each)
         for i, pixels in enumerate(patterned_images(labels, 3, 16, seed)):
             folder = data_dir / part / ("cat", "dog", "eel")[labels[i]]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{i:04d}.png")
+
+
+@pytest.fixture(scope="session")
+def tiny_imagefolder(tmp_path_factory) -> Path:
+    """A folder with what ``write_tiny_imagefolder`` writes."""
+    data_dir = tmp_path_factory.mktemp("imagefolder")
+    write_tiny_imagefolder(data_dir)
     return data_dir
 
 
