@@ -13,7 +13,7 @@ _HOME = {
     "ChainConfig": "config",
     "RunConfig": "config",
     "UserError": "errors",
-    "from_arrays": "data.sources",
+    "from_arrays": "data.source",
     "Result": "store.rundir",
     "load_model": "chains.checkpoints",
     "run": "running.run",

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from distill import losses
+from distill import losses, noise
 from distill.errors import ConfigError, nearest
 
 TORCHVISION_RESNETS = (18, 34, 50, 101)
@@ -60,7 +60,8 @@ class DataConfig(_Section):
 
     dataset: str = _option(
         "cifar10",
-        "where the images come from; imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
+        "where the images come from; imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*; "
+        "package.module:function is called with the data folder and returns distill.from_arrays(...)",
         choices=("cifar10", "cifar100", "digits", "imagefolder"),
     )
     data_dir: str = _option("data", "folder of the data set (downloads go here)", where=True)
@@ -71,8 +72,8 @@ class DataConfig(_Section):
     label_noise: float = _option(0.0, "fraction of the training labels to corrupt, in [0, 1]")
     label_noise_kind: str = _option(
         "symmetric",
-        "symmetric: any other class, all equally likely; pairflip: the next class",
-        choices=("symmetric", "pairflip"),
+        "; ".join(f"{name}: {kind.help}" for name, kind in noise.KINDS.items()),
+        choices=tuple(noise.KINDS),
     )
     augment: bool = _option(True, "random crops (zero padding of an eighth of the width) and, except for digits, flips")
 
@@ -433,7 +434,9 @@ def _scalar(section: str, name: str, value, kind: type):
     legal = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     or_words = "".join(f" or {word}" for word in words)
     _require(legal or value in words, f"{section}.{name} must be of type {kind.__name__}{or_words}, not {value!r}")
-    custom = (name, value) in (("dataset", CUSTOM_DATA), ("resnet", CUSTOM_MODEL))
+    custom = (name, value) in (("dataset", CUSTOM_DATA), ("resnet", CUSTOM_MODEL)) or (
+        name == "dataset" and ":" in str(value)  # package.module:function
+    )
     _require(
         not choices or value in choices or custom, f"{name} must be one of {', '.join(map(str, choices))}, not {value}"
     )

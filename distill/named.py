@@ -27,3 +27,15 @@ def named_object(text: str, what: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{what} {text}: {name} is not a function but of type {type(found).__name__}")
     return found
+
+
+def line_of(text: str, error: BaseException) -> str:
+    """`` in line 7 of my_data.py``, the last line that ``error`` passed in the module of ``text``; else nothing."""
+    file = import_module(text.partition(":")[0]).__file__
+    line = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == file:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return "" if line is None else f" in line {line} of {file}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distill.config import SECTION_OF, Config, from_dict, read_toml
-from distill.data.sources import Source, from_arrays
+from distill.data.source import Source, from_arrays
 from distill.store.results import Result, columns
 from distill.store.rundir import RunDir, write_json
 from distill.training import cuda_graph as graph

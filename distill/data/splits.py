@@ -1,16 +1,17 @@
-"""A data set as uint8 splits in memory: what is held out, which subset is taken, which labels are corrupted.
+"""A data set as uint8 splits in memory: which images are held out, which subset is taken, which labels are corrupted.
 
 Every draw is a function of (seed, purpose) over the whole source, so that one size never shifts another's draw:
 a larger training subset contains the smaller one, and an image that two settings corrupt gets the same wrong label.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from distill.config import DataConfig
-from distill.data.sources import Source
+from distill.data.source import Source
 from distill.errors import DataError
+from distill.noise import KINDS
 from distill.randomness import generator
 
 TEST_OF_UNSPLIT = 500  # test images drawn from a source without a test split: 50 of each digit
@@ -21,17 +22,25 @@ class Split:
     """n images of c channels, h rows and w columns, in ascending order of ``index``."""
 
     images: np.ndarray  # (n, c, h, w) uint8
-    labels: np.ndarray  # (n,) int64, what the model is given
-    true_labels: np.ndarray  # (n,) int64, before corruption; the same array where nothing is corrupted
+    labels: np.ndarray  # (n,) int64, the given labels
+    true_labels: np.ndarray  # (n,) int64, before corruption; the same array if nothing is corrupted
     index: np.ndarray  # (n,) int64, positions in the source's training or test split
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: np.ndarray) -> "Split":
+        """The images at the positions ``rows``, (k,) integers, ascending and distinct; uncopied if these are all."""
+        if len(rows) == len(self):
+            return self
+        labels = self.labels[rows]
+        clean = self.true_labels is self.labels
+        return Split(self.images[rows], labels, labels if clean else self.true_labels[rows], self.index[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """What one seed of a run trains, selects and tests on."""
+    """The images that one seed of a run trains, selects and tests on."""
 
     name: str
     train: Split
@@ -46,47 +55,38 @@ class Dataset:
 def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
     """Split, subset and corrupt ``source`` as ``config`` says. The same arguments give the same arrays.
 
-    Held-out images are taken first and keep their labels, training images from what is left, and labels are corrupted
-    last, in the training images only. Without a size everything is taken. Raises DataError where a class has too few
-    images for its share, naming it.
+    Held-out images are drawn first and keep their true labels, training images come from the rest, and only training
+    labels are corrupted. Without a size all images are taken. Raises DataError, naming the class, if one has too few
+    images for its share.
     """
-    labels, classes = source.train_labels, source.classes
-    pool, test = np.arange(len(labels)), _whole_test(source, seed)
-    if source.test_labels is None:
+    classes = source.classes
+    whole = _split(source.train_images, source.train_labels)
+    pool = whole.index
+    if source.test_images is None or source.test_labels is None:
+        rng = generator(seed, "split")
+        test = whole.take(_balanced(whole.labels, pool, TEST_OF_UNSPLIT, classes, rng, "the test split's"))
         pool = np.setdiff1d(pool, test.index)
+    else:
+        test = _split(source.test_images, source.test_labels)
     val = None
     if config.val_size:
-        rng = generator(seed, "val")
-        val_index = _balanced(labels, pool, config.val_size, classes, rng, "--val-size")
-        val, pool = _take(source.train_images, labels, val_index), np.setdiff1d(pool, val_index)
+        val = whole.take(_balanced(whole.labels, pool, config.val_size, classes, generator(seed, "val"), "--val-size"))
+        pool = np.setdiff1d(pool, val.index)
     if config.train_size is not None:
-        pool = _balanced(labels, pool, config.train_size, classes, generator(seed, "subset"), "--train-size")
+        pool = _balanced(whole.labels, pool, config.train_size, classes, generator(seed, "subset"), "--train-size")
     if len(pool) == 0:
         raise DataError(f"--val-size {config.val_size:,} leaves no image to train on; use a smaller one")
     if config.test_size is not None:
-        rng = generator(seed, "subset", 1)  # 1: a draw of its own, apart from the training subset's
-        some = _balanced(test.labels, np.arange(len(test)), config.test_size, classes, rng, "--test-size")
-        some_labels = test.labels[some]
-        test = Split(test.images[some], some_labels, some_labels, test.index[some])
-    train = _corrupted(_take(source.train_images, labels, pool), len(labels), classes, config, seed)
+        rng = generator(seed, "subset", 1)  # 1: another draw than the training subset's
+        test = test.take(_balanced(test.labels, np.arange(len(test)), config.test_size, classes, rng, "--test-size"))
+    train = _corrupted(whole, pool, len(classes), config, seed)
     mean, std = _channel_moments(train.images)
     return Dataset(source.name, train, val, test, classes, mean, std, source.flip)
 
 
-def _whole_test(source: Source, seed: int) -> Split:
-    """The source's test split or, where it has none, images drawn from the others, as many of each class."""
-    if source.test_labels is not None:
-        return _take(source.test_images, source.test_labels, np.arange(len(source.test_labels)))
-    labels, rng = source.train_labels, generator(seed, "split")
-    index = _balanced(labels, np.arange(len(labels)), TEST_OF_UNSPLIT, source.classes, rng, "the test split's")
-    return _take(source.train_images, labels, index)
-
-
-def _take(images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> Split:
-    """The split at ascending positions ``index``; the arrays themselves, uncopied, where that is all of them."""
-    if len(index) < len(labels):
-        images, labels = images[index], labels[index]
-    return Split(images, labels, labels, index)
+def _split(images: np.ndarray, labels: np.ndarray) -> Split:
+    """All images of one part of a source."""
+    return Split(images, labels, labels, np.arange(len(labels)))
 
 
 def _balanced(
@@ -94,11 +94,12 @@ def _balanced(
 ) -> np.ndarray:
     """``size`` of the positions in ``pool``, ascending, with class counts that differ by at most one.
 
-    ``labels`` are those of the whole source, and all of them are put in a random order, from which each class takes
-    the first that are in the pool: so the order does not depend on the pool or the size. Classes that get one image
-    more are drawn among those that have it.
+    ``labels`` are those of the whole source. All are put in a random order, and each class takes the first that are in
+    the pool, so that the order depends on neither pool nor size. The classes that get one image more are drawn among
+    those that have it. ``what`` names the option in the DataError for a class with too few images.
     """
-    order, class_order = rng.permutation(len(labels)), rng.permutation(len(classes))
+    order = rng.permutation(len(labels))
+    class_order = rng.permutation(len(classes))
     available = np.bincount(labels[pool], minlength=len(classes))
     share, extra = divmod(size, len(classes))
     roomy = class_order[available[class_order] > share]
@@ -106,7 +107,7 @@ def _balanced(
     if available[scarce] < share or len(roomy) < extra:
         needed = share if available[scarce] < share else share + 1
         raise DataError(
-            f"{what} {size:,} needs {needed:,} images of class {classes[scarce]!r}, of which there are "
+            f"{what} {size:,} needs {needed:,} images of class {classes[scarce]!r}, but there are "
             f"{available[scarce]:,}; use a smaller size"
         )
     counts = np.full(len(classes), share)
@@ -115,37 +116,40 @@ def _balanced(
     return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts)]))
 
 
-def _corrupted(split: Split, source_size: int, classes: tuple[str, ...], config: DataConfig, seed: int) -> Split:
-    """``split`` with exactly round(label_noise * n) wrong labels.
+def _corrupted(whole: Split, pool: np.ndarray, classes: int, config: DataConfig, seed: int) -> Split:
+    """The images of ``whole`` at the positions ``pool``, round(label_noise * n) of their n labels wrong.
 
-    symmetric: one of the other C - 1 classes, all equally likely; pairflip: (class + 1) mod C. Drawn for the whole
-    source and looked up at ``split.index``, so that an image's wrong label depends neither on the subset nor on P.
+    An order and a wrong label are drawn for each image of the whole source, and the images of the pool that come first
+    in that order get theirs: a wrong label depends neither on the pool nor on how many are corrupted.
     """
+    split = whole.take(pool)
     count = round(config.label_noise * len(split))
     if count == 0:
         return split
     rng = generator(seed, "noise")
-    rank = rng.permutation(source_size)[split.index]
-    shift = rng.integers(1, len(classes), source_size)[split.index] if config.label_noise_kind == "symmetric" else 1
-    noisy = (split.true_labels + shift) % len(classes)
-    chosen = rank.argsort().argsort() < count  # the `count` lowest ranks
-    return Split(split.images, np.where(chosen, noisy, split.true_labels), split.true_labels, split.index)
+    rank = rng.permutation(len(whole))
+    wrong = KINDS[config.label_noise_kind].wrong_labels(whole.labels, classes, rng)
+    corrupted = np.argsort(rank[pool])[:count]
+    labels = split.true_labels.copy()
+    labels[corrupted] = wrong[pool[corrupted]]
+    return replace(split, labels=labels)
 
 
 def _channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (population) per channel of images / 255: two (c,) float32.
 
-    Through counts of the 256 values, so no rounding adds up. A constant channel gets the deviation 1: dividing by it
-    then leaves zeros.
+    Computed from the counts of the 256 values, so that no rounding errors add up. A constant channel gets the
+    deviation 1: dividing by it leaves zeros.
     """
-    levels, moments = np.arange(256.0), []
+    levels = np.arange(256.0)
+    means = []
+    stds = []
     for channel in range(images.shape[1]):
-        # bincount widens what it counts to int64, hence a part at a time
-        counts = sum(
-            np.bincount(images[i : i + 4096, channel].ravel(), minlength=256) for i in range(0, len(images), 4096)
-        )
+        counts = np.zeros(256, dtype=np.int64)
+        for i in range(0, len(images), 4096):  # in parts: bincount makes an int64 copy of its input
+            counts += np.bincount(images[i : i + 4096, channel].ravel(), minlength=256)
         mean = counts @ levels / counts.sum()
         std = np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())
-        moments.append((mean / 255, std / 255 or 1.0))
-    mean, std = np.array(moments, dtype=np.float32).T.copy()
-    return mean, std
+        means.append(mean / 255)
+        stds.append(std / 255 if std > 0 else 1.0)
+    return np.array(means, dtype=np.float32), np.array(stds, dtype=np.float32)

@@ -10,13 +10,14 @@ from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from distill.chains.chain import epochs_on_disk
 from distill.config import AUTO, Arm, Config, TrainConfig, arm_name, students
-from distill.data.sources import Source
-from distill.data.splits import Dataset, Split
+from distill.data.source import Source
+from distill.data.splits import Dataset
 from distill.environment import available_cores
 from distill.errors import ConfigError
 from distill.randomness import ONE_AT_A_TIME
@@ -91,8 +92,7 @@ class Trial:
     def evaluation(self) -> float:
         """Seconds of evaluating one image."""
         some = min(EVALUATED, len(self.data.test))
-        split = Split(*(getattr(self.data.test, name)[:some] for name in ("images", "labels", "true_labels", "index")))
-        pool = engine.make_image_store(split, self.device)
+        pool = engine.make_image_store(self.data.test.take(np.arange(some)), self.device)
         engine.predict_all(self.teacher, pool, self.train)
         started = time.perf_counter()
         engine.predict_all(self.teacher, pool, self.train)  # waits at its end

@@ -15,7 +15,8 @@ from torch import nn
 from distill.chains.chain import Chain
 from distill.chains.checkpoints import default_network, load_weights
 from distill.config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, arm_name, students
-from distill.data.sources import Source, load_source
+from distill.data.load import load_source
+from distill.data.source import Source
 from distill.data.splits import Dataset, Split, make_dataset
 from distill.environment import available_cores
 from distill.errors import ConfigError, UserError
@@ -94,7 +95,7 @@ class Experiment:
 def _spread(split: Split, n: int) -> Split:
     """At most ``n`` images of a split, evenly spaced: it may be sorted by class."""
     rows = np.linspace(0, len(split) - 1, min(n, len(split))).astype(np.int64)
-    return Split(split.images[rows], split.labels[rows], split.true_labels[rows], split.index[rows])
+    return split.take(rows)
 
 
 def _label_record(data: Dataset) -> bytes:

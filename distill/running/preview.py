@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from distill.chains.checkpoints import load_model
 from distill.config import CUSTOM_DATA, CUSTOM_MODEL, TrainConfig, arm_name, prefixes, read_config
-from distill.data.sources import Source
+from distill.data.source import Source
 from distill.errors import ConfigError, UserError
 from distill.kernel.twin import Forecast, Twin, forecast, make_twin
 from distill.randomness import generator
@@ -144,13 +144,7 @@ class _Teacher:
         """Features at ``size`` training images and at all held-out ones, with what is known of their classes."""
         train = self.data.train
         rows = balanced_subset(train.labels, size, generator(self.seed, "preview"))
-        part = replace(
-            train,
-            images=train.images[rows],
-            labels=train.labels[rows],
-            true_labels=train.true_labels[rows],
-            index=train.index[rows],
-        )
+        part = train.take(rows)
         here, fitted = features(self.model, engine.make_image_store(part, self.lab.device), self.lab.config.train)
         there, predicted = features(self.model, self.val, self.lab.config.train)
         return TwinInputs(

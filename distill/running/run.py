@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distill.config import Config
-from distill.data.sources import Source
+from distill.data.source import Source
 from distill.running.cost import prepare_with_jobs
 from distill.running.executors import side_by_side
 from distill.running.experiment import Experiment, memory_errors, versions

@@ -14,7 +14,7 @@ import distill
 from distill import metrics
 from distill.chains import chain
 from distill.chains.checkpoints import read_tensors
-from distill.data.sources import from_arrays
+from distill.data.source import from_arrays
 from distill.data.splits import make_dataset
 from distill.errors import UserError
 from distill.files import sha256

@@ -18,7 +18,7 @@ from torch import nn
 
 from distill.chains import checkpoints
 from distill.config import ChainConfig, TrainConfig, to_toml
-from distill.data import sources as data
+from distill.data import source as data
 from distill.data.splits import Split
 from distill.errors import ConfigError
 from distill.kernel.twin import ALPHAS, make_twin

@@ -1,0 +1,104 @@
+"""``Source``, a data set before anything is drawn from it, and ``from_arrays``, which makes one from arrays."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from distill.config import CUSTOM_DATA
+from distill.errors import DataError, one_line
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A whole data set: n training and m test images of c channels, h rows and w columns, of C classes."""
+
+    name: str
+    train_images: np.ndarray  # (n, c, h, w) uint8
+    train_labels: np.ndarray  # (n,) int64 in [0, C)
+    test_images: np.ndarray | None  # (m, c, h, w) uint8; None if the data have no test split
+    test_labels: np.ndarray | None  # (m,) int64 in [0, C), or None
+    classes: tuple[str, ...]  # C names
+    flip: bool  # does the mirror image of one of these still show the same class?
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the arrays and class names, 64 hexadecimal digits: the same data, wherever they were read."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            if array is not None:
+                digest.update(repr(array.shape).encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def from_arrays(
+    train_images: ArrayLike,
+    train_labels: ArrayLike,
+    test_images: ArrayLike,
+    test_labels: ArrayLike,
+    classes: Iterable[object] | None = None,
+    flip: bool = True,
+) -> Source:
+    """Make a Source from arrays.
+
+    Images are uint8 in [0, 255], shaped (n, h, w), (n, h, w, c) or (n, c, h, w) with c 1 or 3; labels are (n,)
+    integers in [0, C). ``classes`` are C names, by default the numbers; ``flip`` says whether augmentation may mirror.
+    Raises DataError for anything else, and for a shape that can be read in two ways.
+    """
+    x_train = _as_nchw(train_images, "train_images")
+    x_test = _as_nchw(test_images, "test_images")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataError(
+            "train_images and test_images differ in (channels, height, width): "
+            f"{x_train.shape[1:]} and {x_test.shape[1:]}"
+        )
+    y_train = _as_labels(train_labels, len(x_train), "train_labels")
+    y_test = _as_labels(test_labels, len(x_test), "test_labels")
+    highest = int(max(y_train.max(), y_test.max()))
+    names = tuple(str(c) for c in (range(highest + 1) if classes is None else classes))
+    if highest >= len(names):
+        raise DataError(f"label {highest} is out of range for {len(names)} classes, which are 0 to {len(names) - 1}")
+    if len(names) < 2:
+        raise DataError("a classifier needs at least two classes")
+    return Source(CUSTOM_DATA, x_train, y_train, x_test, y_test, names, bool(flip))
+
+
+def _as_nchw(values: ArrayLike, what: str) -> np.ndarray:
+    """Images in any accepted layout as (n, c, h, w) uint8, contiguous and writeable."""
+    images = as_array(values, what)
+    if not images.flags.writeable:
+        images = images.copy()  # torch warns about memory that it must not write to
+    if images.dtype != np.uint8:
+        raise DataError(f"{what} must be uint8 in [0, 255], not {images.dtype}; convert them first")
+    if images.ndim not in (3, 4) or 0 in images.shape:
+        raise DataError(f"{what} must be a non-empty (n, h, w), (n, h, w, c) or (n, c, h, w), not {images.shape}")
+    if images.ndim == 3:
+        return np.ascontiguousarray(images[:, None])
+    channels_first = images.shape[1] in (1, 3)
+    channels_last = images.shape[3] in (1, 3)
+    if channels_first == channels_last:
+        why = "can be read as (n, h, w, c) and as (n, c, h, w)" if channels_first else "has no axis of 1 or 3 channels"
+        raise DataError(f"{what} of shape {images.shape} {why}; give (n, h, w), or (n, c, h, w) with c 1 or 3")
+    return np.ascontiguousarray(images if channels_first else images.transpose(0, 3, 1, 2))
+
+
+def _as_labels(values: ArrayLike, n: int, what: str) -> np.ndarray:
+    """``n`` labels >= 0 as (n,) int64."""
+    labels = as_array(values, what)
+    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{what} must be {n} integers, one per image, not {labels.dtype} of shape {labels.shape}")
+    if labels.min() < 0:
+        raise DataError(f"{what} contains {labels.min()}; labels are 0, 1, 2, ...")
+    return labels.astype(np.int64)
+
+
+def as_array(values: object, what: str) -> np.ndarray:
+    """``values`` as a NumPy array. Raises DataError, naming ``what``, for ragged lists and tensors on a GPU."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} cannot be converted to an array ({one_line(error)})") from None

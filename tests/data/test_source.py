@@ -1,0 +1,63 @@
+"""source.py: arrays of every usual layout as a Source, and a fingerprint that tells data apart."""
+
+import numpy as np
+import pytest
+
+from distill.data.source import from_arrays
+from distill.errors import DataError
+
+
+@pytest.mark.parametrize("layout", ["nhw", "nhw1", "nhw3", "n1hw", "n3hw"])
+def test_from_arrays_reads_the_usual_layouts(layout):
+    rng = np.random.default_rng(0)
+    c = 3 if "3" in layout else 1
+    expected = rng.integers(0, 256, (6, c, 5, 4), dtype=np.uint8)
+    images = {
+        "nhw": expected[:, 0], "nhw1": expected.transpose(0, 2, 3, 1), "nhw3": expected.transpose(0, 2, 3, 1),
+        "n1hw": expected, "n3hw": expected,
+    }[layout]  # fmt: skip
+    source = from_arrays(images, [0, 1, 2, 0, 1, 2], images[:2], np.array([2, 0], np.int32))
+    np.testing.assert_array_equal(source.train_images, expected)
+    np.testing.assert_array_equal(source.test_images, expected[:2])
+    assert (source.name, source.classes, source.flip) == ("custom", ("0", "1", "2"), True)
+    assert (source.train_labels.dtype, source.test_labels.dtype) == (np.int64, np.int64)
+    assert source.train_images.flags["C_CONTIGUOUS"]
+
+
+GOOD = np.zeros((4, 5, 5), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((GOOD / 255, [0, 1, 0, 1], GOOD, [0, 1, 0, 1]), "train_images must be uint8 .* not float64"),
+        ((np.zeros((4, 3, 5, 3), np.uint8), [0, 1, 0, 1], GOOD, [0, 1, 0, 1]), "can be read as"),
+        ((np.zeros((4, 5, 5, 5), np.uint8), [0, 1, 0, 1], GOOD, [0, 1, 0, 1]), "no axis of 1 or 3 channels"),
+        ((np.zeros((4, 5), np.uint8), [0, 1, 0, 1], GOOD, [0, 1, 0, 1]), r"not \(4, 5\)"),
+        ((GOOD[:0], [], GOOD, [0, 1, 0, 1]), "non-empty"),
+        (([[1], [1, 2]], [0, 1], GOOD, [0, 1, 0, 1]), "train_images cannot be converted to an array"),
+        ((GOOD, [0, 1, 0, 1], GOOD[:, :4], [0, 1, 0, 1]), r"\(1, 5, 5\) and \(1, 4, 5\)"),
+        ((GOOD, [0, 1, 0], GOOD, [0, 1, 0, 1]), "train_labels must be 4 integers"),
+        ((GOOD, [0, 1, 0, 1], GOOD, [0.0, 1.0, 0.0, 1.0]), "test_labels must be 4 integers, .* not float64"),
+        ((GOOD, [0, 1, 0, -1], GOOD, [0, 1, 0, 1]), "train_labels contains -1"),
+        ((GOOD, [0, 1, 0, 1], GOOD, [0, 1, 0, 2], ("a", "b")), "label 2 is out of range for 2 classes"),
+        ((GOOD, [0, 0, 0, 0], GOOD, [0, 0, 0, 0]), "at least two classes"),
+    ],
+)
+def test_from_arrays_refuses_what_it_cannot_read(arguments, message):
+    with pytest.raises(DataError, match=message) as caught:
+        from_arrays(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_fingerprint_tells_data_apart():
+    def fingerprint(pixel=0, label=1, classes=("a", "b"), test_label=1):
+        images = np.zeros((2, 2, 2), np.uint8)
+        images[0, 0, 0] = pixel
+        return from_arrays(images, [0, label], images[1:], [test_label], classes).fingerprint
+
+    prints = [fingerprint(), fingerprint(pixel=1), fingerprint(label=0), fingerprint(test_label=0)]
+    prints += [fingerprint(classes=("a", "c"))]
+    assert len(set(prints)) == 5
+    assert fingerprint() == prints[0]
+    assert len(prints[0]) == 64

@@ -1,0 +1,51 @@
+"""noise.py: what every kind of label noise promises, and what each kind does."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.noise import KINDS
+
+
+def wrong_labels(kind: str, labels: np.ndarray, classes: int, seed: int = 0) -> np.ndarray:
+    return KINDS[kind].wrong_labels(labels, classes, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(labels=st.lists(st.integers(0, 4), max_size=30), seed=st.integers(0, 2**31))
+def test_every_kind_gives_labels_of_other_classes(kind, labels, seed):
+    labels = np.array(labels, dtype=np.int64)
+    wrong = wrong_labels(kind, labels, 5, seed)
+    assert (wrong.dtype, wrong.shape) == (np.int64, labels.shape)
+    assert np.all(wrong != labels)
+    assert np.all((wrong >= 0) & (wrong < 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_draws_of_every_kind_are_those_of_the_generator(kind):
+    labels = np.arange(60) % 3
+    np.random.default_rng(1).random(100)  # another generator, which must not matter
+    np.testing.assert_array_equal(wrong_labels(kind, labels, 3), wrong_labels(kind, labels, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_two_classes_the_other_one_is_wrong(kind):
+    np.testing.assert_array_equal(wrong_labels(kind, np.array([0, 1, 1, 0]), 2), [1, 0, 0, 1])
+
+
+def test_symmetric_is_uniform_over_the_other_classes():
+    labels = np.repeat(np.arange(4), 3000)
+    wrong = wrong_labels("symmetric", labels, 4)
+    counts = np.array([np.bincount(wrong[labels == c], minlength=4) for c in range(4)])
+    expected = 1000 * (1 - np.eye(4))
+    np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(3000 * (1 / 3) * (2 / 3)))  # five deviations
+
+
+def test_pairflip_gives_the_next_class():
+    np.testing.assert_array_equal(wrong_labels("pairflip", np.array([0, 1, 2]), 3), [1, 2, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_help_text(kind):
+    assert KINDS[kind].help
