@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         for word in {"--precision", "--estimate", "--resume"} & {word.partition("=")[0] for word in words}:
             raise ConfigError(f"{word} has no meaning here: every precision is trained, each in a directory of its own")
-        config = parse(words)
+        config = parse(words).config
         cuda = pick_device(config.run.device).type == "cuda"
         precisions = ("fp32", "tf32", "bf16") if cuda else ("fp32", "bf16")
         print(table({precision: accuracies(config, precision) for precision in precisions}))

@@ -1,192 +1,266 @@
-"""The command line: options to a Config, a Config to a run, exceptions to one-line errors."""
+"""The command line: options to a Config and a mode, a mode to its function, errors to one line."""
+
+from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
-from dataclasses import asdict, fields, replace
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config, field_type, from_dict, read_config, read_toml
+from distill.arguments import OneLineParser, program_name, refuse
+from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config
+from distill.configfile import from_dict, read_config, read_toml
 from distill.environment import set_environment
 from distill.errors import ConfigError, UserError, nearest
+from distill.options import Section, field_type
 
-PROGRAM = "self_distiller.py"
+if typing.TYPE_CHECKING:
+    from distill.running.experiment import Experiment
+
 DESCRIPTION = """\
-Self-distillation of residual networks: train a teacher on the truth, then students of the same architecture, one after
-the other, on alpha * truth + (1 - alpha) * teacher (Borup & Andersen 2021, arXiv 2102.13088).
+Self-distillation of residual networks. Train a teacher on the given labels, then students of the same architecture,
+each on alpha * given label + (1 - alpha) * teacher's prediction (Borup & Andersen 2021, arXiv 2102.13088).
 
-  python self_distiller.py --config configs/quickstart.toml    a whole small study, in about a minute on two cores
+  python self_distiller.py --config configs/quickstart.toml    a small study, in about a minute on two cores
   python self_distiller.py --alpha 0.6 --distillation-steps 5  the paper's chain on CIFAR-10, for a GPU
 
-The same command again goes on where it was stopped."""
+Run the same command again to resume an interrupted run."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for."""
+
+    mode: str  # a key of MODES
+    config: Config  # in mode "report" the default
+    directories: tuple[Path, ...] = ()  # in mode "report" the runs
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """One option per field of the configuration, grouped as the configuration is."""
-    parser = _Parser(
-        PROGRAM,
+    """The parser: one option per field of the configuration, grouped by section, and the modes."""
+    parser = OneLineParser(
+        program(),
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "--config", metavar="FILE", default=None, help="TOML file of options; those given here win over it"
+    parser.add_argument("--config", metavar="FILE", help="TOML file of options; options on the command line win")
+    parser.add_argument("--resume", metavar="DIR", help="resume the run in this directory")
+    modes = parser.add_argument_group("modes", "What to do instead of training the whole grid.")
+    mode = modes.add_mutually_exclusive_group()
+    mode.add_argument("--estimate", action="store_true", help="estimate the cost on this machine; write nothing")
+    mode.add_argument(
+        "--preview", action="store_true", help="train only the teachers, and forecast their chains (needs --val-size)"
     )
-    parser.add_argument(
-        "--estimate",
-        action="store_true",
-        help="say what the run costs on this machine, and what is left of it; write nothing",
-    )
-    parser.add_argument("--resume", metavar="DIR", default=None, help="go on with the run in this directory")
+    mode.add_argument("--report", nargs="+", metavar="DIR", help="print the tables and draw the figures of runs")
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
-        for f in fields(cls):
-            _add_option(group, section, f)
+        for f in fields(cls):  # type: ignore[arg-type]
+            _add_option(group, cls, f)
     return parser
 
 
-def _add_option(group, section: str, f) -> None:
-    kind, depth = field_type(section, f.name)
-    flag, text, choices = f"--{f.name.replace('_', '-')}", f.metadata["help"], f.metadata["choices"]
+def _add_option(group: argparse._ArgumentGroup, cls: type[Section], f: dataclasses.Field) -> None:
+    kind, depth = field_type(cls, f.name)
+    flag = f"--{f.name.replace('_', '-')}"
+    text = f.metadata["help"]
     if kind is bool:
-        shown = "on" if f.default else "off"
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} [default: {shown}]")
+        default = "on" if f.default else "off"
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} [default: {default}]")
         return
     if f.default not in (None, ()):
-        shown = " ".join(map(str, f.default)) if depth else f.default
-        text += f" [default: {shown}]"
-    words = f.metadata["words"]
-
-    def read(text: str):
-        return text if text in words else kind(text)
-
-    read.__name__ = " or ".join((kind.__name__, *words))  # as argparse names it in its errors
-    metavar = None if choices else f.name.split("_")[-1].upper()
-    options = {"nargs": "+"} if depth else {}
+        default = " ".join(map(str, f.default)) if depth else f.default
+        text += f" [default: {default}]"
+    choices = f.metadata["choices"]
+    options: dict[str, Any] = {"nargs": "+"} if depth else {}
     if depth == 2:
         options["action"] = "append"
     group.add_argument(
-        flag, type=read, choices=choices or None, metavar=metavar, help=text.replace("%", "%%"), **options
+        flag,
+        type=_reader(kind, f.metadata["words"]),
+        choices=choices or None,
+        metavar=None if choices else f.name.split("_")[-1].upper(),
+        help=text.replace("%", "%%"),
+        **options,
     )
 
 
-def parse(argv: list[str]) -> Config:
-    """The configuration that a command line asks for: defaults, then the file, then the options. Raises ConfigError."""
-    # The paper's program wrote some options with underscores: both spellings are taken.
-    spelled = [_dashes(word) if word.startswith("--") else word for word in argv]
+def _reader(kind: type, words: tuple[str, ...]) -> Callable[[str], Any]:
+    """An argparse type: one of ``words``, or a value of ``kind``."""
+
+    def read(text: str) -> Any:
+        return text if text in words else kind(text)
+
+    read.__name__ = " or ".join((kind.__name__, *words))  # argparse names the type by this in its errors
+    return read
+
+
+def parse(argv: list[str]) -> Command:
+    """The command that a command line asks for: defaults, then the file, then the options. Raises ConfigError."""
+    # The paper's program wrote some options with underscores: both spellings are accepted.
+    words = [_with_dashes(word) if word.startswith("--") else word for word in argv]
     parser = build_parser()
-    given, unknown = parser.parse_known_args(spelled)
+    given, unknown = parser.parse_known_args(words)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise ConfigError(f"unknown option {unknown[0]}{nearest(unknown[0], flags)}")
     options = vars(given)
-    file, resume = options.pop("config"), options.pop("resume")
-    options.pop("estimate", None)  # main's
+    file = options.pop("config", None)
+    resume = options.pop("resume", None)
+    directories = tuple(map(Path, options.pop("report", ())))
+    estimate = options.pop("estimate", False)
+    preview = options.pop("preview", False)
+    if directories:
+        if options or file is not None or resume is not None:
+            raise ConfigError("--report reads everything from the run directory; leave other options out")
+        return Command("report", Config(), directories)
     if resume is not None:
-        return _resumed(Path(resume), file, options)
-    return from_dict(_merged(read_toml(Path(file)) if file else {}, options))
+        config = _resumed(Path(resume), file, options)
+    else:
+        config = from_dict(_merged(read_toml(Path(file)) if file else {}, options))
+    if estimate:
+        return Command("estimate", config)
+    if preview:
+        config.check_preview()
+    return Command("preview" if preview or PREVIEW in config.chain.alphas else "train", config)
 
 
-def _dashes(word: str) -> str:
+def _with_dashes(word: str) -> str:
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value
 
 
-def _merged(sections: dict[str, dict], options: dict) -> dict[str, dict]:
+def _merged(sections: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     merged = {section: dict(values) if isinstance(values, dict) else values for section, values in sections.items()}
     for name, value in options.items():
         merged.setdefault(SECTION_OF[name], {})[name] = value
     return merged
 
 
-def _resumed(path: Path, file: str | None, options: dict) -> Config:
+def _resumed(path: Path, file: str | None, options: Mapping[str, Any]) -> Config:
+    """The configuration of the run in ``path``, with options that do not affect its results."""
     if file is not None:
         raise ConfigError("--resume takes its options from the run itself; leave --config out")
     if not (path / "config.toml").exists():
         raise ConfigError(f"{path} holds no run to resume (no config.toml in it)")
     if "output" in options:
-        raise ConfigError("--resume goes on in the directory it names; leave --output out")
+        raise ConfigError("--resume continues in the directory it names; leave --output out")
     held = read_config(path / "config.toml")
     written = {section: {k: v for k, v in values.items() if v is not None} for section, values in asdict(held).items()}
     config = from_dict(_merged(written, options))
     if differing := config.differences(held):
-        raise ConfigError(f"--resume goes on with the run as it is, but was given {differing}")
+        raise ConfigError(f"--resume continues the run as it is, but was given {differing}")
     return replace(config, run=replace(config.run, output=str(path)))
 
 
+def program() -> str:
+    """The program's name as it was typed."""
+    return program_name("self_distiller.py", "self-distiller")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit status: 0, 2 for an error of the user's, 130 or 143 where it was stopped."""
+    """Run the program; returns the exit status: 0; 2 for a user's error; 130 or 143 if a signal stopped it."""
     stopped_by = [signal.SIGINT]
 
-    def stop(number, frame):
-        stopped_by[0] = number
+    def stop(number: int, frame: object) -> None:
+        stopped_by[0] = signal.Signals(number)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
     set_environment()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for --network and --dataset package.module:function
     try:
-        words = sys.argv[1:] if argv is None else argv
-        config = parse(words)
-        (_estimate if "--estimate" in words else _run)(config)
+        command = parse(sys.argv[1:] if argv is None else argv)
+        MODES[command.mode](command)
         return 0
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print("\nstopped; run the same command to resume from the last finished epoch", file=sys.stderr)
         return 128 + stopped_by[0]
     except UserError as error:
-        return _refuse(str(error))
-    except OSError as error:  # a full or failing disk, a folder that went away
-        return _refuse(f"{error}; what was finished is kept")
+        return refuse(program(), error)
+    except OSError as error:  # a full or failing disk, a folder that disappeared
+        return refuse(program(), f"{error}; finished work is kept")
 
 
-def _refuse(message: str) -> int:
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+# torch is imported in the modes, so that a configuration is checked before that takes its time.
 
 
-def _estimate(config: Config) -> None:
+def _estimate(command: Command) -> None:
     from distill.running.cost import done_in, format_remaining, measure, prepare_with_jobs, tell
     from distill.running.experiment import describe, memory_errors
     from distill.store.rundir import RunDir
 
+    config = command.config
     with memory_errors(config):
-        lab = prepare_with_jobs(config, progress=True)
-        RunDir(config.output).check(config, lab.source.fingerprint)
-        print(describe(lab), flush=True)
+        experiment = prepare_with_jobs(config, progress=True)
+        RunDir(config.output).check(config, experiment.source.fingerprint)
+        print(describe(experiment), flush=True)
         done = done_in(config)
-        cost = measure(lab)
+        cost = measure(experiment)
         print(tell(cost))
         if done:
             print(format_remaining(cost, done))
 
 
-def _run(config: Config) -> None:
-    # torch is imported only for a configuration that has passed every check
+def _train(command: Command) -> None:
     from distill.reporting.run_report import report
     from distill.running.cost import prepare_with_jobs
-    from distill.running.experiment import count_models, describe, memory_errors
+    from distill.running.experiment import memory_errors
+
+    config = command.config
+    preview = command.mode == "preview"
+    with memory_errors(config):
+        _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
+    print(f"\n{report(config.output)}\n")
+    for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
+        if preview or (config.output / f"seed_{seed}" / "preview.png").exists():
+            _print_page(config, seed)
+    print(f"everything is in {config.output}{os.sep}: results.csv, figures, a folder for each model")
+
+
+def _run(experiment: Experiment, teachers_only: bool) -> None:
+    from distill.running.experiment import count_models, describe
     from distill.running.progress import Progress
     from distill.running.run import run_experiment
 
-    with memory_errors(config):
-        lab = prepare_with_jobs(config, progress=True)
-        print(describe(lab), flush=True)
-        show = Progress(count_models(config), config.train.epochs, lab.config.run.jobs)
-        try:
-            run_experiment(lab, show)
-        finally:
-            show.close()
-    print(f"\n{report(config.output)}\n")
-    for seed in config.chain.seed:  # a page that was drawn before the chain is drawn again after it
-        if PREVIEW in config.chain.alpha or (config.output / f"seed_{seed}" / "preview.png").exists():
-            from distill.running.preview import page
+    config = experiment.config
+    print(describe(experiment), flush=True)
+    models = len(config.chain.seed) if teachers_only else count_models(config)
+    progress = Progress(models, config.train.epochs, config.run.jobs)
+    try:
+        run_experiment(experiment, progress, teachers_only=teachers_only)
+    finally:
+        progress.close()
 
-            with memory_errors(config):
-                print(page(config.output, seed), end="\n\n")
-    print(f"everything is in {config.output}{os.sep}: results.csv, figures, a folder for each model")
+
+def _print_page(config: Config, seed: int) -> None:
+    from distill.running.experiment import memory_errors
+    from distill.running.preview import page
+
+    with memory_errors(config):
+        print(page(config.output, seed), end="\n\n")
+
+
+def _report(command: Command) -> None:
+    from distill.reporting.run_report import report
+
+    for path in command.directories:
+        if not (path / "config.toml").exists():
+            raise ConfigError(f"{path} holds no run (no config.toml in it)")
+        print(report(path) or f"{path}: no model is finished yet")
+
+
+MODES: dict[str, Callable[[Command], None]] = {
+    "train": _train,
+    "estimate": _estimate,
+    "preview": _train,
+    "report": _report,
+}

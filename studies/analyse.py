@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from distill.config import AUTO, Config, arm_name, prefixes, read_config
+from distill.arms import arm_name, prefixes
+from distill.config import Config
+from distill.configfile import read_config
 from distill.errors import ConfigError, UserError
 from distill.files import write_atomically
 from distill.reporting.plots import COLOURS, MARKERS, spread, title
@@ -103,17 +105,17 @@ def auto_lines(study: Study) -> list[str]:
 
     The grid's own choice is by the held-out images, as a user would make it: by the test images it would be an oracle.
     """
-    if AUTO not in study.arms:
+    if "auto" not in study.arms:
         return []
-    last, grid = study.config.chain.distillation_steps, [arm for arm in study.arms if arm != AUTO]
+    last, grid = study.config.chain.distillation_steps, [arm for arm in study.arms if arm != "auto"]
     error = {arm: study.change(arm, last, "val_brier").mean() for arm in study.arms}
     accuracy = {arm: study.change(arm, last, "val_acc").mean() for arm in study.arms}
     best, most = min(grid, key=error.get), max(grid, key=accuracy.get)
-    worse = study.change(AUTO, last, "test_brier") - study.change(best, last, "test_brier")
-    less = study.change(AUTO, last, "test_acc") - study.change(most, last, "test_acc")
-    rank = 1 + sum(error[arm] < error[AUTO] for arm in grid)
-    (mine, seconds), (theirs, whole) = study.cost([AUTO]), study.cost(grid)
-    alphas = [[study.results[seed, AUTO, k].alpha for seed in study.config.chain.seed] for k in range(1, last + 1)]
+    worse = study.change("auto", last, "test_brier") - study.change(best, last, "test_brier")
+    less = study.change("auto", last, "test_acc") - study.change(most, last, "test_acc")
+    rank = 1 + sum(error[arm] < error["auto"] for arm in grid)
+    (mine, seconds), (theirs, whole) = study.cost(["auto"]), study.cost(grid)
+    alphas = [[study.results[seed, "auto", k].alpha for seed in study.config.chain.seed] for k in range(1, last + 1)]
     shown = "; ".join(f"step {k}: " + ", ".join(f"{a:.2f}" for a in row) for k, row in enumerate(alphas, start=1))
     return [
         f"- Alphas that auto took, by seed: {shown}.",

@@ -14,7 +14,8 @@ import torch
 from tiny import ROOT, contents
 
 from distill.cli import main, parse
-from distill.config import SECTION_OF, Config, to_toml
+from distill.config import SECTION_OF, Config
+from distill.configfile import to_toml
 from distill.errors import ConfigError
 from distill.store.rundir import RunDir
 from distill.training import engine
@@ -31,6 +32,10 @@ def signals_as_they_were():
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+def parse_config(words: list[str]) -> Config:
+    return parse(words).config
 
 
 def refusal(capsys, run: Path, *words: str) -> str:
@@ -60,6 +65,7 @@ TYPED = {
     "stem": ("cifar", "cifar", ""),
     "width": ("8", 8, "--resnet 20"),
     "pretrained": (True, True, ""),
+    "network": ("my_nets:wide", "my_nets:wide", ""),
     "max_epochs": ("7", 7, ""),
     "batch_size": ("32", 32, ""),
     "loss": ("kl", "kl", ""),
@@ -101,22 +107,24 @@ def test_an_option_lands_in_its_field_in_both_spellings(name, spelling):
     typed, value, beside = TYPED[name]
     flag = name.replace("_", spelling)
     words = [f"--{flag}", *typed.split()] if isinstance(typed, str) else [f"--{'' if typed else f'no{spelling}'}{flag}"]
-    found = getattr(getattr(parse([*words, *beside.split()]), SECTION_OF[name]), name)
+    found = getattr(getattr(parse_config([*words, *beside.split()]), SECTION_OF[name]), name)
     assert (found, type(found)) == (value, type(value))
 
 
 def test_an_equals_sign_does_as_well():
-    assert parse(["--max_epochs=7", "--data_dir=my_dir"]) == parse(["--max-epochs", "7", "--data-dir", "my_dir"])
+    assert parse_config(["--max_epochs=7", "--data_dir=my_dir"]) == parse_config(
+        ["--max-epochs", "7", "--data-dir", "my_dir"]
+    )
 
 
 def test_nothing_typed_is_the_papers_run():
-    assert parse([]) == Config()
+    assert parse_config([]) == Config()
 
 
 def test_the_papers_own_command():
     command = """--seed 1 --deterministic --max_epochs 75 --batch-size 16 --alpha 0.6 --distillation-steps 5
                  --resnet 50 --lr 1e-4"""
-    config = parse(shlex.split(command))
+    config = parse_config(shlex.split(command))
     assert (config.chain.seed, config.chain.alpha, config.chain.distillation_steps) == ((1,), (0.6,), 5)
     assert (config.train.max_epochs, config.train.batch_size, config.train.lr) == (75, 16, 1e-4)
     assert (config.model.resnet, config.train.deterministic, config.data.dataset) == (50, True, "cifar10")
@@ -124,14 +132,14 @@ def test_the_papers_own_command():
 
 def test_the_command_line_wins_over_the_file(tmp_path):
     (tmp_path / "c.toml").write_text("[train]\nlr = 0.5\nbatch_size = 64\n[data]\naugment = false\n")
-    config = parse(["--config", str(tmp_path / "c.toml"), "--lr", "0.25", "--augment"])
+    config = parse_config(["--config", str(tmp_path / "c.toml"), "--lr", "0.25", "--augment"])
     assert (config.train.lr, config.train.batch_size, config.data.augment) == (0.25, 64, True)
 
 
 def test_a_written_configuration_runs_again(tmp_path):
-    config = parse([*DIGITS, "--alpha", "0", "1", "--seed", "4"])
+    config = parse_config([*DIGITS, "--alpha", "0", "1", "--seed", "4"])
     (tmp_path / "config.toml").write_text(to_toml(config))
-    assert parse(["--config", str(tmp_path / "config.toml")]) == config
+    assert parse_config(["--config", str(tmp_path / "config.toml")]) == config
 
 
 @pytest.mark.parametrize(
@@ -411,10 +419,10 @@ def test_resume_takes_no_other_options_for_the_result(capsys, tmp_path):
     assert main(["--resume", str(tmp_path), "--lr", "0.5"]) == 2
     assert "--lr 0.5 instead of 0.01" in capsys.readouterr().err
     with pytest.raises(ConfigError):
-        parse(["--resume", str(tmp_path), "--seed", "2"])
+        parse_config(["--resume", str(tmp_path), "--seed", "2"])
 
 
 def test_resume_takes_another_place_to_work(tmp_path):
     assert main([*DIGITS, "--output", str(tmp_path)]) == 0
-    config = parse(["--resume", str(tmp_path), "--jobs", "2", "--threads", "3"])
+    config = parse_config(["--resume", str(tmp_path), "--jobs", "2", "--threads", "3"])
     assert (config.run.jobs, config.run.threads, config.output) == (2, 3, tmp_path)

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from tiny import FIGURES, ROOT, leave_result
 
-from distill.config import read_config
+from distill.configfile import read_config
 from distill.errors import UserError
 from distill.store.rundir import RunDir
 from studies.analyse import figure, interval, read, said, tables

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.config import SECTION_OF, Config, from_dict, read_toml
+from distill.config import SECTION_OF, Config
+from distill.configfile import from_dict, read_toml
 from distill.data.source import Source, from_arrays
 from distill.store.results import Result, columns
 from distill.store.rundir import RunDir, write_json

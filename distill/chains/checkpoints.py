@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.config import CUSTOM_MODEL, ModelConfig, TrainConfig, from_dict
-from distill.errors import ConfigError
+from distill.config import ModelConfig, TrainConfig
+from distill.configfile import from_dict
+from distill.errors import ConfigError, one_line
 from distill.files import sha256, write_atomically
+from distill.named import named_object
 from distill.store.results import read_record
 from distill.training import engine, models
 
@@ -50,7 +52,7 @@ def check_hash(file: Path, expected: str) -> None:
         raise ConfigError(f"{file} is not the model of its result.json; delete {file.parent} to train it again")
 
 
-def load_weights(model: models.Classifier, file: Path) -> None:
+def load_parameters(model: models.Classifier, file: Path) -> None:
     """Load model.pt, or a bare state_dict of the network. Raises ConfigError for another architecture."""
     state = read_tensors(file)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -67,26 +69,44 @@ def load_weights(model: models.Classifier, file: Path) -> None:
 def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None) -> models.Classifier:
     """A finished model from its model.pt or its folder, on the CPU in eval mode.
 
-    It takes images (n, c, h, w), uint8 or floating point in [0, 1], and returns logits (n, classes); ``classes`` has
-    the class names, ``mean`` and ``std`` the normalisation. ``network`` makes the network where it was one of your own.
-    Weights lie channels last in memory, as in training, so that logits are those that were scored to the last digit;
-    for code that asks for ``weight.view(-1)`` there is ``.to(memory_format=torch.contiguous_format)``.
+    It takes images (n, c, h, w), uint8 or floating point in [0, 1], and returns logits (n, classes). ``classes`` holds
+    the class names, ``mean`` and ``std`` the normalisation. Give ``network``, the function that makes the network, if
+    the run's network came from Python. Parameters have channels-last strides, as in training, so that logits equal the
+    scored ones to the last digit; for code that uses ``weight.view(-1)``, call
+    ``.to(memory_format=torch.contiguous_format)``.
     """
-    file = path / "model.pt" if (path := Path(path)).is_dir() else path
+    path = Path(path)
+    file = path / "model.pt" if path.is_dir() else path
     record = read_record(file.parent)
     check_hash(file, record["model_sha256"])
     if network is None:
-        if record["model"]["resnet"] == CUSTOM_MODEL:
-            raise ConfigError(f"{file} is of a network of your own: give the function that makes it as network")
         config = from_dict({"model": {k: v for k, v in record["model"].items() if v is not None}}).model
-        network = default_network(config, record["channels"], len(record["classes"]))
+        if config.is_python:
+            raise ConfigError(f"the network of {file} came from Python: give the function that makes it as network")
+        network = network_factory(config, record["channels"], len(record["classes"]))
     zeros = torch.zeros(record["channels"])
     model = models.Classifier(network(), zeros, zeros)
-    load_weights(model, file)
+    load_parameters(model, file)
     model.classes = tuple(record["classes"])
     return engine.place(model, TrainConfig(), torch.device("cpu")).eval()
 
 
-def default_network(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:
-    """The function that makes the networks that ``config`` names."""
-    return lambda: models.build(config, channels, classes)
+def network_factory(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:
+    """The function that makes the networks that ``config`` names. Raises ConfigError if it cannot be imported."""
+    if config.network is None:
+        return lambda: models.build(config, channels, classes)
+    name = config.network
+    function = named_object(name, "--network")
+
+    def make_network() -> nn.Module:
+        try:
+            network = function(channels, classes)
+        except Exception as error:
+            raise ConfigError(
+                f"--network {name} failed when called with ({channels}, {classes}): {one_line(error)}"
+            ) from error
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"--network {name} returned a {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+    return make_network

@@ -1,57 +1,157 @@
-"""Which weight of the ground truth a step takes where it is to be estimated: Algorithm 1 of the paper.
+"""Algorithm 1 of the paper: estimate a step's alpha on held-out images.
 
-A student's fit is nearly affine in its alpha: alpha * f + (1 - alpha) * g, with f the teacher trained on the ground
-truth (step 0) and g this step's student trained with alpha = 0, the *probe*. On held-out images the alpha of least
-squared error is then a projection (Borup & Andersen 2021, arXiv 2102.13088; exact for kernel ridge regression). One
-training a step instead of a grid. The formula is the kernel wing's own.
+A student's predictions are nearly affine in its alpha: alpha * f + (1 - alpha) * g, with f the teacher trained on the
+given labels (step 0) and g the *probe*, this step's student trained with alpha = 0. On held-out images the alpha of
+least squared error is then a projection (Borup & Andersen 2021, arXiv 2102.13088; exact for kernel ridge regression).
+It costs one extra training per step instead of a grid. ``kernel.mixing.best_alpha`` has the formula.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from distill.arms import PROBE, Fixed
+from distill.chains import student
+from distill.chains.session import Session
+from distill.chains.student import STATE, Finished, ModelSpec
+from distill.errors import ConfigError
+from distill.files import write_atomically
 from distill.kernel.mixing import best_alpha
+from distill.randomness import generator
+from distill.store.results import name_model, read_record
+from distill.store.rundir import write_json
+from distill.training.listener import Listener
 
 RESAMPLES = 1000  # of the bootstrap
-SAME = 16 * float(np.finfo(np.float32).eps)  # predictions are float32: closer than this they differ by rounding alone
+ROUNDING = 16 * float(np.finfo(np.float32).eps)  # float32 predictions closer than this differ by rounding alone
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An estimated weight. Errors are Brier scores on the held-out images: mean of |p - one_hot|^2, in [0, 2]."""
+    """An estimated alpha. Errors are Brier scores on the held-out images: mean of |p - one_hot|^2, in [0, 2]."""
 
-    alpha_star: float | None  # of least error, not clipped; None where f and g agree to rounding: alpha does not matter
+    alpha_star: float | None  # of least error, not clipped; None if f and g agree to rounding: alpha has no effect
     standard_error: float | None  # of alpha_star, over resampled held-out images
-    alpha: float  # what the student is trained with: alpha_star in [0, 1], or 0 where the probe is taken
-    takes_probe: bool  # the probe is the student: alpha_star is within its error of 0, below it, or does not matter
+    alpha: float  # what the student is trained with: alpha_star in [0, 1], or 0 if the probe is taken
+    takes_probe: bool  # the probe becomes the student: alpha_star <= its error, or alpha has no effect
     probe_val_brier: float
     predicted_val_brier: float  # of alpha * f + (1 - alpha) * g
 
 
-def choose(first: np.ndarray, probe: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Choice:
-    """The weight for a student, from held-out probabilities f and g (n, classes) float64 and true labels (n,) int64."""
+def choose(first: Array, probe: Array, labels: NDArray[np.int64], rng: np.random.Generator) -> Choice:
+    """Alpha for a student, from held-out probabilities f and g (n, classes) float64 and true labels (n,) int64."""
     truth = np.eye(first.shape[1])[labels]
     best, error = _estimate(first, probe, truth, rng)
-    takes_probe = best is None or best <= error
-    alpha = 0.0 if takes_probe else min(best, 1.0)
+    takes_probe = best is None or error is None or best <= error
+    alpha = 0.0 if takes_probe or best is None else min(best, 1.0)
 
-    def brier(p: np.ndarray) -> float:
+    def brier(p: Array) -> float:
         return float(np.mean(((p - truth) ** 2).sum(1)))
 
     return Choice(best, error, alpha, takes_probe, brier(probe), brier(alpha * first + (1 - alpha) * probe))
 
 
-def _estimate(first, probe, truth, rng) -> tuple[float | None, float | None]:
+def _estimate(
+    first: Array, probe: Array, truth: Array, rng: np.random.Generator
+) -> tuple[float, float] | tuple[None, None]:
     """alpha_star and its standard error, or None twice."""
     e = first - probe
-    if np.linalg.norm(e) <= SAME * np.linalg.norm(first):
+    if np.linalg.norm(e) <= ROUNDING * np.linalg.norm(first):
         return None, None
     best = best_alpha(first, probe, truth)
-    # alpha* = sum_i <t_i - g_i, e_i> / sum_i <e_i, e_i>: a resample of the images weights the two sums' terms.
-    above, below = ((truth - probe) * e).sum(1), (e * e).sum(1)
-    n, resampled = len(truth), []
+    # alpha* = sum_i <t_i - g_i, e_i> / sum_i <e_i, e_i>: resampling images weights the terms of both sums.
+    above = ((truth - probe) * e).sum(1)
+    below = (e * e).sum(1)
+    n = len(truth)
+    resampled = []
     for _ in range(RESAMPLES):
         rows = rng.integers(0, n, n)
-        if (weight := below[rows].sum()) > 0:
-            resampled.append(above[rows].sum() / weight)
+        denominator = below[rows].sum()
+        if denominator > 0:
+            resampled.append(above[rows].sum() / denominator)
     return best, float(np.std(resampled))
+
+
+def train(session: Session, spec: ModelSpec, first: Finished, listener: Listener) -> Finished:
+    """Train the student of a step whose alpha is estimated. ``first`` is the teacher of step 0.
+
+    First the probe is trained; then alpha is chosen and written to choice.json, so that a resumed student keeps it;
+    then the student is trained, unless the probe becomes the student.
+    """
+    noted = spec.folder / "choice.json"
+    if spec.is_finished:
+        noted.unlink(missing_ok=True)  # the process may have died between the two writes
+        return student.train(session, spec, listener)
+    probe_spec = _probe(session, spec)
+    if not probe_spec.is_finished:
+        # Left by a probe that was deleted.
+        noted.unlink(missing_ok=True)
+        (spec.folder / STATE).unlink(missing_ok=True)
+    probe = student.train(session, probe_spec, listener)
+    if not noted.exists():
+        write_json(noted, asdict(_choose(session, spec, first, probe, listener)))
+    choice = _read_choice(noted)
+    if choice.takes_probe:
+        _take_probe(probe, spec, choice, listener)
+    else:
+        student.train(session, replace(spec, target=Fixed(choice.alpha)), listener, asdict(choice))
+    noted.unlink()
+    return Finished(session, spec.folder)
+
+
+def _probe(session: Session, spec: ModelSpec) -> ModelSpec:
+    """The specification of a step's probe: the same student with alpha = 0."""
+    arm = f"{spec.arm}{PROBE}"
+    return replace(
+        spec,
+        folder=spec.folder / "probe",
+        name=name_model(session.seed, arm, spec.step),
+        arm=arm,
+        target=Fixed(0.0),
+    )
+
+
+def _choose(session: Session, spec: ModelSpec, first: Finished, probe: Finished, listener: Listener) -> Choice:
+    """Alpha of a step, from the predictions of its probe and of the first teacher on the held-out images."""
+    assert session.val is not None, "the configuration holds images out"
+    rng = generator(session.seed, "bootstrap", spec.step)
+    labels = session.val.labels.cpu().numpy()
+    choice = choose(
+        first.val_logits.double().softmax(1).numpy(), probe.val_logits.double().softmax(1).numpy(), labels, rng
+    )
+    listener.note(f"{spec.name}: {format_choice(choice)}, on {len(labels):,} held-out images")
+    return choice
+
+
+def format_choice(choice: Choice) -> str:
+    """An estimate in a few words."""
+    if choice.alpha_star is None:
+        return "teacher and probe agree to rounding, so alpha has no effect; the probe is taken"
+    outcome = "the probe (alpha 0) is taken" if choice.takes_probe else f"trained with {choice.alpha:.4f}"
+    return f"alpha* = {choice.alpha_star:.4f} ± {choice.standard_error:.4f}: {outcome}"
+
+
+def _take_probe(probe: Finished, spec: ModelSpec, choice: Choice, listener: Listener) -> None:
+    """Make a probe the student of its step: the same parameters and metrics, without a training of its own."""
+    write_atomically(spec.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
+    result = replace(probe.result, arm=spec.arm, epochs=0, seconds=0.0)
+    record: dict[str, Any] = read_record(probe.folder) | result.row()
+    record["auto"] = asdict(choice) | {"val_brier": result.val_brier}
+    write_json(spec.folder / "result.json", record)
+    listener.end_model(result)
+
+
+def _read_choice(file: Path) -> Choice:
+    """An estimate that was written down. Raises ConfigError if the file is damaged."""
+    try:
+        choice = Choice(**json.loads(file.read_text(encoding="utf-8")))
+        float(choice.alpha)
+        return choice
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); delete it to estimate alpha again") from None

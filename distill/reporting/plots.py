@@ -4,7 +4,8 @@ import math
 import statistics
 
 from distill import metrics
-from distill.config import AUTO, ChainConfig, arm_name, prefixes
+from distill.arms import arm_name, arm_title, prefixes
+from distill.config import ChainConfig
 from distill.store.results import Result
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart, and a marker each for print.
@@ -33,7 +34,7 @@ def by_arm(results: list[Result], chain: ChainConfig, figure: str = "test_acc") 
 
 def title(arm: str) -> str:
     """``alpha = 0.6``; an estimated weight, and the teacher, are called by their names."""
-    return arm if arm in (AUTO, "teacher") else f"alpha = {arm}"
+    return arm if arm == "teacher" else arm_title(arm)
 
 
 def spread(values: list[float]) -> tuple[float, float]:

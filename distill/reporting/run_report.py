@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from distill.config import ChainConfig, read_config
+from distill.config import ChainConfig
+from distill.configfile import read_config
 from distill.files import write_atomically
 from distill.reporting.plots import accuracy_figure, by_arm, diagnostics_figure, reliability_figure, spread, title
 from distill.store.results import Result

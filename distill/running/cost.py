@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.chains.chain import epochs_on_disk
-from distill.config import AUTO, Arm, Config, TrainConfig, arm_name, students
+from distill.arms import Arm, Estimated, arm_name, disjoint_groups, students
+from distill.chains.student import epochs_on_disk
+from distill.config import Config, TrainConfig
 from distill.data.source import Source
 from distill.data.splits import Dataset
 from distill.environment import available_cores
 from distill.errors import ConfigError
 from distill.randomness import ONE_AT_A_TIME
-from distill.running.executors import disjoint_groups, job_threads
+from distill.running.executors import job_threads
 from distill.running.experiment import Experiment, format_model_count, prepare
 from distill.store.rundir import RunDir
 from distill.training import augment, engine, models
@@ -142,7 +143,8 @@ class Cost:
         """
         if not prefix:
             return self.model(taught=False) if self.config.chain.teacher_ckpt is None else 0.0
-        return (1 + (prefix[-1] == AUTO)) * self.model(taught=prefix[-1] != 1)
+        target = prefix[-1]
+        return target.trainings * self.model(taught=target.uses_teacher)
 
     def seconds(self, seed: int, arms: Iterable[Arm], done: Mapping[tuple[int, Arm], float]) -> float:
         """Seconds of a seed's teacher and of some arms' students, those that they share once, less what is done."""
@@ -230,8 +232,8 @@ def done_in(config: Config) -> dict[tuple[int, Arm], float]:
 
     found = {}
     for seed, prefix in itertools.product(chain.seed, {(), *students(chain.arms)}):
-        folder = rundir.model(seed, arm_name(prefix) if prefix else None, chain.first_step + len(prefix))
-        found[seed, prefix] = share(folder, estimated=prefix[-1:] == (AUTO,))
+        folder = rundir.model(seed, arm_name(prefix), chain.first_step + len(prefix))
+        found[seed, prefix] = share(folder, estimated=prefix != () and isinstance(prefix[-1], Estimated))
     return {model: part for model, part in found.items() if part}
 
 

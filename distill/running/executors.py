@@ -18,8 +18,9 @@ from contextlib import contextmanager, redirect_stderr, suppress
 
 import torch
 
+from distill.arms import Arm, arm_name, disjoint_groups, students
 from distill.chains.chain import Chain
-from distill.config import Arm, Config, arm_name, students
+from distill.config import Config
 from distill.errors import UserError
 from distill.running.experiment import Experiment, prepare
 from distill.store.results import Result
@@ -39,14 +40,6 @@ def side_by_side(lab: Experiment, listener) -> None:
 def uses_threads(device: torch.device) -> bool:
     """Threads where the device does the work; processes on a CPU, where Python's own work would hold threads up."""
     return device.type == "cuda"
-
-
-def disjoint_groups(arms: tuple[Arm, ...]) -> list[tuple[Arm, ...]]:
-    """The arms in groups that share no student: those whose first weights are equal stay together."""
-    groups: dict[float | str, list[Arm]] = {}
-    for arm in arms:
-        groups.setdefault(arm[0], []).append(arm)
-    return [tuple(group) for group in groups.values()]
 
 
 def _work_off(lab: Experiment, submit: Callable[[int, tuple[Arm, ...]], Future]) -> None:
@@ -134,9 +127,9 @@ def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
 
 def _share_teacher(chains: Chain) -> None:
     """Train a seed's teacher and have it on the device before several streams ask for it at once."""
-    teacher, chain = chains.teacher, chains.config.chain
+    teacher, chain = chains.teacher, chains.session.config.chain
     folders = (
-        chains.rundir.model(chains.seed, arm_name(prefix), chain.first_step + len(prefix))
+        chains.rundir.model(chains.session.seed, arm_name(prefix), chain.first_step + len(prefix))
         for prefix in students(chain.arms)
     )
     if not all((folder / "result.json").exists() for folder in folders):

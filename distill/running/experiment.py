@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.arms import arm_name, trainings
 from distill.chains.chain import Chain
-from distill.chains.checkpoints import default_network, load_weights
-from distill.config import AUTO, CUSTOM_DATA, CUSTOM_MODEL, Config, arm_name, students
+from distill.chains.checkpoints import load_parameters, network_factory
+from distill.chains.session import Session
+from distill.config import CUSTOM_DATA, CUSTOM_MODEL, Config
 from distill.data.load import load_source
 from distill.data.source import Source
 from distill.data.splits import Dataset, Split, make_dataset
@@ -64,7 +66,8 @@ class Experiment:
         labels = rundir.path / f"seed_{seed}" / "labels.npz"
         if self.config.data.label_noise and not labels.exists():
             write_atomically(labels, _label_record(data))
-        return Chain(self.config, seed, data, rundir, self.device, self.make_network(data), listener)
+        session = Session(self.config, seed, data, self.device, self.make_network(data))
+        return Chain(session, rundir, listener)
 
     def check_teacher(self, data: Dataset) -> None:
         """Look at the given teacher before anything is written. Raises ConfigError where it cannot teach here.
@@ -73,11 +76,11 @@ class Experiment:
         """
         file, here = Path(self.config.chain.teacher_ckpt), self.config.data
         with torch.random.fork_rng(devices=[]):
-            load_weights(Classifier(self.make_network(data)(), data.mean, data.std), file)
+            load_parameters(Classifier(self.make_network(data)(), data.mean, data.std), file)
         drawn = self.source.test_labels is None or here.val_size > 0  # by the seed: which images are held out
         if drawn and (file.parent / "result.json").exists():
             record = read_record(file.parent)
-            if self.config.chain.uses_auto and record["step"] != 0:
+            if self.config.chain.estimates_alpha and record["step"] != 0:
                 raise ConfigError(f"{file} is of step {record['step']}: alpha auto needs the teacher of step 0")
             there = record.get("configuration", {})
             other = there.get("data.dataset") != here.dataset or there.get("data.val_size") != here.val_size
@@ -89,7 +92,7 @@ class Experiment:
 
     def make_network(self, data: Dataset) -> Callable[[], nn.Module]:
         """The function that makes this run's networks."""
-        return self.network or default_network(self.config.model, data.train.images.shape[1], len(data.classes))
+        return self.network or network_factory(self.config.model, data.train.images.shape[1], len(data.classes))
 
 
 def _spread(split: Split, n: int) -> Split:
@@ -122,8 +125,8 @@ def prepare(
     else:
         config = replace(config, data=replace(config.data, dataset=CUSTOM_DATA))
     if network is not None:
-        config = replace(config, model=replace(config.model, resnet=CUSTOM_MODEL, stem=None, width=None))
-    elif config.model.resnet == CUSTOM_MODEL:
+        config = replace(config, model=replace(config.model, resnet=CUSTOM_MODEL, stem=None, width=None, network=None))
+    elif config.model.is_python:
         raise ConfigError("this run's network came from Python: give it to run() as network")
     lab = Experiment(config, source, device, network)
     lab.set_up()
@@ -161,7 +164,7 @@ def describe(lab: Experiment) -> str:
     c, h, w = data.train.images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         parameters = sum(p.numel() for p in lab.make_network(data)().parameters())
-    name = "a network of your own" if lab.network else f"ResNet-{config.model.resnet}"
+    name = config.model.name
     chain, epochs = config.chain, config.train.epochs
     updates = engine.updates_per_epoch(len(data.train), config.train.batch_size)
     seeds = " ".join(map(str, chain.seed))
@@ -191,13 +194,12 @@ def count_models(config: Config) -> int:
     Where alpha is estimated a probe is trained first, and sometimes taken: then it is the only one.
     """
     chain = config.chain
-    trainings = sum(2 if student[-1] == AUTO else 1 for student in students(chain.arms))
-    return len(chain.seed) * ((chain.teacher_ckpt is None) + trainings)
+    return len(chain.seed) * ((chain.teacher_ckpt is None) + trainings(chain.arms))
 
 
 def format_model_count(config: Config) -> str:
     """``at most 12 models``, or ``12 models`` where no alpha is estimated."""
-    return f"{'at most ' if config.chain.uses_auto else ''}{_count(count_models(config), 'model')}"
+    return f"{'at most ' if config.chain.estimates_alpha else ''}{_count(count_models(config), 'model')}"
 
 
 def versions(device: torch.device) -> dict[str, str | int]:

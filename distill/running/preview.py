@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distill.arms import arm_name, prefixes
 from distill.chains.checkpoints import load_model
-from distill.config import CUSTOM_DATA, CUSTOM_MODEL, TrainConfig, arm_name, prefixes, read_config
+from distill.config import CUSTOM_DATA, TrainConfig
+from distill.configfile import read_config
 from distill.data.source import Source
 from distill.errors import ConfigError, UserError
 from distill.kernel.twin import Forecast, Twin, forecast, make_twin
@@ -107,7 +109,7 @@ def _lab(run: Path, source: Source | None, network) -> Experiment:
     config = read_config(run / "config.toml")
     for given, missing, what in (
         (source, config.data.dataset == CUSTOM_DATA, "images"),
-        (network, config.model.resnet == CUSTOM_MODEL, "network"),
+        (network, config.model.is_python, "network"),
     ):
         if missing and given is None:
             raise ConfigError(

@@ -1,12 +1,12 @@
 """Many chains: every seed's teacher once, then every alpha's students, one after the other or side by side."""
 
-import gc
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from distill.config import Config
+from distill.config import PREVIEW, Config
 from distill.data.source import Source
 from distill.running.cost import prepare_with_jobs
 from distill.running.executors import side_by_side
@@ -31,8 +31,8 @@ def run(
         return run_experiment(prepare_with_jobs(config, source, network), listener or Listener())
 
 
-def run_experiment(lab: Experiment, listener) -> list[Result]:
-    """``run``, with everything in place."""
+def run_experiment(lab: Experiment, listener, teachers_only: bool = False) -> list[Result]:
+    """``run``, with everything in place. ``teachers_only`` trains no student (a preview)."""
     config, rundir = lab.config, RunDir(lab.config.output)
     for seed in config.chain.seed:
         data = lab.dataset(seed)  # refused now rather than after hours of other seeds
@@ -40,6 +40,9 @@ def run_experiment(lab: Experiment, listener) -> list[Result]:
         lab.check_teacher(data)
     with rundir.lock():
         rundir.open(config, lab.source.fingerprint)
+        if teachers_only:
+            config = replace(config, chain=replace(config.chain, alpha=(PREVIEW,), alpha_schedule=()))
+            lab = replace(lab, config=config)
         facts = versions(lab.device)
         for key in ("device", "threads"):
             if (before := rundir.environments()) and before[-1].get(key, facts[key]) != facts[key]:
@@ -54,8 +57,6 @@ def run_experiment(lab: Experiment, listener) -> list[Result]:
                 chains = lab.chains(seed, rundir, listener)
                 for arm in config.chain.arms or ((),):
                     chains.run(arm)
-                del chains
-                gc.collect()  # a teacher and its chains refer to each other: their images would stay on the device
         rundir.write_finished()
         return rundir.write_results()
 

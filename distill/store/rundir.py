@@ -14,7 +14,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from distill.config import PREVIEW, Config, read_config, to_toml
+from distill.config import Config
+from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
 from distill.files import write_atomically
 from distill.store.results import Result, columns, read_record, sort_key
@@ -57,9 +58,10 @@ class RunDir:
         if not file.exists() or not any(self.path.glob("seed_*/**/*.pt")):
             return
         held = read_config(file)
-        # What was looked ahead at may be run.
-        free = ("chain.alpha", "chain.alpha_schedule") if held.chain.alpha == (PREVIEW,) else ()
-        if differing := config.differences(held, free):
+        # A run that has no student yet, because it was only previewed, may continue with other alphas.
+        previewed = not any(self.path.glob("seed_*/alpha_*"))
+        ignored = ("chain.alpha", "chain.alpha_schedule") if previewed else ()
+        if differing := config.differences(held, ignored):
             raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
         if data.exists() and data.read_text().strip() != fingerprint:
             raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")

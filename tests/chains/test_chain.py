@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from distill.data.sources import from_arrays
 from tiny import config, contents, killed_at, rows, source
 from torch import nn
 
 import distill
-from distill import metrics
-from distill.chains import chain
+from distill.chains import estimated_alpha, student
 from distill.chains.checkpoints import read_tensors
-from distill.data.source import from_arrays
 from distill.data.splits import make_dataset
 from distill.errors import UserError
-from distill.files import sha256
 from distill.randomness import generator, torch_seed
 from distill.running.experiment import count_models, prepare
-from distill.store.rundir import RunDir
-from distill.training import engine
+from distill.store.rundir import RunDir, sha256
+from distill.training import engine, metrics
 from distill.training.listener import Listener
 from distill.training.models import CifarResNet
 
@@ -133,7 +131,7 @@ def test_every_student_has_initial_weights_of_its_own(tmp_path):
     c = config(tmp_path)
     lab = prepare(c, source(), network)
     chains = lab.chains(1, RunDir(tmp_path), Listener())
-    first, again, second = (chains.new_model(step).network.conv1.weight for step in (1, 1, 2))
+    first, again, second = (chains.session.new_model(step).network.conv1.weight for step in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 
@@ -191,7 +189,7 @@ def test_the_teacher_has_no_teachers_loss(finished):
 
 
 def test_no_training_state_is_left(finished):
-    assert not list(finished.rglob("*.pt.tmp")) + list(finished.rglob(chain.STATE))
+    assert not list(finished.rglob("*.pt.tmp")) + list(finished.rglob(student.STATE))
 
 
 # --------------------------------------------------------------------------------------------------------- which epoch
@@ -235,7 +233,7 @@ def test_selection_never_looks_at_the_test_images(selected, tmp_path):
 
 
 def test_best_survives_an_interruption(selected, tmp_path):
-    with killed_at(chain.STATE, 4):
+    with killed_at(student.STATE, 4):
         distill.run(config(tmp_path, **BEST), source=source())
     distill.run(config(tmp_path, **BEST), source=source())
     assert contents(tmp_path) == contents(selected)
@@ -283,10 +281,10 @@ def test_clean_labels_need_no_record(finished):
 
 def begun(run):
     """A run that ended within the first student, its teacher finished."""
-    with killed_at(chain.STATE, 3):
+    with killed_at(student.STATE, 3):
         distill.run(config(run), source=source())
     assert (run / TEACHER / "result.json").exists()
-    assert (run / STUDENT / chain.STATE).exists()
+    assert (run / STUDENT / student.STATE).exists()
 
 
 def cut(file):
@@ -360,9 +358,8 @@ def test_a_loaded_model_gives_the_logits_that_were_scored(finished):
         arm = "" if result["alpha"] == "" else "alpha_0.3/"
         model = distill.load_model(finished / f"seed_1/{arm}step_{result['step']}" / "model.pt")
         logits = model(torch.from_numpy(source().test_images))
-        labels = torch.from_numpy(source().test_labels)
-        for name, metric in {"acc": metrics.accuracy, "nll": metrics.nll, "brier": metrics.brier}.items():
-            assert str(metric(logits, labels)) == result[f"test_{name}"]
+        figures = metrics.evaluate(logits, torch.from_numpy(source().test_labels))
+        assert {f"test_{name}": str(value) for name, value in figures.items()}.items() <= result.items()
 
 
 def test_a_loaded_model_knows_its_classes_and_its_normalisation(finished):
@@ -396,7 +393,7 @@ def test_a_network_and_arrays_of_ones_own(tmp_path):
     assert [str(r.test_nll) for r in results] == [row["test_nll"] for row in rows(tmp_path / "results.csv")]
     model = distill.load_model(tmp_path / STUDENT, network=Own)
     logits = model(torch.from_numpy(source().test_images))
-    assert metrics.nll(logits, torch.from_numpy(source().test_labels)) == results[1].test_nll
+    assert metrics.evaluate(logits, torch.from_numpy(source().test_labels))["nll"] == results[1].test_nll
 
 
 def test_a_network_of_ones_own_must_be_given_to_load_it(tmp_path):
@@ -407,7 +404,7 @@ def test_a_network_of_ones_own_must_be_given_to_load_it(tmp_path):
 
 def test_dropout_goes_on_exactly(tmp_path):
     distill.run(config(tmp_path / "whole"), source=source(), network=Own)
-    with killed_at(chain.STATE, 3):
+    with killed_at(student.STATE, 3):
         distill.run(config(tmp_path / "parts"), source=source(), network=Own)
     torch.rand(5)  # whatever else the process drew
     distill.run(config(tmp_path / "parts"), source=source(), network=Own)
@@ -458,7 +455,7 @@ def test_a_student_of_another_teacher_is_refused(tmp_path):
     content = json.loads(record.read_text())
     content["parent"]["sha256"] = "0" * 64
     record.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"step_1 was taught by another model"):
+    with pytest.raises(UserError, match=r"step_1 was trained with a different teacher"):
         distill.run(config(tmp_path), source=source())
 
 
@@ -554,9 +551,9 @@ def choices(monkeypatch, *outcomes):
 
     def choose(first, probe, labels, rng):
         star, takes = next(given)
-        return chain.Choice(star, 0.1, 0.0 if takes else star, takes, 0.5, 0.4)
+        return estimated_alpha.Choice(star, 0.1, 0.0 if takes else star, takes, 0.5, 0.4)
 
-    monkeypatch.setattr(chain, "choose", choose)
+    monkeypatch.setattr(estimated_alpha, "choose", choose)
 
 
 AUTO = {"alpha": "auto", "val_size": 6}
@@ -629,7 +626,7 @@ def test_agreement_to_rounding_is_told(tmp_path, monkeypatch):
     said = []
     listener = Listener()
     listener.note = said.append
-    monkeypatch.setattr(chain, "choose", lambda *a: chain.Choice(None, None, 0.0, True, 0.5, 0.5))
+    monkeypatch.setattr(estimated_alpha, "choose", lambda *a: estimated_alpha.Choice(None, None, 0.0, True, 0.5, 0.5))
     distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source(), listener=listener)
     assert said == [
         "seed 1, alpha auto, step 1: "
@@ -641,9 +638,9 @@ def test_agreement_to_rounding_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "occurrence"),
     [
-        (chain.STATE, 3),
+        (student.STATE, 3),
         ("choice.json", 1),
-        (chain.STATE, 5),
+        (student.STATE, 5),
         ("model.pt", 3),
         ("result.json", 3),
         ("choice.json", 2),
@@ -653,9 +650,9 @@ def test_agreement_to_rounding_is_told(tmp_path, monkeypatch):
 def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch, outcomes, file, occurrence):
     def by_step(first, probe, labels, rng):  # the outcome of a step whenever it is asked for
         star, takes = outcomes[rng.bit_generator.seed_seq.spawn_key[1] - 1]
-        return chain.Choice(star, 0.1, star, takes, 0.5, 0.4)
+        return estimated_alpha.Choice(star, 0.1, star, takes, 0.5, 0.4)
 
-    monkeypatch.setattr(chain, "choose", by_step)
+    monkeypatch.setattr(estimated_alpha, "choose", by_step)
     distill.run(config(tmp_path / "whole", **AUTO), source=source())
     with killed_at(file, occurrence):
         distill.run(config(tmp_path / "parts", **AUTO), source=source())
@@ -665,14 +662,14 @@ def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, mo
             assert rng.bit_generator.seed_seq.spawn_key[1] != occurrence
             return by_step(first, probe, labels, rng)
 
-        monkeypatch.setattr(chain, "choose", only_later_steps)
+        monkeypatch.setattr(estimated_alpha, "choose", only_later_steps)
     distill.run(config(tmp_path / "parts", **AUTO), source=source())
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 def test_another_probe_is_another_estimate(tmp_path, monkeypatch):
     choices(monkeypatch, (0.3, False), (0.8, False))
-    with killed_at(chain.STATE, 6):  # in the student's training
+    with killed_at(student.STATE, 6):  # in the student's training
         distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source())
     folder = tmp_path / "seed_1/alpha_auto/step_1"
     assert (folder / "choice.json").exists()
@@ -693,11 +690,11 @@ def test_what_was_looked_ahead_at_may_be_run_in_the_same_directory(tmp_path):
         distill.run(config(tmp_path / "a", **go | {"alpha": 0.5, "distillation_steps": 2}), source=source())
 
 
-WORDS = json.dumps(dict.fromkeys((field.name for field in fields(chain.Choice)), "x"))
+WORDS = json.dumps(dict.fromkeys((field.name for field in fields(estimated_alpha.Choice)), "x"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"alpha": 0.5, "strange": 1}', WORDS])
 def test_a_damaged_estimate_is_refused_by_name(tmp_path, content):
     (tmp_path / "choice.json").write_text(content)
     with pytest.raises(UserError, match=r"choice\.json is damaged .*delete it"):
-        chain.read_choice(tmp_path / "choice.json")
+        estimated_alpha._read_choice(tmp_path / "choice.json")

@@ -187,8 +187,8 @@ def test_of_a_run_that_began_it_tells_what_is_left(tmp_path, capsys):
 
 
 def test_jobs_may_be_a_number_or_auto():
-    assert parse(["--jobs", "auto"]).run.jobs == RunConfig(jobs="auto").jobs == "auto"
-    assert parse(["--jobs", "3"]).run.jobs == 3
+    assert parse(["--jobs", "auto"]).config.run.jobs == RunConfig(jobs="auto").jobs == "auto"
+    assert parse(["--jobs", "3"]).config.run.jobs == 3
     for bad in ("many", "1.5"):
         with pytest.raises(UserError, match="invalid int or auto value"):
             parse(["--jobs", bad])
@@ -203,7 +203,7 @@ def test_more_jobs_than_a_device_has_streams_for_are_refused(tmp_path, monkeypat
 
 
 def test_auto_goes_through_a_file_and_is_no_part_of_the_run(tmp_path):
-    from distill.config import from_dict, read_toml, to_toml
+    from distill.configfile import from_dict, read_toml, to_toml
 
     c = config(tmp_path, jobs="auto")
     (tmp_path / "c.toml").write_text(to_toml(c))

@@ -17,7 +17,8 @@ from tiny import ROOT
 from torch import nn
 
 from distill.chains import checkpoints
-from distill.config import ChainConfig, TrainConfig, to_toml
+from distill.config import ChainConfig, TrainConfig
+from distill.configfile import to_toml
 from distill.data import source as data
 from distill.data.splits import Split
 from distill.errors import ConfigError

@@ -337,9 +337,9 @@ def test_a_student_that_was_deleted_is_trained_again_by_threads(tmp_path, folder
     distill.run(config(tmp_path, **options))
     before = contents(tmp_path)
     shutil.rmtree(tmp_path / "seed_1" / "alpha_0.5" / "step_1")
-    order, load, share = [], chain_module.load_weights, workers_module._share_teacher
+    order, load, share = [], chain_module.load_parameters, workers_module._share_teacher
     monkeypatch.setattr(
-        chain_module, "load_weights", lambda model, file: (order.append(file.parent.name), load(model, file))
+        chain_module, "load_parameters", lambda model, file: (order.append(file.parent.name), load(model, file))
     )
     monkeypatch.setattr(workers_module, "_share_teacher", lambda chains: (share(chains), order.append("shared")))
     distill.run(config(tmp_path, jobs=2, **options))

@@ -1,0 +1,79 @@
+"""A session: everything that the models of one seed share. It keeps no state between models."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distill.chains.checkpoints import check_hash, load_parameters
+from distill.config import Config
+from distill.data.splits import Dataset
+from distill.errors import ConfigError
+from distill.losses import loss_function
+from distill.randomness import ONE_AT_A_TIME, torch_seed
+from distill.training import engine
+from distill.training.engine import ImageStore
+from distill.training.models import Classifier
+from distill.training.objective import one_hot
+
+
+class Session:
+    """Configuration, images on the device, and how networks are made and scored, for one seed.
+
+    ``make_network()`` returns a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        seed: int,
+        data: Dataset,
+        device: torch.device,
+        make_network: Callable[[], nn.Module],
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.data = data
+        self.device = device
+        self.make_network = make_network
+        self.train = engine.make_image_store(data.train, device)
+        self.val = None if data.val is None else engine.make_image_store(data.val, device)
+        self.test = engine.make_image_store(data.test, device)
+
+    @property
+    def selects_best(self) -> bool:
+        """Whether the epoch that is best on the held-out images is kept, instead of the last."""
+        return self.config.chain.teacher_select == "best"
+
+    def new_model(self, step: int) -> Classifier:
+        """A model on the CPU with initial parameters drawn from (seed, step)."""
+        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(self.seed, "init", step))
+            return Classifier(self.make_network(), self.data.mean, self.data.std)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the memory layout that trains fastest there."""
+        return engine.place(model, self.config.train, self.device)
+
+    def load(self, file: Path, sha256: str, step: int) -> nn.Module:
+        """A finished model, frozen and in eval mode. Raises ConfigError if the file changed or disappeared."""
+        check_hash(file, sha256)
+        model = self.new_model(step)
+        load_parameters(model, file)
+        return self.place(model).requires_grad_(False).eval()
+
+    def predict(self, model: nn.Module, images: ImageStore) -> Tensor:
+        """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation."""
+        return engine.predict_all(model, images, self.config.train)
+
+    def score(self, model: nn.Module, images: ImageStore | None) -> tuple[float | None, Tensor | None]:
+        """The mean loss against the true labels, and the logits (n, classes); None twice for no images."""
+        if images is None:
+            return None, None
+        logits = self.predict(model, images)
+        if not logits.isfinite().all():
+            raise ConfigError("the predictions of the given teacher are not finite")  # training would have raised
+        truth = one_hot(images.labels.cpu(), logits.shape[1])
+        loss = loss_function(self.config.train.loss)(logits.double(), truth).mean().item()
+        return loss, logits

@@ -1,0 +1,263 @@
+"""One model of a chain: in training with its state on disk, and finished."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill import metrics
+from distill.arms import Target
+from distill.chains.checkpoints import DamagedFileError, read_tensors, write_tensors
+from distill.chains.session import Session
+from distill.errors import ConfigError
+from distill.files import sha256
+from distill.randomness import ONE_AT_A_TIME, torch_seed
+from distill.store.results import Result, read_record
+from distill.store.rundir import write_csv, write_json
+from distill.training import augment, engine
+from distill.training.listener import Listener
+
+STATE = "training_state.pt"
+METRICS = (
+    *("epoch", "lr", "train_loss", "train_truth_loss", "train_teacher_loss", "train_reg", "train_acc"),
+    *("val_loss", "val_acc", "seconds"),
+)
+
+
+class Finished:
+    """A finished model on disk. Its parameters are read when they are first needed."""
+
+    def __init__(self, session: Session, folder: Path) -> None:
+        record = read_record(folder)
+        self.session = session
+        self.folder = folder
+        self.result: Result = Result.of(record)
+        self.sha256: str = record["model_sha256"]
+        self.parent: dict[str, str] = record["parent"] or {}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model on the device, frozen and in eval mode. Raises ConfigError if model.pt changed or disappeared."""
+        return self.session.load(self.folder / "model.pt", self.sha256, self.result.step)
+
+    @cached_property
+    def test_logits(self) -> Tensor:
+        """(n, classes) float32 on the test split."""
+        return self.session.predict(self.model, self.session.test)
+
+    @cached_property
+    def val_logits(self) -> Tensor:
+        """(n, classes) float32 on the held-out images."""
+        assert self.session.val is not None, "the configuration holds images out"
+        return self.session.predict(self.model, self.session.val)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model to train, and where it is kept."""
+
+    run: Path  # the run directory
+    folder: Path  # the model's folder in it
+    name: str  # in messages
+    arm: str | None  # the name of the arm up to this model; None for the teacher
+    step: int
+    target: Target | None  # None for the teacher, which is trained on the given labels
+    teacher: Finished | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the model is finished on disk."""
+        return (self.folder / "result.json").exists()
+
+    @property
+    def alpha(self) -> float | None:
+        """Weight of the given labels in the targets; None for the teacher."""
+        return getattr(self.target, "alpha", None)
+
+
+class Training:
+    """A model in training. One file holds its state and record after every epoch, and resumes it."""
+
+    def __init__(self, session: Session, spec: ModelSpec) -> None:
+        self.folder = spec.folder
+        self.selects_best = session.selects_best
+        self.fit = engine.Fit(session.new_model(spec.step), session.config.train, session.device)
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv
+        self.best: dict[str, Tensor] | None = None  # parameters of the epoch most accurate on the held-out images
+        self.taught = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
+        if (self.folder / STATE).exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        with _state_errors(self.folder):
+            state = read_tensors(self.folder / STATE)
+            if state["taught"] != self.taught:
+                raise ConfigError(f"{self.folder} was begun with another teacher or alpha; delete it to retrain")
+            self.fit.load_state_dict(state["fit"])
+            self.rows = state["rows"]
+            self.best = state["best"]
+        self._write_metrics()  # the process may have died between the two writes
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Keep the metrics of an epoch and the state after it."""
+        if self.selects_best and row["val_acc"] > max((r["val_acc"] for r in self.rows), default=-1):
+            self.best = {name: tensor.cpu().clone() for name, tensor in self.fit.model.state_dict().items()}
+        self.rows.append(row)
+        state = {"fit": self.fit.state_dict(), "rows": self.rows, "best": self.best, "taught": self.taught}
+        write_tensors(self.folder / STATE, state)
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        write_csv(self.folder / "metrics.csv", list(METRICS), self.rows)
+
+    def selected(self) -> nn.Module:
+        """The model that will teach: the last epoch's, or the best."""
+        if self.best is not None:
+            self.fit.model.load_state_dict(self.best)
+        return self.fit.model
+
+
+def train(session: Session, spec: ModelSpec, listener: Listener, estimate: dict[str, Any] | None = None) -> Finished:
+    """Train a model on ``alpha * given labels + (1 - alpha) * teacher``, resume it, or return it if it is finished.
+
+    ``estimate`` is kept in its record.
+    """
+    if spec.is_finished:
+        return _finished(session, spec)
+    training = Training(session, spec)
+    listener.start_model(spec.name, len(session.train), training.fit.epochs)
+    for epoch in range(training.fit.epochs, session.config.train.epochs):
+        row = _train_epoch(session, spec, training.fit, epoch, listener)
+        training.record(row)
+        listener.end_epoch(spec.name, row)
+    parent = None
+    if spec.teacher is not None:
+        parent = {"path": str(spec.teacher.folder.relative_to(spec.run)), "sha256": spec.teacher.sha256}
+    finish(session, spec, training.selected(), training.rows, parent, listener, estimate)
+    return Finished(session, spec.folder)
+
+
+def _finished(session: Session, spec: ModelSpec) -> Finished:
+    """A finished model. Raises ConfigError if another teacher taught it."""
+    (spec.folder / STATE).unlink(missing_ok=True)  # the process may have died between the two writes
+    model = Finished(session, spec.folder)
+    if spec.teacher is not None and model.parent.get("sha256") != spec.teacher.sha256:
+        raise ConfigError(
+            f"{spec.folder} was trained with a different teacher than {spec.teacher.folder}; delete it to retrain"
+        )
+    return model
+
+
+def _train_epoch(session: Session, spec: ModelSpec, fit: engine.Fit, epoch: int, listener: Listener) -> dict[str, Any]:
+    """Train one epoch and score the held-out images; returns the epoch's row of metrics.csv."""
+    started = time.perf_counter()
+    data = session.data
+    width = data.train.images.shape[-1]
+    plan = augment.plan(
+        session.seed, spec.step, epoch, len(session.train), width, session.config.data.augment, data.flip
+    )
+    with ONE_AT_A_TIME:
+        torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
+    teacher = None
+    alpha = 1.0
+    # At alpha = 1 the teacher has zero weight: skip its forward pass.
+    if spec.teacher is not None and spec.target is not None and spec.target.uses_teacher:
+        teacher = spec.teacher.model
+        alpha = spec.alpha
+    try:
+        train_metrics = fit.epoch(session.train, plan, len(data.classes), teacher, alpha, listener)
+    except engine.NotFiniteLossError as error:
+        raise ConfigError(f"{spec.name}, epoch {epoch + 1}: {error}; try a smaller --lr") from None
+    val_loss, val_logits = session.score(fit.model, session.val)
+    return {
+        "epoch": epoch + 1,
+        "lr": fit.lr,
+        **{f"train_{name}": value for name, value in train_metrics.items()},
+        "val_loss": val_loss,
+        "val_acc": None if val_logits is None else metrics.accuracy(val_logits, session.val.labels),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def finish(
+    session: Session,
+    spec: ModelSpec,
+    model: nn.Module,
+    rows: list[dict[str, Any]],
+    parent: dict[str, str] | None,
+    listener: Listener,
+    estimate: dict[str, Any] | None = None,
+) -> None:
+    """Score a model and leave it on disk: model.pt, then result.json; the training state is deleted."""
+    test_loss, test_logits = session.score(model, session.test)
+    val_loss, val_logits = session.score(model, session.val)
+    predictions = metrics.Predictions(
+        test_logits=test_logits,
+        test_labels=session.test.labels,
+        train_logits=session.predict(model, session.train),
+        given_labels=torch.from_numpy(session.data.train.labels),
+        true_labels=torch.from_numpy(session.data.train.true_labels),
+        val_logits=val_logits,
+        val_labels=None if session.val is None else session.val.labels,
+        teacher_test_logits=None if spec.teacher is None else spec.teacher.test_logits,
+    )
+    last = rows[-1] if rows else {}
+    if session.selects_best and rows:
+        last = max(rows, key=lambda row: row["val_acc"])  # the first of the best, as in training
+    columns = {
+        "seed": session.seed,
+        "alpha": spec.alpha,
+        "step": spec.step,
+        "train_loss": last.get("train_loss"),
+        "train_acc": last.get("train_acc"),
+        "val_loss": val_loss,
+        "test_loss": test_loss,
+        "epochs": len(rows),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "arm": spec.arm,
+    }
+    result = Result.of(columns, metrics.evaluate_all(predictions))
+    write_tensors(spec.folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
+    record = result.row() | {
+        "selected_epoch": last.get("epoch"),
+        "model_sha256": sha256(spec.folder / "model.pt"),
+        "parent": parent,
+        "classes": list(session.data.classes),
+        "channels": session.data.train.images.shape[1],
+        "model": asdict(session.config.model),
+        "configuration": session.config.identity,
+        "reliability": metrics.reliability(test_logits, session.test.labels),
+    }
+    if estimate is not None:
+        record["auto"] = estimate | {"val_brier": result.val_brier}
+    write_json(spec.folder / "result.json", record)
+    (spec.folder / STATE).unlink(missing_ok=True)
+    listener.end_model(result)
+
+
+def epochs_on_disk(folder: Path) -> int:
+    """Finished epochs of a model in training. Raises ConfigError if its state is damaged."""
+    if not (folder / STATE).exists():
+        return 0
+    with _state_errors(folder):
+        return len(read_tensors(folder / STATE)["rows"])
+
+
+@contextmanager
+def _state_errors(folder: Path) -> Iterator[None]:
+    """Turn anything that is wrong with a training state into a ConfigError of one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (DamagedFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ConfigError) and not isinstance(error, DamagedFileError):
+            raise
+        what = error if isinstance(error, DamagedFileError) else f"{folder / STATE} is no state of this training"
+        raise ConfigError(f"{what}; delete it to train this model from its beginning") from None

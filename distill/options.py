@@ -1,0 +1,111 @@
+"""Sections of options: dataclass fields that carry their help, and one check for every value.
+
+A field becomes a command-line option (cli.py) and a key in TOML (configfile.py). Whatever a value came from, it is
+checked when its section is constructed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from dataclasses import field, fields
+from typing import Any, ClassVar
+
+from distill.errors import ConfigError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple = (),
+    words: tuple[str, ...] = (),
+    also: tuple = (),
+    identity: bool = True,
+) -> Any:
+    """A dataclass field that is an option.
+
+    choices: the legal values, if there are few. words: texts taken where the type is a number. also: values that a
+    configuration file may hold and ``--help`` does not offer. identity: whether the value affects results; if not, it
+    may change when a run resumes.
+    """
+    metadata = {"help": help, "choices": choices, "words": words, "also": also, "identity": identity}
+    return field(default=default, metadata=metadata)
+
+
+def require(condition: object, message: str) -> None:
+    """Raise ConfigError with ``message`` unless the condition is true."""
+    if not condition:
+        raise ConfigError(message)
+
+
+class Section:
+    """Base class of a section: converts and checks all values on construction."""
+
+    section: ClassVar[str]  # its name in TOML
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type] # subclasses are dataclasses
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None:
+                self._set(f.name, _checked(type(self), f, value))
+        for name, value in self.resolved().items():
+            self._set(name, value)
+        self.check()
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
+
+    def resolved(self) -> dict[str, Any]:
+        """Values of fields whose default depends on other fields. A written configuration spells them out."""
+        return {}
+
+    def check(self) -> None:
+        """Raise ConfigError for illegal values and combinations."""
+
+
+def field_type(cls: type[Section], name: str) -> tuple[type, int]:
+    """The scalar type of a field and its nesting: 0 for a value, 1 for several, 2 for lists of several.
+
+    ``seed: tuple[int, ...]`` gives ``(int, 1)``. Of a union such as ``int | None`` the first member counts.
+    """
+    hint = typing.get_type_hints(cls)[name]
+    depth = 0
+    while (origin := typing.get_origin(hint)) is not None:
+        if origin is tuple:
+            depth += 1
+        hint = typing.get_args(hint)[0]
+    return hint, depth
+
+
+def _checked(cls: type[Section], f: dataclasses.Field, value: Any) -> Any:
+    kind, depth = field_type(cls, f.name)
+    if depth == 2 and isinstance(value, list | tuple) and not any(isinstance(v, list | tuple) for v in value):
+        value = [value] if value else []  # a single inner list
+    return _nested(cls, f, value, kind, depth)
+
+
+def _nested(cls: type[Section], f: dataclasses.Field, value: Any, kind: type, depth: int) -> Any:
+    if depth == 0:
+        return _scalar(cls, f, value, kind)
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(_nested(cls, f, v, kind, depth - 1) for v in values)
+
+
+def _scalar(cls: type[Section], f: dataclasses.Field, value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        value = float(value) + 0.0  # turns -0.0, which would have another name, into 0.0
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    choices = f.metadata["choices"]
+    words = f.metadata["words"]
+    legal = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    or_words = "".join(f" or {word}" for word in words)
+    require(legal or value in words, f"{cls.section}.{f.name} must be of type {kind.__name__}{or_words}, not {value!r}")
+    offered = ", ".join(map(str, choices))
+    require(
+        not choices or value in choices or value in f.metadata["also"],
+        f"{f.name} must be one of {offered}, not {value}",
+    )
+    return value

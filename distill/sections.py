@@ -1,0 +1,335 @@
+"""The five sections of a configuration, as frozen dataclasses. Illegal values and combinations are refused here."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from distill import arms, losses, noise
+from distill.arms import Arm
+from distill.options import Section, option, require
+
+TORCHVISION_RESNETS = (18, 34, 50, 101)
+CIFAR_RESNETS = (8, 14, 20, 32, 44, 56, 110)
+CUSTOM_MODEL = 0  # `resnet` of a run with another network: the one that `network` names, or a Python function's
+DATASETS = ("cifar10", "cifar100", "digits", "imagefolder")
+CUSTOM_DATA = "custom"  # `dataset` of a run on Python arrays
+PREVIEW = "preview"  # an "alpha" without students: train the teacher and forecast its chain
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which images, how many, and what is done to their labels."""
+
+    section = "data"
+
+    dataset: str = option(
+        "cifar10",
+        f"where the images come from: {', '.join(DATASETS)}, or package.module:function for your own; "
+        "imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
+    )
+    data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False)
+    image_size: int | None = option(None, "resize every image of an imagefolder to this many pixels square")
+    train_size: int | None = option(None, "train on a class-balanced subset of this many images")
+    test_size: int | None = option(None, "test on a class-balanced subset of this many images")
+    val_size: int = option(0, "images held out of the training set, class-balanced, clean labels")
+    label_noise: float = option(0.0, "fraction of the training labels to corrupt, in [0, 1]")
+    label_noise_kind: str = option(
+        "symmetric",
+        "; ".join(f"{name}: {kind.help}" for name, kind in noise.KINDS.items()),
+        choices=tuple(noise.KINDS),
+    )
+    augment: bool = option(True, "random crops (zero padding of an eighth of the width) and, except for digits, flips")
+
+    def check(self) -> None:
+        require(
+            self.dataset in (*DATASETS, CUSTOM_DATA) or ":" in self.dataset,
+            f"dataset must be one of {', '.join(DATASETS)} or package.module:function, not {self.dataset}",
+        )
+        for name in ("image_size", "train_size", "test_size"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} must be at least 1, not {value}")
+        require(self.val_size >= 0, f"val_size must be at least 0, not {self.val_size}")
+        require(0 <= self.label_noise <= 1, f"label_noise must be in [0, 1], not {self.label_noise}")
+        require(
+            self.image_size is None or self.dataset == "imagefolder",
+            f"image_size is for --dataset imagefolder; {self.dataset} has a size of its own",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Which network."""
+
+    section = "model"
+
+    resnet: int = option(
+        50,
+        "depth: 18, 34, 50, 101 are torchvision's; the others the 6n+2 family for CIFAR (He et al. 2016, section 4.2)",
+        choices=tuple(sorted(CIFAR_RESNETS + TORCHVISION_RESNETS)),
+        also=(CUSTOM_MODEL,),
+    )
+    stem: str | None = option(
+        None,
+        "first layers of a torchvision ResNet: imagenet (7x7, stride 2, max-pool) or cifar (3x3, stride 1) "
+        "[default: imagenet]",
+        choices=("imagenet", "cifar"),
+    )
+    width: int | None = option(None, "channels of the first stage of the 6n+2 family [default: 16]")
+    pretrained: bool = option(False, "start every model from torchvision's ImageNet weights, with a new head")
+    network: str | None = option(
+        None, "package.module:function that returns your own network when called with (channels, classes)"
+    )
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is of the 6n+2 family."""
+        return self.resnet in CIFAR_RESNETS and self.network is None
+
+    @property
+    def is_python(self) -> bool:
+        """Whether the network came from a Python function that the configuration does not name."""
+        return self.resnet == CUSTOM_MODEL and self.network is None
+
+    @property
+    def name(self) -> str:
+        """The name in messages: ``ResNet-50``, ``my_nets:wide``."""
+        if self.network is not None:
+            return self.network
+        return "a network of your own" if self.is_python else f"ResNet-{self.resnet}"
+
+    @property
+    def folder_name(self) -> str:
+        """The name in the default run directory: ``resnet50``, ``wide``."""
+        return f"resnet{self.resnet}" if self.network is None else self.network.rpartition(":")[2]
+
+    def resolved(self) -> dict[str, Any]:
+        if self.network is not None:
+            return {"resnet": CUSTOM_MODEL}
+        if self.is_small:
+            return {"stem": self.stem or "cifar", "width": 16 if self.width is None else self.width}
+        return {} if self.is_python else {"stem": self.stem or "imagenet"}
+
+    def check(self) -> None:
+        if self.network is not None:
+            require(":" in self.network, f"network must be package.module:function, not {self.network}")
+            for name in ("stem", "width", "pretrained"):
+                require(not getattr(self, name), f"{name} is for the ResNets; leave it out with --network")
+        elif self.is_small:
+            require(self.stem == "cifar", f"resnet {self.resnet} has a CIFAR stem; --stem is for 18, 34, 50, 101")
+            require(
+                not self.pretrained, f"there are no pretrained weights for resnet {self.resnet}; use 18, 34, 50 or 101"
+            )
+            require(self.width is not None and self.width > 0, f"width must be at least 1, not {self.width}")
+        else:
+            require(self.width is None, "width is for the 6n+2 family (8, 14, 20, 32, 44, 56, 110)")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """How one model is fitted to its targets."""
+
+    section = "train"
+
+    max_epochs: int = option(75, "epochs per model")
+    batch_size: int = option(16, "images per update")
+    loss: str = option("mse", "; ".join(f"{name}: {loss.help}" for name, loss in losses.LOSSES.items()))
+    temperature: float = option(
+        1.0,
+        f"softens teacher and student in the distillation term of {losses.with_temperature()} (Hinton et al. 2015)",
+    )
+    reg: str = option(
+        "norm",
+        "regulariser over all parameter tensors: norm: sum of L2 norms; l2: sum of squared L2 norms; none",
+        choices=("norm", "l2", "none"),
+    )
+    reg_coef: float = option(1e-4, "weight of the regulariser")
+    optimizer: str = option("adam", "torch.optim's", choices=("adam", "adamw", "sgd"))
+    lr: float = option(1e-4, "learning rate (the highest one, under a schedule)")
+    momentum: float | None = option(None, "momentum of sgd [default: 0.9]")
+    weight_decay: float = option(0.0, "the optimiser's own weight decay")
+    lr_schedule: str = option("constant", "learning rate over the updates", choices=("constant", "cosine", "onecycle"))
+    warmup_epochs: int = option(0, "epochs of linear warm-up before the schedule")
+    precision: str = option(
+        "fp32",
+        "fp32; tf32: tensor-core products of float32 (CUDA); bf16: autocast, with float32 weights and losses",
+        choices=("fp32", "tf32", "bf16"),
+    )
+    deterministic: bool = option(False, "bit-for-bit repeatable on a GPU too (slower there; a CPU always is)")
+    compile: bool = option(
+        False,
+        "torch.compile for the network's forward and backward pass: costs minutes of compiling in every process, and "
+        "was slower in every case measured on a CPU",
+    )
+    graph: bool = option(
+        True,
+        "on a CUDA device, capture the update as a CUDA graph and replay it (to look for an error: off)",
+        identity=False,
+    )
+    fast_dev_run: bool = option(False, "two batches of everything and one epoch per model: does it run at all?")
+
+    def resolved(self) -> dict[str, Any]:
+        momentum = 0.9 if self.optimizer == "sgd" and self.momentum is None else self.momentum
+        return {"loss": losses.canonical(self.loss), "momentum": momentum}
+
+    def check(self) -> None:
+        require(self.max_epochs >= 1, f"max_epochs must be at least 1, not {self.max_epochs}")
+        require(self.batch_size >= 2, f"batch_size must be at least 2 (batch normalisation), not {self.batch_size}")
+        for name in ("lr", "temperature"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{name} must be a positive number, not {value}")
+        for name in ("reg_coef", "weight_decay"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{name} must be a number >= 0, not {value}")
+        require(
+            self.temperature == 1 or losses.parse(self.loss)[0].takes_temperature,
+            f"temperature is for --loss {losses.with_temperature()}, not {self.loss}",
+        )
+        require(
+            self.momentum is None or self.optimizer == "sgd", f"momentum is for --optimizer sgd, not {self.optimizer}"
+        )
+        require(self.momentum is None or 0 <= self.momentum < 1, f"momentum must be in [0, 1), not {self.momentum}")
+        require(
+            0 <= self.warmup_epochs < self.max_epochs,
+            f"warmup_epochs must be in [0, max_epochs), not {self.warmup_epochs} of {self.max_epochs}",
+        )
+        require(self.lr_schedule != "onecycle" or self.warmup_epochs == 0, "onecycle has a warm-up of its own")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are run: ``max_epochs``, or 1 in a fast development run."""
+        return 1 if self.fast_dev_run else self.max_epochs
+
+
+@dataclass(frozen=True)
+class ChainConfig(Section):
+    """The chain: teacher, student, student, ...; several alphas or seeds make a grid of chains."""
+
+    section = "chain"
+
+    alpha: tuple[float | str, ...] | None = option(
+        None,
+        "weight of the ground truth, that of the teacher being 1 - alpha; in [0, 1], several for a grid. "
+        "auto: estimated at each step on held-out images (needs val_size). "
+        "preview: train no student; show what a kernel model of the teacher's features predicts [default: 0.6]",
+        words=(*arms.KINDS, PREVIEW),
+    )
+    alpha_schedule: tuple[tuple[float | str, ...], ...] = option(
+        (),
+        "an alpha (or auto) for each student in turn, the last one repeating; may be given several times, "
+        "equal prefixes share their models",
+        words=tuple(arms.KINDS),
+    )
+    seed: tuple[int, ...] = option((1,), "seed of splits, label noise, initial weights and batches; several for a grid")
+    distillation_steps: int = option(5, "students after the teacher")
+    teacher_select: str = option(
+        "last",
+        "which epoch's model teaches: the last, or the one most accurate on the held-out images (needs val_size)",
+        choices=("last", "best"),
+    )
+    teacher_ckpt: str | None = option(None, "continue from this model.pt instead of training a teacher")
+    teacher_step: int | None = option(
+        None, "step that teacher_ckpt stands at; its first student is the next [default: 0]"
+    )
+
+    def resolved(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        if self.alpha is None or (self.alpha == () and self.alpha_schedule):
+            values["alpha"] = () if self.alpha_schedule else (0.6,)
+        if self.teacher_ckpt is not None and self.teacher_step is None:
+            values["teacher_step"] = 0
+        return values
+
+    def check(self) -> None:
+        self._check_alphas()
+        for seed in self.seed:
+            require(seed >= 0, f"seed must be at least 0, not {seed}")
+        require(self.distillation_steps >= 0, f"distillation_steps must be at least 0, not {self.distillation_steps}")
+        if self.teacher_ckpt is None:
+            require(self.teacher_step is None, "teacher_step needs --teacher-ckpt FILE")
+        else:
+            require(self.distillation_steps >= 1, "a given teacher needs at least one distillation step")
+            require(self.first_step >= 0, f"teacher_step must be at least 0, not {self.teacher_step}")
+        for arm in self.arms:
+            name = arms.arm_name(arm) or ""
+            require(len(name) <= 200, f"too many alphas for the name of a folder: alpha {name[:50]}...")
+            require(self.arms.count(arm) == 1, f"two chains of the grid are the same: alpha {name}")
+
+    def _check_alphas(self) -> None:
+        for name in ("alpha", "seed"):
+            values = getattr(self, name)
+            require(values or (name == "alpha" and self.alpha_schedule), f"{name} needs at least one value")
+            require(len(set(values)) == len(values), f"{name} has a value twice: {' '.join(map(str, values))}")
+        for schedule in self.alpha_schedule:
+            require(schedule, "alpha_schedule needs at least one value")
+            require(
+                len(schedule) <= max(self.distillation_steps, 1),
+                f"alpha_schedule has {len(schedule)} alphas for {self.distillation_steps} students",
+            )
+        for alpha in (*self.alphas, *itertools.chain(*self.alpha_schedule)):
+            require(isinstance(alpha, str) or 0 <= alpha <= 1, f"alpha must be a number in [0, 1], not {alpha}")
+        require(
+            PREVIEW not in self.alphas or (len(self.alphas) == 1 and not self.alpha_schedule),
+            "alpha preview trains no student and must be the only alpha; give other alphas in a second command",
+        )
+
+    @property
+    def alphas(self) -> tuple[float | str, ...]:
+        """The values of ``alpha``, never None."""
+        return self.alpha or ()
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Every chain of the grid, as the target of each of its students; empty without students."""
+        n = self.distillation_steps
+        if n < 1:
+            return ()
+        schedules = [(alpha,) for alpha in self.alphas if alpha != PREVIEW] + list(self.alpha_schedule)
+        return tuple(self._arm(schedule, n) for schedule in schedules)
+
+    @staticmethod
+    def _arm(schedule: tuple[float | str, ...], n: int) -> Arm:
+        """``n`` targets; the last alpha of the schedule repeats."""
+        targets = [arms.target(alpha) for alpha in schedule[:n]]
+        return (*targets, *targets[-1:] * (n - len(targets)))
+
+    @property
+    def estimates_alpha(self) -> bool:
+        """Whether any alpha is estimated."""
+        return arms.estimates_alpha(self.arms)
+
+    @property
+    def first_step(self) -> int:
+        """The teacher's step: 0 unless the chain continues from a given model."""
+        return self.teacher_step or 0
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """Where the work is done and kept."""
+
+    section = "run"
+
+    output: str | None = option(
+        None, "run directory [default: runs/<dataset>-resnet<depth>-<hash of the configuration>]", identity=False
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:<i> or mps", identity=False)
+    threads: int | None = option(
+        None, "CPU threads per process [default: the cores, shared among the jobs]", identity=False
+    )
+    jobs: int | str = option(
+        1,
+        "chains trained side by side, each in a process of its own, on a CUDA device in a thread with a stream of its "
+        "own; auto: as many as pay here",
+        identity=False,
+        words=("auto",),
+    )
+
+    def check(self) -> None:
+        kind, _, index = self.device.partition(":")
+        legal = kind in ("auto", "cpu", "cuda", "mps") and (
+            ":" not in self.device or (kind == "cuda" and index.isdigit())
+        )
+        require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
+        require(self.threads is None or 1 <= self.threads <= 1024, f"threads must be 1 to 1024, not {self.threads}")
+        require(self.jobs == "auto" or self.jobs >= 1, f"jobs must be at least 1, or auto, not {self.jobs}")
