@@ -104,6 +104,8 @@ class Config:
         """
         mine = self.identity
         theirs = other.identity
+        if mine.get("model.network") != theirs.get("model.network"):
+            ignore += ("model.resnet", "model.stem", "model.width")  # they follow from it
         names = [name for name in dict.fromkeys([*mine, *theirs]) if name not in ignore]
         return ", ".join(
             f"--{name.partition('.')[2].replace('_', '-')} {_shown(mine.get(name))} "

@@ -381,7 +381,7 @@ chain_options = joined(
     options(
         alpha=st.lists(unit, **several) | st.just("auto") | st.just(["auto", 0.5]),
         seed=st.lists(st.integers(0, 2**40), **several),
-        distillation_steps=st.integers(1, 9),
+        distillation_steps=st.integers(2, 9),
         teacher_select=st.sampled_from(["last", "best"]),
     ),
     st.one_of(

@@ -125,16 +125,16 @@ def _choose(session: Session, spec: ModelSpec, first: Finished, probe: Finished,
     choice = choose(
         first.val_logits.double().softmax(1).numpy(), probe.val_logits.double().softmax(1).numpy(), labels, rng
     )
-    listener.note(f"{spec.name}: {format_choice(choice)}, on {len(labels):,} held-out images")
+    listener.note(f"{spec.name}: {format_choice(choice, len(labels))}")
     return choice
 
 
-def format_choice(choice: Choice) -> str:
-    """An estimate in a few words."""
+def format_choice(choice: Choice, images: int) -> str:
+    """An estimate from so many held-out images, in a few words."""
     if choice.alpha_star is None:
         return "teacher and probe agree to rounding, so alpha has no effect; the probe is taken"
     outcome = "the probe (alpha 0) is taken" if choice.takes_probe else f"trained with {choice.alpha:.4f}"
-    return f"alpha* = {choice.alpha_star:.4f} ± {choice.standard_error:.4f}: {outcome}"
+    return f"alpha* = {choice.alpha_star:.4f} ± {choice.standard_error:.4f} on {images:,} held-out images: {outcome}"
 
 
 def _take_probe(probe: Finished, spec: ModelSpec, choice: Choice, listener: Listener) -> None:

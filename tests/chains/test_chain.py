@@ -629,8 +629,7 @@ def test_agreement_to_rounding_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(estimated_alpha, "choose", lambda *a: estimated_alpha.Choice(None, None, 0.0, True, 0.5, 0.5))
     distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source(), listener=listener)
     assert said == [
-        "seed 1, alpha auto, step 1: "
-        "teacher and probe agree to rounding, alpha does not matter here: the probe is taken"
+        "seed 1, alpha auto, step 1: teacher and probe agree to rounding, so alpha has no effect; the probe is taken"
     ]
 
 
