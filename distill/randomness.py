@@ -1,7 +1,8 @@
 """Randomness as a function of (seed, purpose, step, epoch): no generator state is carried or saved.
 
-A resumed run therefore equals an uninterrupted one, any step can be run again alone, and the arms of a grid
-share their draws, so that differences between them are paired. Everything is drawn on the CPU with NumPy.
+Therefore a resumed run equals an uninterrupted one, any step can be run again alone, and the arms of a grid share
+their draws, so that differences between them are paired. NumPy draws everything on the CPU, except what only torch
+itself can draw.
 """
 
 import threading
@@ -11,8 +12,8 @@ import numpy as np
 # Appending is safe; reordering or removing changes every result.
 PURPOSES = ("split", "val", "subset", "noise", "init", "epoch", "update", "bootstrap", "preview")
 
-# Held while torch's own generators are seeded and drawn from: they belong to the whole process, and chains that are
-# trained side by side in threads must not draw from each other's.
+# Hold this lock while seeding torch's global generators and drawing from them: chains that are trained side by side in
+# threads share them.
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -26,5 +27,5 @@ def generator(seed: int, purpose: str, step: int = 0, epoch: int = 0) -> np.rand
 
 
 def torch_seed(seed: int, purpose: str, step: int = 0, epoch: int = 0) -> int:
-    """A seed in [0, 2**63) for ``torch.manual_seed``, for what torch itself draws (initial weights, dropout)."""
+    """A seed in [0, 2**63) for ``torch.manual_seed``, for draws of torch itself (initial weights, dropout)."""
     return int(_sequence(seed, purpose, step, epoch).generate_state(1, np.uint64)[0] >> np.uint64(1))

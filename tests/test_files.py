@@ -38,7 +38,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
 
 
 def test_a_file_is_on_the_disk_before_it_is_under_its_name(tmp_path, monkeypatch):
-    calls, fsync, replace = [], os.fsync, os.replace
+    calls = []
+    fsync = os.fsync
+    replace = os.replace
     monkeypatch.setattr("distill.files.os.fsync", lambda file: (calls.append("fsync"), fsync(file)))
     monkeypatch.setattr("distill.files.os.replace", lambda *a: (calls.append("replace"), replace(*a)))
     write_atomically(tmp_path / "file", "content")
@@ -61,7 +63,8 @@ def test_of_files_written_together_all_are_there_or_none(tmp_path):
         file.write(b"half of the s")
         raise KeyboardInterrupt
 
-    first, second = tmp_path / "first", tmp_path / "folder" / "second"
+    first = tmp_path / "first"
+    second = tmp_path / "folder" / "second"
     with pytest.raises(KeyboardInterrupt):
         write_together({first: "1", second: failing})
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -1,4 +1,4 @@
-"""draws.py: every draw is a function of (seed, purpose, step, epoch) and of nothing else."""
+"""randomness.py: every draw is a function of (seed, purpose, step, epoch) and of nothing else."""
 
 import itertools
 

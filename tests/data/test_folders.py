@@ -36,7 +36,8 @@ def refused_tree(data_dir, image_size=None) -> str:
 @pytest.fixture
 def decoded(monkeypatch):
     """The paths decoded since the list was last cleared."""
-    paths, decode = [], folders._decode
+    paths = []
+    decode = folders._decode
     monkeypatch.setattr(folders, "_decode", lambda path, size: paths.append(path) or decode(path, size))
     return paths
 
@@ -191,7 +192,7 @@ def test_the_second_load_decodes_nothing(tree, decoded):
 
 
 @pytest.mark.parametrize("change", ["add", "touch", "remove", "swap", "rename a class"])
-def test_a_changed_tree_is_read_anew(tree, decoded, change):
+def test_a_changed_tree_is_decoded_again(tree, decoded, change):
     first = load_tree(tree)
     cats = tree / "train" / "cat"
     if change == "add":

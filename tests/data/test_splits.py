@@ -30,15 +30,17 @@ def assert_same_split(a, b):
 
 
 def toy_source(counts: list[int], test_each: int = 4) -> Source:
-    """Unbalanced training classes in mixed order. An image's pixels are its position, so that mix-ups listener."""
+    """Unbalanced training classes in mixed order. An image's pixels are its position, so that mix-ups show."""
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     test_labels = np.tile(np.arange(len(counts)), test_each)
     classes = tuple(f"class{c}" for c in range(len(counts)))
-    return Source("toy", positions_as_images(len(labels)), labels, positions_as_images(len(test_labels)), test_labels,
-                  classes, flip=True)  # fmt: skip
+    images = positions_as_images(len(labels))
+    test_images = positions_as_images(len(test_labels))
+    return Source("toy", images, labels, test_images, test_labels, classes, flip=True)
 
 
 def positions_as_images(n: int) -> np.ndarray:
+    """(n, 1, 1, 2) uint8: the two bytes of 0, 1, 2, ..."""
     return np.arange(n, dtype=">u2").view(np.uint8).reshape(n, 1, 1, 2)
 
 
@@ -54,7 +56,8 @@ def assert_balanced(labels: np.ndarray, classes: int):
 @given(counts=COUNTS, seed=SEEDS, data=st.data())
 @settings(max_examples=60)
 def test_subsets_are_balanced_disjoint_and_true_to_the_source(counts, seed, data):
-    source, c = toy_source(counts), len(counts)
+    source = toy_source(counts)
+    c = len(counts)
     val_size = data.draw(st.integers(1, 2 * c))
     train_size = data.draw(st.integers(1, 2 * c))  # every class has five, of which the held-out images take two at most
     test_size = data.draw(st.integers(1, 4 * c))
@@ -77,7 +80,8 @@ def test_subsets_are_balanced_disjoint_and_true_to_the_source(counts, seed, data
 @given(counts=COUNTS, seed=SEEDS, noise=st.floats(0, 1), kind=st.sampled_from(sorted(KINDS)))
 @settings(max_examples=60)
 def test_label_noise_is_exact_in_number_never_true_and_in_training_labels_only(counts, seed, noise, kind):
-    source, c = toy_source(counts), len(counts)
+    source = toy_source(counts)
+    c = len(counts)
     dataset = make_dataset(source, DataConfig(val_size=c, label_noise=noise, label_noise_kind=kind), seed)
     train = dataset.train
     wrong = train.labels != train.true_labels
@@ -131,8 +135,9 @@ def test_one_size_never_shifts_the_draw_of_another_part(seed, train_size, test_s
 @given(seed=SEEDS, low=st.floats(0, 1), high=st.floats(0, 1))
 @settings(max_examples=25)
 def test_more_noise_corrupts_more_of_the_same(seed, low, high):
-    source, (low, high) = toy_source([20, 20, 20]), sorted((low, high))
-    little, much = (make_dataset(source, DataConfig(label_noise=p), seed).train for p in (low, high))
+    source = toy_source([20, 20, 20])
+    little = make_dataset(source, DataConfig(label_noise=min(low, high)), seed).train
+    much = make_dataset(source, DataConfig(label_noise=max(low, high)), seed).train
     wrong = little.labels != little.true_labels
     np.testing.assert_array_equal(little.labels[wrong], much.labels[wrong])
 
@@ -144,8 +149,8 @@ def test_a_subset_is_corrupted_as_the_whole_is(seed, train_size, noise):
     source = toy_source([20, 20, 20])
     whole = make_dataset(source, DataConfig(label_noise=noise), seed).train
     some = make_dataset(source, DataConfig(train_size=train_size, label_noise=noise), seed).train
-    in_whole, in_some = (s.labels != s.true_labels for s in (whole, some))
-    in_whole = in_whole[some.index]
+    in_whole = (whole.labels != whole.true_labels)[some.index]
+    in_some = some.labels != some.true_labels
     assert np.all(in_whole <= in_some) or np.all(in_some <= in_whole)
     both = in_whole & in_some
     np.testing.assert_array_equal(some.labels[both], whole.labels[some.index][both])
@@ -240,7 +245,7 @@ def test_digits_are_split_by_seed_with_fifty_test_images_a_class():
     assert set(first.test.index) != set(second.test.index)
 
 
-def test_digits_keep_their_split_whatever_is_asked_of_it():
+def test_digits_keep_their_test_split_whatever_the_sizes():
     source = load_source(DataConfig("digits"))
     whole = make_dataset(source, DataConfig("digits"), seed=1)
     config = DataConfig("digits", val_size=200, train_size=1000, test_size=100, label_noise=0.4)
