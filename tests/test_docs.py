@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.chains.chain import METRICS
+from distill.chains.student import METRICS
 from distill.store.results import columns
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import config, contents, source
 
-from distill.chains.chain import STATE
 from distill.chains.checkpoints import write_tensors
+from distill.chains.student import STATE
 from distill.cli import main, parse
 from distill.config import RunConfig
 from distill.errors import UserError
