@@ -98,7 +98,7 @@ def contents(run: Path) -> dict:
         ".toml": lambda path: from_dict(read_toml(path)).identity,
         ".svg": lambda path: None,  # Matplotlib writes the date into it
     }
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+    files = sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
     return {str(path.relative_to(run)): read.get(path.suffix, Path.read_bytes)(path) for path in files}
 
 

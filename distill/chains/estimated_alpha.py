@@ -23,7 +23,7 @@ from distill.files import write_atomically
 from distill.kernel.mixing import best_alpha
 from distill.randomness import generator
 from distill.store.results import name_model, read_record
-from distill.store.rundir import write_json
+from distill.store.rundir import RunDir, write_json
 from distill.training.listener import Listener
 
 RESAMPLES = 1000  # of the bootstrap
@@ -143,7 +143,7 @@ def _take_probe(probe: Finished, spec: ModelSpec, choice: Choice, listener: List
     result = replace(probe.result, arm=spec.arm, epochs=0, seconds=0.0)
     record: dict[str, Any] = read_record(probe.folder) | result.row()
     record["auto"] = asdict(choice) | {"val_brier": result.val_brier}
-    write_json(spec.folder / "result.json", record)
+    RunDir(spec.run).write_result(spec.folder, record)
     listener.end_model(result)
 
 

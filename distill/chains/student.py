@@ -19,7 +19,7 @@ from distill.errors import ConfigError
 from distill.files import sha256
 from distill.randomness import ONE_AT_A_TIME, torch_seed
 from distill.store.results import Result, read_record
-from distill.store.rundir import write_csv, write_json
+from distill.store.rundir import RunDir, write_csv
 from distill.training import augment, engine
 from distill.training.listener import Listener
 
@@ -236,7 +236,7 @@ def finish(
     }
     if estimate is not None:
         record["auto"] = estimate | {"val_brier": result.val_brier}
-    write_json(spec.folder / "result.json", record)
+    RunDir(spec.run).write_result(spec.folder, record)
     (spec.folder / STATE).unlink(missing_ok=True)
     listener.end_model(result)
 

@@ -82,7 +82,7 @@ def report(path: Path) -> str:
     """Draw a run's figures and return its tables; an empty string where no model is finished."""
     rundir = RunDir(path)
     records = rundir.records()
-    results = rundir.write_results([Result.of(record) for record in records])
+    results = rundir.write_results()
     if not results:
         return ""
     chain = read_config(path / "config.toml").chain

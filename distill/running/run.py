@@ -48,7 +48,6 @@ def run_experiment(lab: Experiment, listener, teachers_only: bool = False) -> li
             if (before := rundir.environments()) and before[-1].get(key, facts[key]) != facts[key]:
                 listener.note(f"{key} was {before[-1][key]}, is {facts[key]}: not the bits of an uninterrupted run")
         rundir.write_environment(**facts)
-        listener = _Recorder(rundir, listener)
         listener.begin(sum(result.epochs > 0 or result.arm is not None for result in rundir.results()))
         if config.run.jobs > 1:
             side_by_side(lab, listener)
@@ -59,17 +58,3 @@ def run_experiment(lab: Experiment, listener, teachers_only: bool = False) -> li
                     chains.run(arm)
         rundir.write_finished()
         return rundir.write_results()
-
-
-class _Recorder:
-    """``listener``, with results.csv written anew before a finished model is told of."""
-
-    def __init__(self, rundir: RunDir, listener):
-        self._rundir, self._listener = rundir, listener
-
-    def __getattr__(self, name: str):
-        return getattr(self._listener, name)
-
-    def end_model(self, result: Result) -> None:
-        self._rundir.write_results()
-        self._listener.end_model(result)

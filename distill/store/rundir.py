@@ -1,8 +1,8 @@
-"""What a run leaves on disk: atomic writes, lineage, resume. Imports no torch, so that a report answers at once.
+"""The run directory: which folder belongs to which model, and who may work in it. Imports no torch.
 
-A model's folder holds ``training_state.pt`` while it is trained, one file replaced after every epoch; then model.pt,
-then result.json, whose presence means that the model is finished; before a student of an estimated alpha is begun, its
-choice.json. Everything else is derived from these.
+While a model is trained, its folder holds ``training_state.pt``, a file that is replaced after every epoch. Then comes
+model.pt, then result.json: a model is finished once its result.json exists. Before a student of an estimated alpha
+begins, choice.json holds the estimate. Everything else is derived from these files.
 """
 
 import csv
@@ -11,8 +11,10 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from distill.config import Config
 from distill.configfile import read_config, to_toml
@@ -21,12 +23,12 @@ from distill.files import write_atomically
 from distill.store.results import Result, columns, read_record, sort_key
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write JSON, floats in full precision."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as CSV, floats in full precision, None as an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -42,19 +44,21 @@ class RunDir:
         self.path = path
 
     def model(self, seed: int, arm: str | None, step: int) -> Path:
-        """The folder of one model, ``arm`` being its chain up to it; the teacher, which all arms share, has none."""
+        """The folder of one model. ``arm`` is the arm up to it, and None for the teacher that all arms share."""
         folder = self.path / f"seed_{seed}"
-        return (folder if arm is None else folder / f"alpha_{arm}") / f"step_{step}"
+        if arm is not None:
+            folder = folder / f"alpha_{arm}"
+        return folder / f"step_{step}"
 
     def open(self, config: Config, fingerprint: str) -> None:
-        """Make the folder, or go on in it. Raises ConfigError where it holds another run, or other data."""
+        """Make the folder, or continue in it. Raises ConfigError if it holds another run, or other data."""
         self.check(config, fingerprint)
         write_atomically(self.path / "config.toml", to_toml(config))
         write_atomically(self.path / "data.sha256", fingerprint + "\n")
 
     def check(self, config: Config, fingerprint: str) -> None:
-        """Raise ConfigError where the folder holds another run, or one on other data."""
-        file, data = self.path / "config.toml", self.path / "data.sha256"
+        """Raise ConfigError if the folder holds another run, or one on other data."""
+        file = self.path / "config.toml"
         if not file.exists() or not any(self.path.glob("seed_*/**/*.pt")):
             return
         held = read_config(file)
@@ -63,12 +67,13 @@ class RunDir:
         ignored = ("chain.alpha", "chain.alpha_schedule") if previewed else ()
         if differing := config.differences(held, ignored):
             raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
+        data = self.path / "data.sha256"
         if data.exists() and data.read_text().strip() != fingerprint:
             raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")
 
     @contextmanager
-    def lock(self):
-        """Keep a second process out of the folder. Raises ConfigError where another one is at work."""
+    def lock(self) -> Iterator[None]:
+        """Keep a second run out of the folder. Raises ConfigError if another process works in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             strange = any(not entry.name.startswith(".") for entry in self.path.iterdir())
@@ -79,11 +84,7 @@ class RunDir:
             raise ConfigError(f"cannot write to {self.path}: {error.strerror}") from None
         with file:
             try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:
-                pass  # no such locks on Windows
+                _flock(file, wait=False)
             except OSError:
                 raise ConfigError(f"another process is at work in {self.path}") from None
             yield
@@ -92,24 +93,34 @@ class RunDir:
         """The result of every finished model, by seed, arm (the teacher first) and step."""
         return [Result.of(record) for record in self.records()]
 
-    def records(self) -> list[dict]:
+    def records(self) -> list[dict[str, Any]]:
         """The whole result.json of every finished model, by seed, arm (the teacher first) and step."""
         found = (read_record(file.parent) for file in self.path.glob("seed_*/**/result.json"))
         return sorted(found, key=lambda record: sort_key(Result.of(record)))
 
-    def write_results(self, results: list[Result] | None = None) -> list[Result]:
-        """Write results.csv anew from the finished models (read here unless they are given); return their results."""
-        results = self.results() if results is None else results
-        write_csv(self.path / "results.csv", columns(), [result.row() for result in results])
+    def write_result(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the result.json that makes the model of ``folder`` a finished one, then results.csv with its row."""
+        write_json(folder / "result.json", record)
+        self.write_results()
+
+    def write_results(self) -> list[Result]:
+        """Write results.csv from the finished models and return their results.
+
+        Several processes and threads may call it: one waits for the other.
+        """
+        with open(self.path / ".results.lock", "w") as file:
+            _flock(file, wait=True)
+            results = self.results()
+            write_csv(self.path / "results.csv", columns(), [result.row() for result in results])
         return results
 
-    def write_environment(self, **facts) -> None:
+    def write_environment(self, **facts: str | int) -> None:
         """Add this process to environment.json: the command line, when it started, versions, device, commit."""
         started = {"started": now(), "finished": None, "command": sys.argv, "commit": _commit(), **facts}
         write_json(self.path / "environment.json", {"runs": [*self.environments(), started]})
 
-    def environments(self) -> list[dict]:
-        """What environment.json says of the processes that worked here; nothing where it is missing or damaged."""
+    def environments(self) -> list[dict[str, Any]]:
+        """The entries of environment.json, one for each process; none if the file is missing or damaged."""
         try:
             return list(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["runs"])
         except (OSError, ValueError, TypeError, LookupError):
@@ -121,20 +132,29 @@ class RunDir:
         write_json(self.path / "environment.json", {"runs": [*before, last | {"finished": now()}]})
 
 
+def _flock(file: IO[str], wait: bool) -> None:
+    """Lock an open file until it is closed. Raises OSError if another has the lock and this one does not wait."""
+    try:
+        import fcntl
+    except ImportError:
+        return  # no such locks on Windows
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def now() -> str:
     """Local time, as 2026-01-31T23:59:59+0100."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _commit() -> str | None:
-    """The commit of the program's source, with a + where it has been changed since; None outside a checkout."""
-    here = Path(__file__).parents[1]
-    if not (here / ".git").exists():  # installed: whatever repository lies around it is not ours
+    """The commit of the program's source, with a + if it has been changed since; None outside a checkout."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():  # installed: a repository around it would be another one
         return None
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=here,
+            cwd=checkout,
             capture_output=True,
             text=True,
             timeout=10,

@@ -140,3 +140,28 @@ def test_environment_has_an_entry_for_every_session(tmp_path):
     assert second["finished"] >= second["started"]
     assert (second["command"], second["torch"]) == (sys.argv, "2.11")
     assert {"commit", "device"} <= second.keys()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_environment_names_the_commit_of_the_checkout(tmp_path):
+    RunDir(tmp_path).write_environment(device="cpu")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (process,) = RunDir(tmp_path).environments()
+    assert process["commit"].removesuffix("+") == head.strip()
+
+
+WRITER = """import sys
+from pathlib import Path
+from distill.store.rundir import RunDir
+rundir = RunDir(Path(sys.argv[1]))
+record = rundir.records()[0]
+for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
+    rundir.write_result(rundir.model(seed, None, 0), record | {"seed": seed})"""
+
+
+def test_models_that_finish_in_several_processes_at_once_are_all_in_results_csv(tmp_path):
+    leave_result(RunDir(tmp_path))
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, str(first)], cwd=ROOT) for first in (10, 50)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines[1:]] == [1, *range(10, 30), *range(50, 70)]
