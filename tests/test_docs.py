@@ -116,4 +116,4 @@ def test_output_page_names_every_column():
     named = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in results.splitlines() if row.startswith("| `")]
     assert [column for row in named for column in row] == columns()
     named = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in metrics.splitlines() if row.startswith("| `")]
-    assert [column for row in named for column in row] == METRICS.split()
+    assert [column for row in named for column in row] == list(METRICS)
