@@ -27,8 +27,8 @@ from sklearn.metrics.pairwise import rbf_kernel
 from threadpoolctl import threadpool_info
 
 from benchmarks.options import Parser, positive
-from distill.kernel import krr
-from distill.kernel.estimator import SelfDistilledKernelRidge
+from distill import krr
+from distill.estimator import SelfDistilledKernelRidge
 from distill.kernel.linalg import cholesky
 
 N, N_VAL, FEATURES = 2000, 1000, 10

@@ -22,8 +22,6 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
-    if name == "krr":
-        return import_module("distill.kernel.krr")
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,8 +16,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from distill.kernel import krr
-from distill.kernel.linalg import require_memory
+from distill.kernel import solvers, spectral
+from distill.kernel.linalg import decompose, require_memory
+from distill.kernel.mixing import AUTO_FITS, auto_schedule
+from distill.kernel.riskmap import risk_map
 
 GCV_NEEDS = 100  # points; with fewer its trace is too rough an estimate, and a wrong alpha does harm
 LIMIT_ALPHAS = np.geomspace(1e-3, 1, 61)  # among which "auto" chooses where n_steps is inf
@@ -88,7 +90,7 @@ class _SelfDistilled(BaseEstimator):
         self._weights = _check_weights(sample_weight, len(targets))
         self.alphas_ = self._choose_alphas() if isinstance(self.alpha, str) else np.atleast_1d(self.alpha)
         chain = self._chain([self.n_steps])
-        if chain.condition > krr.UNTRUSTED:
+        if chain.condition > solvers.UNTRUSTED:
             warnings.warn(
                 f"K + lam I has condition number {chain.condition:.2g}: fewer than six digits of the fit can "
                 "be trusted; raise lam",
@@ -117,20 +119,20 @@ class _SelfDistilled(BaseEstimator):
         return K, _rows_times(self._targets[keep], s), s
 
     def _chain(self, steps):
-        """krr.Chain with coefficients (len(steps), n[, m]) in terms of the original points."""
+        """Chain with coefficients (len(steps), n[, m]) in terms of the original points."""
         K, targets, s = self._problem()
         # A precomputed kernel without weights is the caller's own array.
         overwrite = self.kernel != "precomputed" or self._weights is not None
         # These two are positive semidefinite whatever the points; a K with NaN in it, from an overflow, has no minimum.
         trusted = self.kernel in ("rbf", "laplacian") and (self.gamma is None or self.gamma >= 0) and K.min() >= 0
         options = {"solver": self.solver, "overwrite": overwrite, "trusted": bool(trusted)}
-        chain = krr.chain(K, targets, self.lam, self.alphas_, steps, **options)
+        chain = solvers.chain(K, targets, self.lam, self.alphas_, steps, **options)
         inner = np.array([_rows_times(c, s) for c in chain.coefficients])
         if self._weights is None:
             return chain
         coefficients = np.zeros((len(steps), *self._targets.shape))
         coefficients[:, self._weights > 0] = inner
-        return krr.Chain(coefficients, chain.condition, chain.solver)
+        return solvers.Chain(coefficients, chain.condition, chain.solver)
 
     def _choose_alphas(self):
         K, targets, _ = self._problem()
@@ -143,33 +145,33 @@ class _SelfDistilled(BaseEstimator):
                     UserWarning,
                     stacklevel=4,
                 )
-            spectrum = krr.decompose(K)
+            spectrum = decompose(K)
             if self.n_steps == math.inf:
-                B = np.array([krr.limit_diagonal(spectrum.d, self.lam, alpha) for alpha in LIMIT_ALPHAS])
-                scores = krr.generalised_cross_validation(spectrum, targets, B)
+                B = np.array([spectral.limit_diagonal(spectrum.d, self.lam, alpha) for alpha in LIMIT_ALPHAS])
+                scores = spectral.generalised_cross_validation(spectrum, targets, B)
                 return LIMIT_ALPHAS[[np.argmin(scores)]]
-            residuals = krr.gcv_residuals(spectrum, targets, self.lam, krr.AUTO_FITS)
+            residuals = spectral.gcv_residuals(spectrum, targets, self.lam, AUTO_FITS)
         else:
             n_held_out = math.ceil(self.validation_fraction * n)
             if n_held_out >= n:
                 raise ValueError(f"validation_fraction={self.validation_fraction} leaves no points to fit, of {n}")
             order = check_random_state(self.random_state).permutation(n)
             held_out, train = order[:n_held_out], order[n_held_out:]
-            spectrum = krr.decompose(K[np.ix_(train, train)], overwrite=True)
+            spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
             K_new, target = K[np.ix_(held_out, train)], targets[held_out]
             if self.n_steps == math.inf:
-                scores = krr.risk_map(spectrum, targets[train], K_new, target, LIMIT_ALPHAS, self.lam, math.inf)
+                scores = risk_map(spectrum, targets[train], K_new, target, LIMIT_ALPHAS, self.lam, math.inf)
                 return LIMIT_ALPHAS[[np.argmin(scores)]]
-            powers = krr.power_coefficients(spectrum, targets[train], self.lam, krr.AUTO_FITS)
-            residuals = target - krr.predict(K_new, powers)
+            powers = spectral.power_coefficients(spectrum, targets[train], self.lam, AUTO_FITS)
+            residuals = target - spectral.predict(K_new, powers)
         if self.n_steps == 1:
             return np.ones(1)  # fit 1 has no teacher, and any alpha serves
-        return krr.auto_schedule(residuals)[: self.n_steps - 1]
+        return auto_schedule(residuals)[: self.n_steps - 1]
 
     def _predict_targets(self, X):
         check_is_fitted(self)
         X = self._check_X(X, reset=False)
-        return krr.predict(self._kernel_matrix(X, self.X_fit_), self.dual_coef_[None])[0]
+        return spectral.predict(self._kernel_matrix(X, self.X_fit_), self.dual_coef_[None])[0]
 
     def _staged_targets(self, X, steps):
         check_is_fitted(self)
@@ -179,16 +181,14 @@ class _SelfDistilled(BaseEstimator):
                 raise ValueError("n_steps is inf: say which steps to predict at")
             steps = range(1, self.n_steps + 1)
         steps = list(steps)
-        return krr.predict(self._kernel_matrix(X, self.X_fit_), self._chain(steps).coefficients)
+        return spectral.predict(self._kernel_matrix(X, self.X_fit_), self._chain(steps).coefficients)
 
     def _path(self, X, targets, alphas, lams, steps, X_val, targets_val):
         self._check_parameters()
         require_memory(len(targets), arrays=3)
         K, K_new = self._kernel_matrix(X), self._kernel_matrix(X_val, X)
         overwrite = self.kernel != "precomputed"
-        return krr.risk_map(
-            K, targets, K_new, targets_val, alphas, lams, steps, solver=self.solver, overwrite=overwrite
-        )
+        return risk_map(K, targets, K_new, targets_val, alphas, lams, steps, solver=self.solver, overwrite=overwrite)
 
 
 def _rows_times(a, s):

@@ -1,36 +1,39 @@
-"""Factorisations of a kernel matrix, with named refusals: what krr.py needs of LAPACK and nothing more.
+"""Factorisations of a kernel matrix, with named errors for a matrix that is no kernel.
 
-Three routes lead to (K + lam I)^-1, and none forms an inverse:
+There are three ways to apply (K + lam I)^-1, and none forms an inverse:
 
 - one eigendecomposition K = V D V^T, which then serves every lam, alpha and step;
-- one tridiagonal form K = Q T Q^T, its first half, which serves every lam by solves with T at O(n) each;
-- one Cholesky factorisation for each lam, which at n = 2,000 costs about a fourteenth of the
-eigendecomposition.
+- one tridiagonal form K = Q T Q^T, the first half of an eigendecomposition: every lam by solves with T at O(n) each;
+- one Cholesky factorisation for each lam, which at n = 2,000 costs about a fourteenth of the eigendecomposition.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import ArrayLike
 from scipy.linalg import blas, lapack
 
-EPS = np.finfo(np.float64).eps
+from distill.kernel.arrays import FloatArray
+
 LARGEST_ENTRY = 1e150  # its square is still finite
 SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
 # Of the Frobenius norm of K. Rounding in K's entries moves an eigenvalue by some n * EPS of it; a kernel that
 # is not positive semidefinite, such as a sigmoid, misses by far more.
 NEGATIVE_TOLERANCE = 1e-8
-NEGATIVE = "K is not positive semidefinite: it has a negative eigenvalue"
+INDEFINITE = "K is not positive semidefinite: it has a negative eigenvalue"
 
 
 class KernelMatrixError(ValueError):
-    """K is no kernel matrix; the subclasses say why."""
+    """K is not a kernel matrix; the subclasses say why."""
 
 
 class NotFiniteError(KernelMatrixError):
-    """K or y holds NaN, infinity, or numbers so large that their squares are."""
+    """K or y holds NaN, infinity, or numbers whose squares overflow."""
 
 
 class NotSymmetricError(KernelMatrixError):
@@ -42,7 +45,7 @@ class NotPositiveSemidefiniteError(KernelMatrixError):
 
 
 class SingularKernelError(ValueError):
-    """K + lam I cannot be solved with: lam is 0 (or lost in rounding) and K is singular."""
+    """K + lam I is singular: K is, and lam is 0 or below K's rounding errors."""
 
 
 class MatrixTooLargeError(MemoryError):
@@ -50,10 +53,10 @@ class MatrixTooLargeError(MemoryError):
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still allocate, or None where the system does not tell.
+    """Bytes that this process may still allocate, or None if the system does not say.
 
-    The smaller of what the machine has free (Linux ``MemAvailable``, elsewhere all physical memory) and what
-    the control group leaves.
+    The smaller of the machine's free memory (``MemAvailable`` on Linux, elsewhere all physical memory) and what the
+    control group's limit leaves.
     """
     room = []
     try:
@@ -72,20 +75,21 @@ def available_memory() -> int | None:
 
 
 def require_memory(n: int, arrays: int) -> None:
-    """Raise MatrixTooLargeError if `arrays` float64 arrays of shape (n, n) do not fit into memory."""
-    needed, room = 8 * arrays * n**2, available_memory()
+    """Raise MatrixTooLargeError if ``arrays`` float64 arrays of shape (n, n) do not fit into memory."""
+    needed = 8 * arrays * n**2
+    room = available_memory()
     if room is not None and needed > room:
         raise MatrixTooLargeError(
             f"n = {n} needs {arrays} arrays of {n} x {n}, {needed / 2**30:.1f} GiB, "
-            f"and {max(room, 0) / 2**30:.1f} GiB are free"
+            f"but only {max(room, 0) / 2**30:.1f} GiB are free"
         )
 
 
-def check_kernel(K) -> np.ndarray:
+def check_kernel(K: ArrayLike) -> FloatArray:
     """K as a C-contiguous float64 array (n, n), n >= 1; not copied if it is one.
 
-    Raises KernelMatrixError (not square), NotFiniteError or NotSymmetricError. The sign of the eigenvalues is
-    left to the factorisations.
+    Raises KernelMatrixError (not square), NotFiniteError or NotSymmetricError. The factorisations check the sign of
+    the eigenvalues.
     """
     K = np.ascontiguousarray(K, dtype=np.float64)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) == 0:
@@ -94,8 +98,8 @@ def check_kernel(K) -> np.ndarray:
     strips = [slice(start, start + 256) for start in range(0, len(K), 256)]
     for i, rows in enumerate(strips):
         height = np.abs(K[rows]).max()
-        if not height <= LARGEST_ENTRY:  # so written, it holds for NaN
-            raise NotFiniteError(f"K has entries that are NaN, infinite or past {LARGEST_ENTRY:g}")
+        if not height <= LARGEST_ENTRY:  # true for NaN too
+            raise NotFiniteError(f"K has entries that are NaN, infinite or above {LARGEST_ENTRY:g}")
         largest = max(largest, height)
         for columns in strips[i:]:  # tile by tile, because K - K.T would be another n × n array
             difference = max(difference, np.abs(K[rows, columns] - K[columns, rows].T).max())
@@ -104,13 +108,13 @@ def check_kernel(K) -> np.ndarray:
     return K
 
 
-def product(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+def product(A: FloatArray, B: FloatArray) -> FloatArray:
     """A @ B, (q, n) times (n,) or (n, m), float64, by SciPy's BLAS.
 
-    NumPy and SciPy each bring a BLAS of their own, whose threads go on spinning for a while after a call: a
-    factorisation by SciPy's LAPACK takes twice its time right after a product by NumPy's.
+    NumPy and SciPy ship separate BLAS libraries, whose threads keep spinning for a while after a call: a
+    factorisation by SciPy's LAPACK takes twice as long right after a product by NumPy's.
     """
-    # Fortran order sees the transposes: (A B)^T = B^T A^T, and an array that is in that order is not copied.
+    # In Fortran order arrays are transposed: (A B)^T = B^T A^T, and an array that is in that order is not copied.
     a, a_flag = (A.T, 0) if A.flags.c_contiguous else (np.asfortranarray(A), 1)
     columns = B.reshape(len(B), -1)
     b, b_flag = (columns.T, 0) if columns.flags.c_contiguous else (np.asfortranarray(columns), 1)
@@ -119,23 +123,23 @@ def product(A: np.ndarray, B: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """K = V diag(d) V^T. `d` (n,) float64, large to small, none below 0; `V` (n, n) float64, orthogonal."""
+    """K = V diag(d) V^T. ``d`` (n,) float64, large to small, none below 0; ``V`` (n, n) float64, orthogonal."""
 
-    d: np.ndarray
-    V: np.ndarray
+    d: FloatArray
+    V: FloatArray
 
 
-def decompose(K, *, overwrite: bool = False) -> Spectrum:
+def decompose(K: ArrayLike, *, overwrite: bool = False) -> Spectrum:
     """The eigendecomposition of a kernel matrix K (n, n), symmetric and positive semidefinite.
 
-    Eigenvalues a hair below 0 (to NEGATIVE_TOLERANCE of K's Frobenius norm) are 0. With `overwrite`, K's
-    memory is used and its contents are lost: three n × n arrays at once instead of four. Raises
+    Eigenvalues slightly below 0 (down to -NEGATIVE_TOLERANCE times K's Frobenius norm) are set to 0. With
+    ``overwrite``, K's memory is used and its contents are lost: three n × n arrays at once instead of four. Raises
     KernelMatrixError's subclasses, and MatrixTooLargeError before anything is allocated.
     """
     K = check_kernel(K)
     require_memory(len(K), arrays=2 if overwrite else 3)
-    # LAPACK sorts from small to large, the theory from large to small: of -K, not of K, its order is ours.
-    # The transpose is the same matrix in the column order which LAPACK overwrites in place.
+    # LAPACK sorts from small to large, the theory from large to small: decompose -K.
+    # The transpose is the same matrix in the column order that LAPACK overwrites in place.
     negated = np.negative(K, out=K if overwrite else None).T
     d, V = scipy.linalg.eigh(negated, driver="evd", overwrite_a=True, check_finite=False)
     d = -d
@@ -146,97 +150,114 @@ def decompose(K, *, overwrite: bool = False) -> Spectrum:
     return Spectrum(np.maximum(d, 0.0), V)
 
 
+Solver = Callable[[FloatArray], FloatArray]  # from b (n,) or (n, m) to the solution of the same shape
+
+
+class ShiftedSystem(Protocol):
+    """A kernel matrix, in some basis, with which shifted systems can be solved."""
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """tr K / n."""
+
+    def times(self, b: FloatArray) -> FloatArray:
+        """K b, for b (n,) or (n, m)."""
+
+    def solver(self, shift: float, scale: float = 1.0) -> Solver:
+        """The function b -> (scale K + shift I)^-1 b. Raises SingularKernelError."""
+
+
 @dataclass(frozen=True)
 class Tridiagonal:
-    """K = Q T Q^T with T symmetric and tridiagonal, from `tridiagonalise`.
+    """K = Q T Q^T with T symmetric and tridiagonal, from ``tridiagonalise``: a ``ShiftedSystem`` with T for K.
 
-    `diagonal` (n,) and `beside` (n-1,) are T's. Q is 1 on the first coordinate and on the others a product of
-    Householder's reflections, kept as LAPACK's dsytrd leaves them: `reflectors` (n, n-1), `scales` (n-1,).
+    T has ``diagonal`` (n,) and ``off_diagonal`` (n-1,). Q is 1 on the first coordinate and on the others a product of
+    Householder reflections, stored as LAPACK's dsytrd leaves them: ``reflectors`` (n, n-1), ``scales`` (n-1,).
     """
 
-    diagonal: np.ndarray
-    beside: np.ndarray
-    reflectors: np.ndarray
-    scales: np.ndarray
+    diagonal: FloatArray
+    off_diagonal: FloatArray
+    reflectors: FloatArray
+    scales: FloatArray
 
     @property
     def mean_eigenvalue(self) -> float:
         return float(self.diagonal.mean())
 
-    def rotate(self, B: np.ndarray) -> np.ndarray:
+    def rotate(self, B: FloatArray) -> FloatArray:
         """Q^T B, for B (n,) or (n, m)."""
         return self._reflect(B, "T")
 
-    def rotate_back(self, B: np.ndarray) -> np.ndarray:
+    def rotate_back(self, B: FloatArray) -> FloatArray:
         """Q B, for B (n,) or (n, m)."""
         return self._reflect(B, "N")
 
-    def _reflect(self, B, trans):
+    def _reflect(self, B: FloatArray, trans: str) -> FloatArray:
         out = B.reshape(len(B), -1).astype(np.float64)
         workspace = lapack.dormqr("L", trans, self.reflectors, self.scales, out[1:], -1)[1]
         out[1:] = lapack.dormqr("L", trans, self.reflectors, self.scales, out[1:], int(workspace[0]))[0]
         return out.reshape(B.shape)
 
-    def times(self, b: np.ndarray) -> np.ndarray:
-        """T b, for b (n,) or (n, m)."""
+    def times(self, b: FloatArray) -> FloatArray:
         column = (-1,) + (1,) * (b.ndim - 1)
-        diagonal, beside = self.diagonal.reshape(column), self.beside.reshape(column)
+        diagonal = self.diagonal.reshape(column)
+        off_diagonal = self.off_diagonal.reshape(column)
         out = diagonal * b
-        out[1:] += beside * b[:-1]
-        out[:-1] += beside * b[1:]
+        out[1:] += off_diagonal * b[:-1]
+        out[:-1] += off_diagonal * b[1:]
         return out
 
-    def solver(self, shift: float, scale: float = 1.0):
-        """The function b -> (scale T + shift I)^-1 b, b (n,) or (n, m). Raises SingularKernelError."""
-        D, L, info = lapack.dpttrf(scale * self.diagonal + shift, scale * self.beside)
-        _refuse_pivot(info)
+    def solver(self, shift: float, scale: float = 1.0) -> Solver:
+        D, L, info = lapack.dpttrf(scale * self.diagonal + shift, scale * self.off_diagonal)
+        _check_pivots(info)
         return lambda b: lapack.dpttrs(D, L, b)[0].reshape(b.shape)
 
 
-def tridiagonalise(K: np.ndarray) -> Tridiagonal:
-    """The tridiagonal form of a kernel matrix K from `check_kernel`, n >= 2, which is kept; one more n × n array.
+def tridiagonalise(K: FloatArray) -> Tridiagonal:
+    """The tridiagonal form of a kernel matrix K (n, n) from ``check_kernel``, n >= 2.
 
-    Raises NotPositiveSemidefiniteError by the bound that `decompose` uses, and MatrixTooLargeError.
+    K is left unchanged; the form takes one more n × n array. Raises NotPositiveSemidefiniteError by the bound that
+    ``decompose`` uses, and MatrixTooLargeError.
     """
     n = len(K)
     require_memory(n, arrays=1)
     workspace = int(lapack.dsytrd_lwork(n, lower=1)[0])
-    reduced, diagonal, beside, scales, _ = lapack.dsytrd(K.copy().T, lower=1, lwork=workspace, overwrite_a=1)
-    # The reflections' vectors stand below the diagonal. Read from one element later on, the same memory has
-    # them from row 0, in columns as long as before, and need not be copied for LAPACK.
+    reduced, diagonal, off_diagonal, scales, _ = lapack.dsytrd(K.copy().T, lower=1, lwork=workspace, overwrite_a=1)
+    # The reflections' vectors are stored below the diagonal. A view that starts one element later has them from row 0
+    # in columns of the same length, which LAPACK takes without a copy.
     reflectors = reduced.ravel(order="F")[1 : 1 + n * (n - 1)].reshape((n, n - 1), order="F")
-    T = Tridiagonal(diagonal, beside, reflectors, scales)
-    norm = np.sqrt((T.diagonal**2).sum() + 2 * (T.beside**2).sum())
+    T = Tridiagonal(diagonal, off_diagonal, reflectors, scales)
+    norm = np.sqrt((T.diagonal**2).sum() + 2 * (T.off_diagonal**2).sum())
     try:
         T.solver(NEGATIVE_TOLERANCE * norm or 1.0)  # K = 0 passes
     except SingularKernelError:
-        raise NotPositiveSemidefiniteError(NEGATIVE) from None
+        raise NotPositiveSemidefiniteError(INDEFINITE) from None
     return T
 
 
-def cholesky(K: np.ndarray, shift: float, scale: float = 1.0) -> np.ndarray:
-    """Lower factor L (n, n), Fortran order, of scale * K + shift * I = L L^T; what is above it is rubbish.
+def cholesky(K: FloatArray, shift: float, scale: float = 1.0) -> FloatArray:
+    """Lower factor L (n, n), Fortran order, of scale * K + shift * I = L L^T; the part above L is meaningless.
 
-    K as from `check_kernel`. Raises SingularKernelError where LAPACK meets a pivot that is not positive.
+    K as from ``check_kernel``. Raises SingularKernelError if a pivot is not positive, and MatrixTooLargeError.
     """
     require_memory(len(K), arrays=1)
     M = K * scale if scale != 1.0 else K.copy()
     M.flat[:: len(M) + 1] += shift
     L, info = lapack.dpotrf(M.T, lower=1, overwrite_a=1, clean=0)
-    _refuse_pivot(info)
+    _check_pivots(info)
     return L
 
 
-def _refuse_pivot(info: int) -> None:
+def _check_pivots(info: int) -> None:
     if info:
         raise SingularKernelError(
             f"K + lam I is not positive definite in float64 at row {info}; raise lam or use solver='eigh'"
         )
 
 
-def cholesky_solve(L: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cholesky_solve(L: FloatArray, b: FloatArray) -> FloatArray:
     """x (n,) or (n, m) with L L^T x = b."""
-    if b.ndim == 1 or b.shape[1] == 1:  # two triangular solves of a vector take half of dpotrs's time
+    if b.ndim == 1 or b.shape[1] == 1:  # two triangular solves of one vector take half of dpotrs's time
         x = blas.dtrsv(L, b.ravel(), lower=1)
         return blas.dtrsv(L, x, lower=1, trans=1, overwrite_x=1).reshape(b.shape)
     return lapack.dpotrs(L, b, lower=1)[0]
@@ -244,35 +265,33 @@ def cholesky_solve(L: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Dense:
-    """A kernel matrix `K` (n, n) from `check_kernel`, with what a `Tridiagonal` offers too."""
+    """A kernel matrix ``K`` (n, n) from ``check_kernel`` as a ``ShiftedSystem``: a Cholesky factor for each shift."""
 
-    K: np.ndarray
+    K: FloatArray
 
     @property
     def mean_eigenvalue(self) -> float:
         return self.K.trace() / len(self.K)
 
-    def times(self, b: np.ndarray) -> np.ndarray:
-        """K b, for b (n,) or (n, m)."""
+    def times(self, b: FloatArray) -> FloatArray:
         return product(self.K, b)
 
-    def solver(self, shift: float, scale: float = 1.0):
-        """The function b -> (scale K + shift I)^-1 b, b (n,) or (n, m). Raises SingularKernelError."""
+    def solver(self, shift: float, scale: float = 1.0) -> Solver:
         L = cholesky(self.K, shift, scale)
         return lambda b: cholesky_solve(L, b)
 
 
-def frobenius_norm(K: np.ndarray) -> float:
-    """‖K‖_F of K (n, n) from `check_kernel`."""
+def frobenius_norm(K: FloatArray) -> float:
+    """‖K‖_F of K (n, n) from ``check_kernel``."""
     square = blas.ddot(K.ravel(), K.ravel())
-    # A sum of squares on two threads takes a tenth of LAPACK's time, which scales to keep within float64's range.
+    # A sum of squares on two threads takes a tenth of the time of LAPACK, which scales to stay in float64's range.
     return float(np.sqrt(square)) if 1e-200 < square < 1e300 else lapack.dlange("F", K.T)
 
 
-def cholesky_condition(K: np.ndarray, L: np.ndarray, lam: float, enough: float) -> float:
-    """The condition number of K + lam I = L L^T, for a K that `refuse_negative_eigenvalues` let pass.
+def cholesky_condition(K: FloatArray, L: FloatArray, lam: float, enough: float) -> float:
+    """The condition number of K + lam I = L L^T, for a K that passes ``check_positive_semidefinite``.
 
-    The bound (‖K‖_F + lam) / (lam - NEGATIVE_TOLERANCE ‖K‖_F) if it is at most `enough`, else LAPACK's estimate in
+    The bound (‖K‖_F + lam) / (lam - NEGATIVE_TOLERANCE ‖K‖_F) if it is at most ``enough``, else LAPACK's estimate in
     the 1-norm, which takes half as long as the factorisation.
     """
     norm = frobenius_norm(K)
@@ -283,15 +302,15 @@ def cholesky_condition(K: np.ndarray, L: np.ndarray, lam: float, enough: float) 
     return 1 / rcond if rcond > 0 else np.inf
 
 
-def refuse_negative_eigenvalues(K: np.ndarray) -> None:
-    """Raise NotPositiveSemidefiniteError if K (from `check_kernel`) has an eigenvalue clearly below 0.
+def check_positive_semidefinite(K: FloatArray) -> None:
+    """Raise NotPositiveSemidefiniteError if K (from ``check_kernel``) has an eigenvalue clearly below 0.
 
-    For the Cholesky route, where lam may hide one: K + NEGATIVE_TOLERANCE ‖K‖_F I has a factor only if no
-    eigenvalue lies below minus that, the bound that `decompose` uses. It costs a factorisation, and
-    it is sure: Lanczos with (K + lam I)^-1 needs sqrt(lam / delta) log n solves or so to tell an eigenvalue
+    For solves by Cholesky factors, where lam may hide one: K + NEGATIVE_TOLERANCE ‖K‖_F I has a factor only if no
+    eigenvalue is below minus that shift, the bound that ``decompose`` uses. It costs one factorisation and is
+    certain: Lanczos with (K + lam I)^-1 needs about sqrt(lam / delta) log n solves to separate an eigenvalue
     -delta from the many near 0, which is more work for all but the largest delta.
     """
     try:
         cholesky(K, NEGATIVE_TOLERANCE * frobenius_norm(K) or 1.0)  # K = 0 passes
     except SingularKernelError:
-        raise NotPositiveSemidefiniteError(NEGATIVE) from None
+        raise NotPositiveSemidefiniteError(INDEFINITE) from None

@@ -1,53 +1,56 @@
-"""Best weights of the ground truth, from predictions alone: nothing here knows of kernels, or of networks.
+"""The best alphas, from predictions alone: nothing here depends on kernels or on networks.
 
 A student's fit is affine in its alpha, f = alpha f^(1) + (1 - alpha) g with g the student trained on the
-teacher's output alone, so the alpha of least squared error is a projection. Over k fits of one ridge the
-chain is f^(k) = sum_j c_j A^j y with sum_j c_j = 1, and the best c is a least-squares problem.
+teacher's output alone, so that the alpha of least squared error is a projection. Over k fits with one ridge the
+chain is f^(k) = sum_j c_j A^j y with *weights* c that sum to 1, and the best c solves a least-squares problem.
 """
 
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-EPS = np.finfo(np.float64).eps
-AUTO_FITS = 6  # with alpha="auto" the weights of fits 2 to 6 are chosen
+from distill.kernel.arrays import EPS, FloatArray
+
+AUTO_FITS = 6  # with alpha="auto" the alphas of fits 2 to 6 are chosen
 
 
-def best_alpha(first, probe, target) -> float:
-    """The weight at which alpha * first + (1 - alpha) * probe is closest to `target` in squares.
+def best_alpha(first: ArrayLike, probe: ArrayLike, target: ArrayLike) -> float:
+    """The alpha for which alpha * first + (1 - alpha) * probe is closest to ``target`` in squares.
 
     first, probe, target: arrays of one shape, at held-out points: the first fit, the student trained on the
-    teacher's output alone (alpha = 0), and the truth. Not clipped: the best may lie outside [0, 1]. NaN where
-    `first` and `probe` agree to rounding: then alpha does not matter. (Borup & Andersen, Algorithm 1.)
+    teacher's output alone (alpha = 0), and the ground truth. Not clipped: the best may be outside [0, 1]. NaN if
+    ``first`` and ``probe`` agree to rounding: then alpha has no effect. (Borup & Andersen, Algorithm 1.)
     """
-    first, probe, target = (np.asarray(a, dtype=np.float64).ravel() for a in (first, probe, target))
-    e = first - probe
+    f, g, t = (np.asarray(a, dtype=np.float64).ravel() for a in (first, probe, target))
+    e = f - g
     square = e @ e
-    if square <= (4 * EPS) ** 2 * (first @ first):
+    if square <= (4 * EPS) ** 2 * (f @ f):
         return math.nan
     # alpha* = <t - g, e> / <e, e>
-    return float((target - probe) @ e / square)
+    return float((t - g) @ e / square)
 
 
-def alphas_to_weights(alphas) -> np.ndarray:
+def alphas_to_weights(alphas: ArrayLike) -> FloatArray:
     """Stick breaking: the weights c (k,) of A y, ..., A^k y in fit k = len(alphas) + 1; they sum to 1.
 
-    `alphas` (k-1,) are those of fits 2, ..., k. c_1 = alpha_k, c_2 = (1 - alpha_k) alpha_(k-1), ...,
+    ``alphas`` (k-1,) are those of fits 2, ..., k. c_1 = alpha_k, c_2 = (1 - alpha_k) alpha_(k-1), ...,
     c_k = (1 - alpha_k) ... (1 - alpha_2).
     """
-    weights, stick = [], 1.0
+    weights = []
+    stick = 1.0
     for alpha in reversed(np.asarray(alphas, dtype=np.float64)):
         weights.append(stick * alpha)
         stick *= 1 - alpha
     return np.array([*weights, stick])
 
 
-def weights_to_alphas(weights) -> np.ndarray:
-    """The alphas (k-1,) of fits 2, ..., k whose stick breaking gives `weights` (k,), which must sum to 1.
+def weights_to_alphas(weights: ArrayLike) -> FloatArray:
+    """The alphas (k-1,) of fits 2, ..., k whose stick breaking gives ``weights`` (k,), which must sum to 1.
 
-    alpha_k = c_1, alpha_(k-1) = c_2 / (1 - c_1), ... Where the stick is used up (the fit before has no
-    influence) the earlier alphas do not matter and are 1. Raises ValueError for weights that no chain has: a
-    sum other than 1, or a weight after the stick is used up.
+    alpha_k = c_1, alpha_(k-1) = c_2 / (1 - c_1), ... Once the stick is used up (the fit before has no influence) the
+    earlier alphas have no effect and are set to 1. Raises ValueError for weights that no chain has: a sum other than
+    1, or a nonzero weight after the stick is used up.
     """
     weights = np.asarray(weights, dtype=np.float64)
     scale = np.abs(weights).max()
@@ -60,37 +63,42 @@ def weights_to_alphas(weights) -> np.ndarray:
         if abs(stick) > len(weights) * EPS * scale:
             alphas.append(weight / stick)
         elif np.abs(weights[j:]).max() > len(weights) * EPS * scale:
-            raise ValueError(f"no chain has these weights: those from number {j + 1} sum to 0")
+            raise ValueError(f"no chain has these weights: those from number {j + 1} on sum to 0")
         else:
             alphas.append(1.0)
     return np.array(alphas[::-1])
 
 
-def greedy_alphas(residuals) -> tuple[np.ndarray, np.ndarray]:
-    """The best weight of each fit in turn, given the ones before: (alphas (k-1,) of fits 2..k, risks (k,)).
+def greedy_alphas(residuals: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """The best alpha of each fit in turn, given the ones before: (alphas (k-1,) of fits 2..k, risks (k,)).
 
-    `residuals` (k, ...): r_j = target - (the prediction of A^j y), held out, or `gcv_residuals`. A risk is
-    the mean square of a residual. Where a weight does not matter it is 1, the fit without a teacher.
+    ``residuals`` (k, ...): r_j = target - (the prediction of A^j y), held out, or ``gcv_residuals``. A risk is
+    the mean square of a residual. An alpha that has no effect is set to 1, a fit without a teacher.
     """
     alphas, _, risks = _greedy(residuals, -math.inf, math.inf)
     return alphas, risks
 
 
-def greedy_within(residuals) -> tuple[np.ndarray, np.ndarray]:
-    """`greedy_alphas` clipped to [0, 1], each before the next is sought: (clipped, free), (k-1,) each.
+def greedy_within(residuals: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """``greedy_alphas`` clipped to [0, 1], each before the next is computed: (clipped, free), (k-1,) each.
 
-    The risk is a parabola in one alpha, so the clipped one is the best in the range.
+    The risk is a parabola in one alpha, so that the clipped alpha is the best in [0, 1].
     """
-    return _greedy(residuals, 0.0, 1.0)[:2]
+    clipped, free, _ = _greedy(residuals, 0.0, 1.0)
+    return clipped, free
 
 
-def _greedy(residuals, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The weights within [low, high], the same before clipping, and the risks."""
-    R = np.asarray(residuals, dtype=np.float64).reshape(len(residuals), -1)
-    weights, alphas, free, risks = np.ones(1), [], [], [np.mean(R[0] ** 2)]
+def _greedy(residuals: ArrayLike, low: float, high: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The alphas within [low, high], the same before clipping, and the risks."""
+    R = _as_rows(residuals)
+    weights = np.ones(1)
+    alphas: list[float] = []
+    free: list[float] = []
+    risks = [np.mean(R[0] ** 2)]
     for k in range(2, len(R) + 1):
-        first, probe = R[0], weights @ R[1:k]  # a fit on y^(k-1) alone multiplies each A^j by A
-        # residuals for predictions: t - g = r_g and f - g = r_g - r_1, so `best_alpha` of -r against 0
+        first = R[0]
+        probe = weights @ R[1:k]  # a fit on y^(k-1) alone multiplies each A^j by A
+        # residuals for predictions: t - g = r_g and f - g = r_g - r_1, so ``best_alpha`` of -r against 0
         alpha = best_alpha(-first, -probe, np.zeros_like(first))
         free.append(1.0 if math.isnan(alpha) else alpha)
         alphas.append(min(max(free[-1], low), high))
@@ -99,26 +107,33 @@ def _greedy(residuals, low: float, high: float) -> tuple[np.ndarray, np.ndarray,
     return np.array(alphas), np.array(free), np.array(risks)
 
 
-def auto_schedule(residuals) -> np.ndarray:
-    """The schedule of alpha="auto", (k,): `greedy_alphas` of fits 2..k, and the last in [0, 1] from then on.
+def _as_rows(residuals: ArrayLike) -> FloatArray:
+    """Residuals (k, ...) as a matrix (k, q)."""
+    R = np.asarray(residuals, dtype=np.float64)
+    return R.reshape(len(R), -1)
 
-    A best weight may lie where a chain that repeats it diverges; one in [0, 1] always has a limit.
+
+def auto_schedule(residuals: ArrayLike) -> FloatArray:
+    """The schedule of alpha="auto", (k,): ``greedy_alphas`` of fits 2..k, then the last one clipped to [0, 1].
+
+    A chain that repeats its best alpha may diverge; one that repeats an alpha in [0, 1] always has a limit.
     """
     alphas, _ = greedy_alphas(residuals)
     return np.append(alphas, np.clip(alphas[-1:], 0, 1))
 
 
-def joint_weights(residuals) -> tuple[np.ndarray, float]:
+def joint_weights(residuals: ArrayLike) -> tuple[FloatArray, float]:
     """The best weights of A y, ..., A^k y together: (c (k,) with sum 1, its risk).
 
     Pareek, Du & Oh, NeurIPS 2024, arXiv 2407.04600:
     c* = G^-1 1 / (1^T G^-1 1), G_ij = <r_i, r_j>, is the minimum of ‖sum_j c_j r_j‖² with sum_j c_j = 1. G
     has the square of the residuals' condition number and is never formed: with c_1 = 1 - c_2 - ... - c_k this
-    is the least-squares problem r_1 + sum_(j>1) c_j (r_j - r_1) -> min. `residuals` as for `greedy_alphas`.
+    is the least-squares problem r_1 + sum_(j>1) c_j (r_j - r_1) -> min. ``residuals`` as for ``greedy_alphas``.
     """
-    R = np.asarray(residuals, dtype=np.float64).reshape(len(residuals), -1)
-    steps = R[1:] - R[0]
-    steps[np.linalg.norm(steps, axis=1) <= 4 * EPS * np.linalg.norm(R[0])] = 0  # rounding is no direction
-    free = np.linalg.lstsq(steps.T, -R[0], rcond=None)[0]
+    R = _as_rows(residuals)
+    differences = R[1:] - R[0]
+    rounding = np.linalg.norm(differences, axis=1) <= 4 * EPS * np.linalg.norm(R[0])
+    differences[rounding] = 0  # not a direction
+    free = np.linalg.lstsq(differences.T, -R[0], rcond=None)[0]
     weights = np.array([1 - free.sum(), *free])
     return weights, float(np.mean((weights @ R) ** 2))

@@ -95,7 +95,11 @@ def preview(seen: TwinInputs, students: int, lam: float | None = None) -> list[F
         return make_twin(kernel, X, seen.given, Z, seen.truth, lam=lam, **options)
 
     features, images = (seen.features, seen.held_out_features), (seen.images, seen.held_out_images)
-    twins = twin("linear", *features), twin("rbf", *features), twin("rbf", *images, teacher=seen.fitted, name="images")
+    twins = (
+        twin("linear", *features),
+        twin("rbf", *features),
+        twin("rbf", *images, teacher_outputs=seen.fitted, name="images"),
+    )
     return [forecast(each, students) for each in twins]
 
 

@@ -18,7 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from distill.kernel import estimator, krr, linalg
+from distill import krr
+from distill.kernel import estimator, linalg
 from distill.kernel.estimator import SelfDistilledKernelRidge, SelfDistilledKernelRidgeClassifier
 
 

@@ -245,12 +245,12 @@ def test_the_twin_is_the_one_of_the_teachers_features(run):
 def test_the_twin_on_images_fits_the_labels_as_the_teacher_does(run):
     seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
     *_, images = preview.preview(seen, STUDENTS)
-    expected = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher=seen.fitted)
+    expected = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher_outputs=seen.fitted)
     assert images.twin.lam == expected.lam
     # Not bit for bit: products of one step may be summed in another order than those of several.
     assert_allclose(images.error[:, 0], expected.score(1, [0])[0][0], rtol=1e-12)
     assert len(images.error) == len(ALPHAS)
-    sure = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher=seen.given)
+    sure = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher_outputs=seen.given)
     assert sure.lam < images.twin.lam
 
 

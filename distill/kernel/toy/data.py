@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.kernel import krr
-from distill.kernel.linalg import require_memory
+from distill.errors import DataError
+from distill.kernel.linalg import Spectrum, decompose, require_memory
+from distill.kernel.riskmap import risk_map
+from distill.kernel.spectral import DivergentChainError, dual_coefficients, power_coefficients, predict
 
 LEAVE_ONE_OUT_MOST = 200  # points; each takes a decomposition of the others, and above it a fifth is held out
 HELD_OUT_FRACTION = 0.2
@@ -30,10 +32,6 @@ Y = np.array(
         0.5589512650600734,
     ]
 )
-
-
-class DataError(ValueError):
-    """A data file that cannot be read as points."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ KERNELS = {
 
 
 def kernel_matrix(name: str, x, z, gamma: float) -> np.ndarray:
-    """k(x_i, z_j), (q, n) float64, of points x (q,) and z (n,); krr.decompose refuses what overflows."""
+    """k(x_i, z_j), (q, n) float64, of points x (q,) and z (n,); decompose refuses what overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         return KERNELS[name](x, z, gamma)
 
@@ -133,7 +131,7 @@ def kernel_matrix(name: str, x, z, gamma: float) -> np.ndarray:
 class Fold:
     """A chain to fit and where to judge it: a spectrum and y (n,), K_new (q, n), target (q,)."""
 
-    spectrum: krr.Spectrum
+    spectrum: Spectrum
     y: np.ndarray
     K_new: np.ndarray
     target: np.ndarray
@@ -150,7 +148,7 @@ def folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[Fold],
     def fold(train, x_new, target):
         x = data.x[train]
         require_memory(len(x), arrays=3)
-        spectrum = krr.decompose(kernel_matrix(kernel, x, x, gamma), overwrite=True)
+        spectrum = decompose(kernel_matrix(kernel, x, x, gamma), overwrite=True)
         return Fold(spectrum, data.y[train], kernel_matrix(kernel, x_new, x, gamma), target)
 
     n = len(data.x)
@@ -170,22 +168,22 @@ def folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[Fold],
 
 
 def losses(parts: list[Fold], lam: float, alpha, steps) -> np.ndarray:
-    """The loss of one chain at each of `steps`, (len(steps),); inf where it has diverged. alpha as in krr."""
+    """The loss of one chain at each of `steps`, (len(steps),); inf where it has diverged. alpha as in distill.krr."""
     squares = np.zeros(len(steps))
     for i, step in enumerate(steps):
         try:
             for part in parts:
-                c = krr.dual_coefficients(part.spectrum, part.y, lam, alpha, step)
+                c = dual_coefficients(part.spectrum, part.y, lam, alpha, step)
                 with np.errstate(over="ignore"):
-                    squares[i] += ((krr.predict(part.K_new, c)[0] - part.target) ** 2).sum()
-        except krr.DivergentChainError:
+                    squares[i] += ((predict(part.K_new, c)[0] - part.target) ** 2).sum()
+        except DivergentChainError:
             squares[i] = math.inf
     return squares / sum(len(part.target) for part in parts)
 
 
 def loss_map(parts: list[Fold], lam: float, alphas, steps) -> np.ndarray:
     """The loss of every alpha (constant along its chain) at every step, (len(alphas), len(steps))."""
-    maps = [krr.risk_map(part.spectrum, part.y, part.K_new, part.target, alphas, lam, steps)[:, 0] for part in parts]
+    maps = [risk_map(part.spectrum, part.y, part.K_new, part.target, alphas, lam, steps)[:, 0] for part in parts]
     sizes = [len(part.target) for part in parts]
     return np.average(maps, axis=0, weights=sizes)
 
@@ -193,9 +191,6 @@ def loss_map(parts: list[Fold], lam: float, alphas, steps) -> np.ndarray:
 def held_out_residuals(parts: list[Fold], lam: float, k: int) -> np.ndarray:
     """target - (prediction of A^j y), j = 1..k, over all folds: (k, points), for the best weights."""
     return np.concatenate(
-        [
-            part.target - krr.predict(part.K_new, krr.power_coefficients(part.spectrum, part.y, lam, k))
-            for part in parts
-        ],
+        [part.target - predict(part.K_new, power_coefficients(part.spectrum, part.y, lam, k)) for part in parts],
         axis=1,
     )

@@ -13,7 +13,16 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from distill.kernel import krr
+from distill.kernel.linalg import decompose
+from distill.kernel.mixing import alphas_to_weights, greedy_alphas, joint_weights, weights_to_alphas
+from distill.kernel.spectral import (
+    DivergentChainError,
+    blend_filters,
+    diagonals,
+    dual_coefficients,
+    predict,
+    sparsification_ratios,
+)
 from distill.kernel.toy.data import held_out_residuals, kernel_matrix, loss_map
 
 FONT = 9
@@ -259,16 +268,16 @@ def best_alpha_figure(valley, greedy, joint, risks, loss_name) -> Figure:
 def best_weights(parts, lam, k):
     """What `best_alpha_figure` draws: valley, greedy, joint and risks for 2..k fits on the folds `parts`."""
     R = held_out_residuals(parts, lam, k)
-    greedy, greedy_risks = krr.greedy_alphas(R)
+    greedy, greedy_risks = greedy_alphas(R)
     valley = np.empty((len(GRID), k - 1))
     joint, joint_risks = [], []
     for fits in range(2, k + 1):
         for i, alpha in enumerate(GRID):
-            weights = krr.alphas_to_weights([*greedy[: fits - 2], alpha])
+            weights = alphas_to_weights([*greedy[: fits - 2], alpha])
             valley[i, fits - 2] = np.mean((weights @ R[:fits]) ** 2)
-        weights, risk = krr.joint_weights(R[:fits])
+        weights, risk = joint_weights(R[:fits])
         try:
-            joint.append(krr.weights_to_alphas(weights))
+            joint.append(weights_to_alphas(weights))
         except ValueError:  # the best weights are past 1e15 and no chain has them in float64
             joint.append(np.full(fits - 1, np.nan))
         joint_risks.append(risk)
@@ -285,7 +294,7 @@ def all_figures(data, parts, loss_name, chains, steps, args) -> dict[str, bytes]
     """Every figure of the program as a file's bytes, by name. `steps` are the table's, the limit last."""
     spectrum, y = parts[0].spectrum, parts[0].y
     if len(y) < len(data.y):  # the folds leave points out; the figures show the chain on all of them
-        spectrum = krr.decompose(kernel_matrix(args.kernel, data.x, data.x, args.gamma), overwrite=True)
+        spectrum = decompose(kernel_matrix(args.kernel, data.x, data.x, args.gamma), overwrite=True)
         y = data.y
     finite = np.array(steps[:-1])
     drawn = finite[np.unique(np.linspace(0, len(finite) - 1, CURVES).round().astype(int))]
@@ -309,9 +318,9 @@ def _chain_figures(chain, spectrum, y, data, grid, steps, args):
     steps = [step for step in steps if _exists(spectrum.d, args.lam, chain.alpha, step)]
     limit = [math.inf] if _exists(spectrum.d, args.lam, chain.alpha, math.inf) else []
     kernel = kernel_matrix(args.kernel, grid, data.x, args.gamma)
-    curves = krr.predict(kernel, krr.dual_coefficients(spectrum, y, args.lam, chain.alpha, [*steps, *limit]))
-    B = krr.diagonals(spectrum.d, args.lam, chain.alpha, [*steps, *limit])
-    R = krr.sparsification_ratios(B)
+    curves = predict(kernel, dual_coefficients(spectrum, y, args.lam, chain.alpha, [*steps, *limit]))
+    B = diagonals(spectrum.d, args.lam, chain.alpha, [*steps, *limit])
+    R = sparsification_ratios(B)
     # The limit of a chain without ground truth is 0, and a ratio of zeros is no limit of the ratios.
     settles = limit and np.all(B[-1] > 0)
     truth = None if data.truth is None else np.interp(grid, data.x_truth, data.truth)
@@ -329,7 +338,7 @@ def _chain_figures(chain, spectrum, y, data, grid, steps, args):
 def _exists(d, lam, alpha, step) -> bool:
     """Whether the chain reaches `step` within float64's range, or has a limit."""
     try:
-        krr.blend_filters(d, lam, alpha, step)
-    except krr.DivergentChainError:
+        blend_filters(d, lam, alpha, step)
+    except DivergentChainError:
         return False
     return True

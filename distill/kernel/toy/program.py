@@ -173,10 +173,10 @@ def columns(args, parts) -> list[Column]:
 
 def best_schedule(parts, lam: float):
     """The greedy best weights of fits 2, 3, ... against the targets in `parts`, as krr.auto_schedule."""
-    from distill.kernel import krr
+    from distill.kernel.mixing import AUTO_FITS, auto_schedule
     from distill.kernel.toy.data import held_out_residuals
 
-    return krr.auto_schedule(held_out_residuals(parts, lam, krr.AUTO_FITS))
+    return auto_schedule(held_out_residuals(parts, lam, AUTO_FITS))
 
 
 def shown_steps(n_fits: int) -> list[int]:
@@ -292,8 +292,8 @@ def main(argv: list[str] | None = None) -> int:
     args = options.parse_args([_plain(word) for word in (sys.argv[1:] if argv is None else argv)])
     if args.data is not None and (args.n is not None or args.noise is not None):
         options.error("--data reads its points from a file: leave out --n and --noise")
+    from distill.errors import DataError
     from distill.kernel.linalg import KernelMatrixError, SingularKernelError
-    from distill.kernel.toy.data import DataError
 
     try:
         text = run(args)

@@ -5,8 +5,10 @@ import math
 import numpy as np
 from matplotlib.widgets import Slider
 
-from distill.kernel import krr
-from distill.kernel.toy.data import DataError, folds, kernel_matrix, losses
+from distill.errors import DataError
+from distill.kernel.linalg import decompose
+from distill.kernel.spectral import DivergentChainError, dual_coefficients, predict
+from distill.kernel.toy.data import folds, kernel_matrix, losses
 
 LATEST = 30  # fit on the step's slider; past its end lies the limit
 
@@ -50,15 +52,15 @@ class Window:
         lam, gamma = 10**lam, 10**gamma
         if gamma != self.gamma:
             self.gamma, x = gamma, self.data.x
-            self.spectrum = krr.decompose(kernel_matrix(self.kernel, x, x, gamma), overwrite=True)
+            self.spectrum = decompose(kernel_matrix(self.kernel, x, x, gamma), overwrite=True)
             self.matrix = kernel_matrix(self.kernel, self.grid, x, gamma)
             self.parts, _ = folds(self.data, self.kernel, gamma, self.seed)
         title = f"loss {losses(self.parts, lam, alpha, [step])[0]:.5f}"
         for artist, fit in ((self.first, 1), (self.curve, step), (self.limit, math.inf)):
             try:
-                c = krr.dual_coefficients(self.spectrum, self.data.y, lam, alpha, fit)
-                artist.set_ydata(krr.predict(self.matrix, c)[0])
-            except krr.DivergentChainError:
+                c = dual_coefficients(self.spectrum, self.data.y, lam, alpha, fit)
+                artist.set_ydata(predict(self.matrix, c)[0])
+            except DivergentChainError:
                 artist.set_ydata(np.full_like(self.grid, np.nan))
                 title += ", the chain diverges"
         self.axes.set_title(title)

@@ -12,11 +12,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from kernels import diagonals_by_recursion, fitted_values
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tiny import ROOT
 
-from distill.kernel import krr
+from distill import krr
 from distill.kernel.toy import data as toy_data
 from distill.kernel.toy import figures as toy_figures
 from distill.kernel.toy import program as toy
@@ -383,7 +384,7 @@ def test_the_programs_figures_are_those_of_its_chains(monkeypatch):
     assert "limit" in {line.get_label() for line in drawn["Rk_GT"].axes[0].lines}
     fits = drawn["distill_no_GT"].axes[0]
     at_points = next(line.get_ydata()[::20] for line in fits.lines if line.get_label() == "fit 6")
-    direct = krr.fitted_values(spectrum, data.y, krr.diagonals_by_recursion(spectrum.d, 0.2, 0.0, 6))[5]
+    direct = fitted_values(spectrum, data.y, diagonals_by_recursion(spectrum.d, 0.2, 0.0, 6))[5]
     np.testing.assert_allclose(at_points, direct, atol=1e-12)  # every twentieth point of the grid is a data point
     risk = np.ma.concatenate([mesh.get_array() for mesh in drawn["risk_map"].axes[0].collections], axis=1)
     alphas = np.linspace(-1, 1, 41)

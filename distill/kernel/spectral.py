@@ -1,0 +1,205 @@
+"""The chain in the eigenbasis of the kernel matrix: closed forms for every fit and for the limit.
+
+With K = V D V^T, A = D (D + lam)^-1 and z = V^T y every fit of the chain (see ``distill.krr``) is diagonal:
+
+    y^(tau) = V B^(tau) z,    B^(tau) = A w^(tau),
+    c^(tau) = V (D + lam)^-1 w^(tau) z,    f^(tau)(x) = k(x, X) c^(tau),
+
+where w^(tau) = alpha_tau + (1 - alpha_tau) B^(tau-1), w^(1) = 1, is the factor by which blending multiplies the
+targets' components: the *blend filter*. B and c follow from it without a division by D.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from distill.kernel.arguments import as_schedule, as_steps, as_targets, check_ridge
+from distill.kernel.arrays import EPS, FloatArray
+from distill.kernel.linalg import Spectrum, product
+
+
+class DivergentChainError(ValueError):
+    """The chain has no limit, or exceeded the range of float64 before the requested step."""
+
+
+def shrinkage(d: ArrayLike, lam: float) -> FloatArray:
+    """A = D (D + lam)^-1, (n,) in [0, 1]: the factor by which one ridge fit multiplies each eigen-component."""
+    d = np.asarray(d, dtype=np.float64)
+    check_ridge(d, lam)
+    return d / (d + lam)
+
+
+def convergence_rate(d: FloatArray, lam: float, alpha: float) -> float:
+    """|1 - alpha| d_1 / (d_1 + lam), the factor by which each fit approaches the limit, which exists only below 1.
+
+    ‖y^(tau) - y^(inf)‖ <= rate^(tau-1) ‖y^(1) - y^(inf)‖. At lam = 0 every fit interpolates y, and the rate is 0.
+    """
+    check_ridge(d, lam)
+    return 0.0 if lam == 0 else abs(1 - alpha) * d[0] / (d[0] + lam)
+
+
+def check_limit_exists(d: FloatArray, lam: float, alpha: float) -> None:
+    """Raise DivergentChainError if the chain has no limit."""
+    rate = convergence_rate(d, lam, alpha)
+    if rate >= 1:
+        raise DivergentChainError(
+            f"the chain diverges: alpha = {alpha:g}, lam = {lam:g} give |1 - alpha| d_1/(d_1 + lam) = "
+            f"{rate:.4g}, and a limit needs less than 1"
+        )
+
+
+def blend_filters(d: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+    """The blend filters w^(tau), (len(steps), n), each at O(n) however late the step.
+
+    From step s on, where alpha is constant, w^(tau) = alpha + (1 - alpha) A w^(tau-1) is a geometric
+    series in q = (1 - alpha) A (Borup & Andersen, written so that nothing cancels when q is near 1):
+
+        w^(s+m) = q^m w^(s) + alpha (1 - q^m) / (1 - q),    w^(inf) = alpha / (1 - q).
+
+    Raises DivergentChainError for a limit that does not exist and for a step that overflows.
+    """
+    d = np.asarray(d, dtype=np.float64)
+    A = shrinkage(d, lam)
+    alphas = as_schedule(alpha)
+    steps = as_steps(steps)
+    if lam == 0:  # A = I: the blend of y with y is y. The series below would give it with rounding, or 0/0
+        return np.ones((len(steps), len(d)))
+    last = alphas[-1]
+    w = [np.ones_like(d)]
+    for alpha_tau in alphas[:-1]:
+        # w^(tau) = alpha_tau + (1 - alpha_tau) A w^(tau-1)
+        w.append(alpha_tau + (1 - alpha_tau) * A * w[-1])
+    if math.inf in steps:
+        check_limit_exists(d, lam, last)
+    out = np.empty((len(steps), len(d)))
+    gap = (last * d + lam) / (d + lam)  # 1 - q, without the cancellation
+    for row, step in zip(out, steps, strict=True):
+        if step <= len(w):
+            row[:] = w[int(step) - 1]
+        elif step == math.inf:
+            row[:] = last / gap
+        else:
+            power, series = _geometric(gap, step - len(w))
+            with np.errstate(over="ignore", invalid="ignore"):
+                row[:] = power * w[-1] + last * series
+            if not np.isfinite(row).all():
+                raise DivergentChainError(
+                    f"the chain diverges: with alpha = {last:g}, lam = {lam:g} step {step:g} exceeds 1e308"
+                )
+    return out
+
+
+def _geometric(gap: FloatArray, m: float) -> tuple[FloatArray, FloatArray]:
+    """q^m and 1 + q + ... + q^(m-1) for q = 1 - gap, m >= 1."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        # q^m = exp(m log q); 1 - q^m = -expm1(m log q) keeps its digits where q^m is near 1
+        log_power = m * np.log1p(-np.minimum(gap, 1.0))
+        power = np.where(gap <= 1, np.exp(log_power), np.power(1 - gap, m))
+        series = np.where(gap <= 1, -np.expm1(log_power), 1 - power) / np.where(gap == 0, 1, gap)
+    return power, np.where(gap == 0, m, series)
+
+
+def diagonals(d: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+    """B^(tau) in closed form, (len(steps), n): y^(tau) = V B^(tau) V^T y. Errors as in ``blend_filters``."""
+    # B^(tau) = A w^(tau)
+    return shrinkage(d, lam) * blend_filters(d, lam, alpha, steps)
+
+
+def limit_diagonal(d: ArrayLike, lam: float, alpha: float) -> FloatArray:
+    """B^(inf) = alpha D (alpha D + lam)^-1, (n,): an ordinary fit with ridge lam/alpha; 0 for alpha = 0."""
+    return diagonals(d, lam, alpha, math.inf)[0]
+
+
+def dual_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+    """c^(tau), (len(steps), n[, m]), with f^(tau)(x) = k(x, X) c^(tau). Errors as in ``blend_filters``."""
+    y = as_targets(y, len(spectrum.d))
+    # c^(tau) = V (D + lam)^-1 w^(tau) z
+    filters = blend_filters(spectrum.d, lam, alpha, steps) / (spectrum.d + lam)
+    return apply_filters(spectrum.V, filters, product(spectrum.V.T, y))
+
+
+def apply_filters(V: FloatArray, filters: FloatArray, z: FloatArray) -> FloatArray:
+    """V diag(filter) z for each of ``filters`` (steps, n): V (q, n), z (n[, m]) give (steps, q[, m])."""
+    return map_columns(partial(product, V), _filtered(filters, z))
+
+
+def _filtered(filters: FloatArray, z: FloatArray) -> FloatArray:
+    """diag(filter) z for each of ``filters`` (steps, n): (steps, n[, m])."""
+    extra_axes = [1] * (z.ndim - 1)
+    return filters.reshape(*filters.shape, *extra_axes) * z
+
+
+def map_columns(linear_map: Callable[[FloatArray], FloatArray], columns: FloatArray) -> FloatArray:
+    """A linear map from (n, k) to (q, k), applied to ``columns`` (steps, n[, m]) in one call: (steps, q[, m])."""
+    flat = linear_map(np.moveaxis(columns, 0, -1).reshape(columns.shape[1], -1))
+    return np.moveaxis(flat.reshape(len(flat), *columns.shape[2:], len(columns)), -1, 0)
+
+
+def predict(K_new: ArrayLike, coefficients: ArrayLike) -> FloatArray:
+    """f^(tau)(x) = k(x, X) c^(tau) at q new points for many steps at once: (steps, q[, m]).
+
+    ``K_new`` (q, n) holds k(x, X), ``coefficients`` (steps, n[, m]) come from ``dual_coefficients`` or ``chain``.
+    """
+    return map_columns(partial(product, np.asarray(K_new, dtype=np.float64)), np.asarray(coefficients))
+
+
+def sparsification_ratios(B: ArrayLike) -> FloatArray:
+    """R_k = B_k / B_(k+1), (..., n-1), of diagonals ``B`` (..., n) with d from large to small.
+
+    inf if only B_(k+1) is zero, NaN (0/0) if both are. For alpha = 0 the ratios grow with the step without bound; for
+    alpha > 0 they tend to those of the limit.
+    """
+    B = np.asarray(B)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return B[..., :-1] / B[..., 1:]
+
+
+def degrees_of_freedom(B: ArrayLike) -> FloatArray:
+    """Effective degrees of freedom tr B^(tau), (...,), of diagonals ``B`` (..., n)."""
+    return np.asarray(B).sum(axis=-1)
+
+
+def generalised_cross_validation(spectrum: Spectrum, y: ArrayLike, B: ArrayLike) -> FloatArray:
+    """GCV(tau) = (‖(I - B) z‖² / (n m)) / (1 - tr(B)/n)², (steps,): estimates of the prediction error.
+
+    Golub, Heath & Wahba 1979. ``B`` (steps, n). inf if tr(B) = n: an interpolant's residuals say nothing of its error.
+    """
+    B = np.atleast_2d(B)
+    y = as_targets(y, len(spectrum.d))
+    z = (product(spectrum.V.T, y)).reshape(len(y), -1)
+    left = 1 - B
+    error = (left**2 * (z**2).sum(axis=1)).sum(axis=1) / z.size
+    share = left.mean(axis=1)
+    return np.divide(error, share**2, out=np.full(len(B), np.inf), where=share > EPS)
+
+
+def power_filters(d: FloatArray, lam: float, k: int) -> FloatArray:
+    """(D + lam)^-1 A^(j-1), j = 1..k, (k, n): the filters of the dual coefficients of A y, ..., A^k y."""
+    return shrinkage(d, lam) ** np.arange(k)[:, None] / (d + lam)
+
+
+def power_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> FloatArray:
+    """Dual coefficients of A y, ..., A^k y (k, n[, m]), whose span contains fit k of every chain with ridge lam."""
+    y = as_targets(y, len(spectrum.d))
+    # V (D + lam)^-1 A^(j-1) z
+    return apply_filters(spectrum.V, power_filters(spectrum.d, lam, k), product(spectrum.V.T, y))
+
+
+def gcv_residuals(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> FloatArray:
+    """r_j = (1 - A^j) z / (1 - tr(A^j)/n), (k, n[, m]), j = 1..k: for the best alphas without held-out data.
+
+    Dang, Patil & Rinaldo 2026, arXiv 2602.17565. It needs n in the hundreds. Raises ValueError at lam = 0,
+    where every residual is 0/0.
+    """
+    y = as_targets(y, len(spectrum.d))
+    check_ridge(spectrum.d, lam)
+    if lam == 0:
+        raise ValueError("generalised cross-validation needs lam > 0: an interpolant has no residuals")
+    j = np.arange(1, k + 1)[:, None]
+    with np.errstate(divide="ignore"):  # 1 - A^j = -expm1(j log(1 - lam/(d + lam))), exact for small lam
+        left = -np.expm1(j * np.log1p(-lam / (spectrum.d + lam)))
+    filters = left / left.mean(axis=1, keepdims=True)
+    return _filtered(filters, product(spectrum.V.T, y))

@@ -1,0 +1,68 @@
+"""kernel/linalg.py: factorisations against NumPy's, their errors, and the memory they require."""
+
+import numpy as np
+import pytest
+from kernels import random_kernel
+
+from distill.kernel import linalg
+
+
+def test_product_is_a_matrix_product_in_any_memory_order():
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((3, 4)), rng.standard_normal((4, 5))
+    for a in (A, np.asfortranarray(A), np.repeat(A, 2, axis=1)[:, ::2]):
+        for b in (B, np.asfortranarray(B), B[:, 1], B[:, :1], np.repeat(B, 2, axis=0)[::-2][::-1]):
+            np.testing.assert_allclose(linalg.product(a, b), a @ b, rtol=1e-14)
+            assert linalg.product(a, b).shape == (a @ b).shape
+
+
+def test_decomposition_gives_the_kernel_back_and_keeps_its_input(K):
+    before = K.copy()
+    spectrum = linalg.decompose(K)
+    np.testing.assert_array_equal(K, before)
+    np.testing.assert_allclose(spectrum.V * spectrum.d @ spectrum.V.T, K, atol=1e-14)
+    again = linalg.decompose(before, overwrite=True)
+    np.testing.assert_allclose(again.d, spectrum.d, rtol=0, atol=1e-14 * spectrum.d[0])  # other memory is used
+
+
+def test_eigenvalues_slightly_below_zero_are_set_to_zero():
+    K = random_kernel(6, 20, rank=4)
+    d = linalg.decompose(K).d
+    assert (np.linalg.eigvalsh(K) < 0).any()
+    assert d.min() == 0
+    assert (np.diff(d) <= 0).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_tridiagonal_form(n):
+    K, rng = random_kernel(n, n), np.random.default_rng(n)
+    before = K.copy()
+    form = linalg.tridiagonalise(K)
+    np.testing.assert_array_equal(K, before)
+    T = np.diag(form.diagonal) + np.diag(form.off_diagonal, 1) + np.diag(form.off_diagonal, -1)
+    Q = form.rotate_back(np.eye(n))
+    np.testing.assert_allclose(Q @ T @ Q.T, K, atol=1e-14)
+    np.testing.assert_allclose(Q.T @ Q, np.eye(n), atol=1e-14)
+    assert form.mean_eigenvalue == pytest.approx(linalg.Dense(K).mean_eigenvalue)
+    for b in (rng.standard_normal(n), rng.standard_normal((n, 3))):
+        np.testing.assert_allclose(form.rotate(b), Q.T @ b, atol=1e-14)
+        np.testing.assert_allclose(form.times(b), T @ b, atol=1e-14)
+        np.testing.assert_allclose(form.solver(0.1, 0.5)(b), np.linalg.solve(0.5 * T + 0.1 * np.eye(n), b), rtol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1.0, 1e149])
+def test_frobenius_norm(scale):
+    K = random_kernel(8, 20)
+    assert linalg.frobenius_norm(K * scale) == pytest.approx(np.linalg.norm(K) * scale, rel=1e-13)
+
+
+def test_too_large_a_matrix_is_an_error_with_the_size(K, monkeypatch):
+    monkeypatch.setattr(linalg, "available_memory", lambda: 3 * 8 * 11**2 - 1)
+    with pytest.raises(linalg.MatrixTooLargeError, match=r"n = 11 needs 3 arrays of 11 x 11"):
+        linalg.decompose(K)
+    linalg.decompose(K.copy(), overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(linalg.MatrixTooLargeError, match=r"23283\.1 GiB"):
+        linalg.require_memory(1_250_000, arrays=2)
+    room = linalg.available_memory()
+    assert room is None or room > 2**20

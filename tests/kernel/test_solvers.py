@@ -1,0 +1,199 @@
+"""kernel/solvers.py: chains by eigenvectors and by Cholesky factors against direct solves; the choice of solver."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+from kernels import GOLDEN, STEPS, exact_chain, random_kernel, rbf
+
+from distill import krr
+from distill.kernel import linalg
+from distill.kernel.arrays import EPS
+
+BOTH = pytest.mark.parametrize("solver", ["eigh", "cholesky"])
+
+
+@BOTH
+@pytest.mark.parametrize("alpha", GOLDEN)
+def test_golden_losses(data, K, K_new, alpha, solver):
+    chain = krr.chain(K, data.y, 0.2, alpha, STEPS, solver=solver)
+    losses = ((krr.predict(K_new, chain.coefficients) - data.truth) ** 2).mean(axis=1)
+    np.testing.assert_array_equal(losses.round(5), GOLDEN[alpha])
+    assert chain.solver == solver
+
+
+@BOTH
+@pytest.mark.parametrize("alphas", [[0.0], [0.35], [1.0], [-0.5], [1.4], [0.2, -0.7, 0.9]])
+@pytest.mark.parametrize("lam", [1e-12, 1e-3, 0.2, 50.0, 1e12])
+def test_chain_equals_direct_solves(lam, alphas, solver):
+    K = random_kernel(1, 7)
+    y = np.random.default_rng(2).standard_normal(7)
+    duals, _ = exact_chain(K, y, [lam], alphas, 5)
+    d = np.linalg.eigvalsh(K)
+    condition = (d[-1] + lam) / (d[0] + lam)
+    # alpha outside [0, 1] makes the chain's coefficients grow, and rounding with them
+    growth = 2 if min(alphas) >= 0 and max(alphas) <= 1 else 50
+    computed = krr.chain(K, y, lam, alphas, range(1, 6), solver=solver).coefficients
+    scale = np.linalg.norm(duals, axis=1).max()
+    np.testing.assert_allclose(computed, duals, rtol=0, atol=50 * EPS * condition * growth * scale)
+
+
+@BOTH
+def test_many_targets_at_once(K, K_new, solver):
+    Y = np.random.default_rng(0).standard_normal((11, 3))
+    together = krr.chain(K, Y, 0.1, [0.2, 0.6], [1, 3, 5], solver=solver).coefficients
+    apart = [krr.chain(K, Y[:, j], 0.1, [0.2, 0.6], [1, 3, 5], solver=solver).coefficients for j in range(3)]
+    np.testing.assert_allclose(together, np.stack(apart, axis=-1), atol=1e-13)
+    predicted = krr.predict(K_new, together)
+    assert predicted.shape == (3, 101, 3)
+    np.testing.assert_allclose(predicted[1, :, 2], K_new @ apart[2][1], atol=1e-13)
+
+
+def test_limit_is_an_ordinary_fit_with_lam_over_alpha(K, data):
+    for lam, alpha in [(0.2, 0.35), (1e-3, 1.5), (5.0, -0.1)]:
+        expected = scipy.linalg.solve(K + lam / alpha * np.eye(11), data.y, assume_a="sym")
+        for solver in ("eigh", "cholesky"):
+            c = krr.chain(K, data.y, lam, alpha, math.inf, solver=solver).coefficients[0]
+            np.testing.assert_allclose(c, expected, rtol=1e-10)
+
+
+def test_zero_ridge_by_cholesky(spectrum, K, data):
+    interpolant = krr.dual_coefficients(spectrum, data.y, 0.0, 0.35, [1, 2, math.inf])
+    by_cholesky = krr.chain(K, data.y, 0.0, -3.0, [1, 4, math.inf], solver="cholesky").coefficients
+    np.testing.assert_allclose(by_cholesky, interpolant, rtol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["eigh", "cholesky", "auto"])
+def test_divergence_is_an_error(K, data, solver):
+    for alpha in (-0.2, 2.2):
+        with pytest.raises(krr.DivergentChainError, match="diverges"):
+            krr.chain(K, data.y, 0.2, alpha, math.inf, solver=solver)
+    with pytest.raises(krr.DivergentChainError, match="1e308"):
+        krr.chain(K, data.y, 0.2, -5.0, 2000, solver=solver)
+
+
+def test_one_point():
+    K, y = np.array([[2.0]]), np.array([3.0])
+    for solver in ("eigh", "cholesky"):
+        chain = krr.chain(K, y, 1.0, 0.5, [1, 2, math.inf], solver=solver)
+        # A = 2/3: B = 2/3, 2/3 (1/2 + 1/3) = 5/9, and (1/2 * 2)/(1/2 * 2 + 1) = 1/2 in the limit; c = B y / d
+        np.testing.assert_allclose(chain.coefficients[:, 0], [1.0, 5 / 6, 3 / 4])
+
+
+def test_kernel_of_zeros_predicts_zero():
+    for solver in ("eigh", "cholesky"):
+        chain = krr.chain(np.zeros((3, 3)), np.ones(3), 0.5, 0.4, [1, 2], solver=solver)
+        np.testing.assert_allclose(chain.coefficients, [[2.0] * 3, [0.8] * 3])
+
+
+def test_repeated_points(data):
+    x, y = np.repeat(data.x, 2), np.repeat(data.y, 2)
+    K = rbf(x, x)
+    twice = krr.chain(K, y, 0.2, 0.35, STEPS)
+    # two copies of each point count as one point with half the ridge
+    once = krr.chain(rbf(data.x, data.x), data.y, 0.1, 0.35, STEPS)
+    new = np.linspace(0, 1, 17)
+    np.testing.assert_allclose(
+        krr.predict(rbf(new, x), twice.coefficients),
+        krr.predict(rbf(new, data.x), once.coefficients),
+        atol=1e-12,
+    )
+    for solver in ("eigh", "cholesky", "auto"):
+        with pytest.raises(linalg.SingularKernelError):
+            krr.chain(K, y, 0.0, 0.35, [1], solver=solver)
+
+
+@pytest.mark.parametrize("gamma", [1e-6, 1e-2, 1.0])
+@BOTH
+def test_badly_conditioned_kernels(data, gamma, solver):
+    lam = 1e-10
+    K = rbf(data.x, data.x, gamma)
+    K_new = rbf(np.linspace(0, 1, 9), data.x, gamma)
+    chain = krr.chain(K, data.y, lam, 0.35, [3], solver=solver)
+    # The reference starts from the same float64 kernel matrices: what is tested is the solving.
+    duals, _ = exact_chain(K, data.y, [lam], [0.35], 3)
+    expected = K_new @ duals[2]
+    scale = np.abs(K_new) @ np.abs(duals[2])
+    assert chain.condition > krr.UNTRUSTED
+    assert (np.abs(krr.predict(K_new, chain.coefficients)[0] - expected) <= EPS * chain.condition * scale).all()
+
+
+def test_auto_takes_the_cheaper_solver():
+    assert krr.choose_solver(2000, 1, 10) == "cholesky"
+    assert krr.choose_solver(2000, 10, 100) == "cholesky"
+    assert krr.choose_solver(2000, 50, 1000) == "eigh"
+    assert krr.choose_solver(2000, 1, 10**6) == "eigh"
+    K, y = random_kernel(0, 300), np.ones(300)
+    assert krr.chain(K, y, 0.1, 0.3, [1, 2, 3]).solver == "cholesky"
+    assert krr.chain(K, y, 0.1, 0.3, [10**6]).solver == "eigh"
+    assert krr.chain(K, y, 0.1, -0.01, [math.inf]).solver == "eigh"  # whether it exists takes an eigenvalue
+    low = random_kernel(0, 300, rank=5)
+    assert krr.chain(low, y, 1e-18, 0.3, [2]).solver == "eigh"  # lam is lost in K's rounding
+    with pytest.raises(linalg.SingularKernelError, match="eigh"):
+        krr.chain(low, y, 1e-18, 0.3, [2], solver="cholesky")
+
+
+def test_condition_by_cholesky_is_a_bound_or_an_estimate():
+    K, y = random_kernel(9, 30, rank=20), np.ones(30)
+    exact = krr.chain(K, y, 1e-3, 0.5, [1], solver="eigh").condition
+    bound = krr.chain(K, y, 1e-3, 0.5, [1], solver="cholesky").condition
+    assert exact <= bound <= 5 * exact
+    full = random_kernel(9, 30)  # its smallest eigenvalue is 1e-3, and a bound by lam = 1e-12 would be 1e12
+    estimate = krr.chain(full, y, 1e-12, 0.5, [1], solver="cholesky").condition
+    one_norm = np.linalg.cond(full, 1)
+    assert one_norm / 3 < estimate < 3 * one_norm
+
+
+@BOTH
+def test_bad_kernels_are_errors(solver):
+    def solve(K):
+        return krr.chain(np.array(K, dtype=float), np.ones(2), 10.0, 0.5, [1], solver=solver)
+
+    solve([[2, 1], [1, 2]])
+    with pytest.raises(linalg.NotSymmetricError, match="symmetric"):
+        solve([[2, 1], [0.5, 2]])
+    with pytest.raises(linalg.NotPositiveSemidefiniteError, match="positive semidefinite"):
+        solve([[1, 2], [2, 1]])
+    for bad in (math.nan, math.inf, 1e200):
+        with pytest.raises(linalg.NotFiniteError):
+            solve([[1, bad], [bad, 1]])
+    for shape in ((2, 3), (2,), (0, 0)):
+        with pytest.raises(linalg.KernelMatrixError, match="square"):
+            krr.chain(np.ones(shape), np.ones(2), 1.0, 0.5, [1], solver=solver)
+
+
+def test_bad_arguments_are_errors(K, data):
+    for lam in (-1e-3, math.nan, math.inf):
+        with pytest.raises(ValueError, match="lam"):
+            krr.chain(K, data.y, lam, 0.5, [1], solver="cholesky")
+    with pytest.raises(ValueError, match="row for each"):
+        krr.chain(K, data.y[:-1], 0.2, 0.5, [1])
+    with pytest.raises(linalg.NotFiniteError, match="y has"):
+        krr.chain(K, data.y * math.nan, 0.2, 0.5, [1])
+    for solver in ("qr", "tridiagonal"):
+        with pytest.raises(ValueError, match="solver"):
+            krr.chain(K, data.y, 0.2, 0.5, [1], solver=solver)
+
+
+def problem_of(n):
+    """An RBF kernel matrix (n, n) and targets (n,)."""
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((n, 3))
+    return np.exp(-((X[:, None] - X) ** 2).sum(2)), rng.standard_normal(n)
+
+
+def test_trusted_kernel_gives_the_same_chain():
+    K, y = problem_of(40)
+    plain, trusted = (krr.chain(K, y, 0.2, 0.35, [1, 3, 10], solver="cholesky", trusted=t) for t in (False, True))
+    # The same factorisation, of copies whose place in memory may change how BLAS blocks it.
+    np.testing.assert_allclose(trusted.coefficients, plain.coefficients, rtol=1e-10)
+    assert trusted.condition == pytest.approx(plain.condition, rel=1e-10)
+
+
+def test_trusted_kernel_skips_the_test_of_eigenvalues():
+    K, y = problem_of(40)
+    K = K - 0.1 * np.eye(40)  # its least eigenvalue is clearly negative, and lam hides it
+    with pytest.raises(linalg.NotPositiveSemidefiniteError):
+        krr.chain(K, y, 0.2, 0.35, [3], solver="cholesky")
+    assert np.isfinite(krr.chain(K, y, 0.2, 0.35, [3], solver="cholesky", trusted=True).coefficients).all()
