@@ -27,6 +27,7 @@ from tests.python_results import hash_array
 
 HERE = Path(__file__).resolve().parents[1]
 PYTHON_RESULTS = HERE / "tests" / "python_results.py"
+OLD_RUN = HERE / "tests" / "fixtures" / "run-2e86658"
 
 TINY = (
     "--resnet 8 --width 2 --max-epochs 2 --batch-size 20 --lr 1e-2 --distillation-steps 2 --threads 1 --device cpu "
@@ -81,6 +82,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "imagefolder": (
         f"self_distiller.py --dataset imagefolder --data-dir {{folder}} --image-size 12 {TINY} --batch-size 6",
     ),
+    "resume-old": ("cp -r {old_run} {out}/run", "self_distiller.py --resume {out}/run"),
     "python": ("{python} run {out}",),
     "functions": ("{python} functions {out}",),
     "estimators": ("{python} estimators {out}",),
@@ -116,7 +118,8 @@ def write_data(root: Path) -> dict[str, str]:
         lines = ["x,y", *(f"{a!r},{b!r}" for a, b in zip(x.tolist(), y.tolist(), strict=True))]
         (root / f"{name}.csv").write_text("\n".join(lines) + "\n")
     paths = {"cifar": "cifar", "folder": "folder", "points": "points.csv", "many": "many.csv"}
-    return {word: str(root / path) for word, path in paths.items()} | {"python": str(PYTHON_RESULTS)}
+    found = {word: str(root / path) for word, path in paths.items()}
+    return {**found, "python": str(PYTHON_RESULTS), "old_run": str(OLD_RUN)}
 
 
 # ---- running a case and reading what it leaves
@@ -130,6 +133,9 @@ def run_case(checkout: Path, commands: tuple[str, ...], paths: Mapping[str, str]
     out.mkdir(parents=True)
     for number, command in enumerate(commands):
         words = [word.format(out=out, **paths) for word in command.split()]
+        if words[0] == "cp":
+            subprocess.run(words, check=True)
+            continue
         safe = ["-P"] if words[0] == paths["python"] else []  # else tests/ would be the first place to import from
         if words[0] == "self_distiller.py" and number == 0:
             out.rmdir()
@@ -238,8 +244,13 @@ def key_of(reference: Path, name: str, data: Path) -> str:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=reference, capture_output=True, text=True, check=True)
     versions = [version(package) for package in ("torch", "torchvision", "numpy", "scipy", "scikit-learn")]
     files = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(data.rglob("*")) if file.is_file()]
-    own = hashlib.sha256(PYTHON_RESULTS.read_bytes()).hexdigest() if "{python}" in CASES[name][0] else ""
-    facts = [CASES[name], commit.stdout, versions, platform.processor(), platform.node(), files, own]
+    if "{python}" in CASES[name][0]:
+        files.append(hashlib.sha256(PYTHON_RESULTS.read_bytes()).hexdigest())
+    if "{old_run}" in CASES[name][0]:
+        files += [
+            hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(OLD_RUN.rglob("*")) if file.is_file()
+        ]
+    facts = [CASES[name], commit.stdout, versions, platform.processor(), platform.node(), files]
     return f"{name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
