@@ -77,14 +77,20 @@ class Config:
         Options added since version 0.1 appear only if they differ from their default, so that adding one renames no
         run directory. Those of version 0.1 always appear: a changed default is then another run.
         """
-        values = {}
-        for section, cls in SECTIONS.items():
-            for f in fields(cls):  # type: ignore[arg-type]
-                name = f"{section}.{f.name}"
-                value = getattr(getattr(self, section), f.name)
-                if f.metadata["identity"] and (name in ALWAYS_IN_IDENTITY or value != f.default):
-                    values[name] = value
-        return values
+        return {
+            name: value
+            for name, (value, default) in self._values_and_defaults().items()
+            if name in ALWAYS_IN_IDENTITY or value != default
+        }
+
+    def _values_and_defaults(self) -> dict[str, tuple[Any, Any]]:
+        """The value and the default of every option that affects results."""
+        return {
+            f"{section}.{f.name}": (getattr(getattr(self, section), f.name), f.default)
+            for section, cls in SECTIONS.items()
+            for f in fields(cls)  # type: ignore[arg-type]
+            if f.metadata["identity"]
+        }
 
     @property
     def digest(self) -> str:
@@ -102,16 +108,14 @@ class Config:
 
         Options named in ``ignore``, such as ``chain.alpha``, may differ.
         """
-        mine = self.identity
-        theirs = other.identity
-        if mine.get("model.network") != theirs.get("model.network"):
+        mine = self._values_and_defaults()
+        theirs = other._values_and_defaults()
+        if mine["model.network"] != theirs["model.network"]:
             ignore += ("model.resnet", "model.stem", "model.width")  # they follow from it
-        names = [name for name in dict.fromkeys([*mine, *theirs]) if name not in ignore]
         return ", ".join(
-            f"--{name.partition('.')[2].replace('_', '-')} {_shown(mine.get(name))} "
-            f"instead of {_shown(theirs.get(name))}"
-            for name in names
-            if mine.get(name) != theirs.get(name)
+            f"--{name.partition('.')[2].replace('_', '-')} {_shown(value)} instead of {_shown(theirs[name][0])}"
+            for name, (value, _) in mine.items()
+            if value != theirs[name][0] and name not in ignore
         )
 
 
