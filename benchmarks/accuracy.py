@@ -1,12 +1,12 @@
-"""What a precision costs in accuracy: the same short chains in each precision that a device has, side by side.
+"""What a precision costs in accuracy: the same short chains in each precision of a device, side by side.
 
     python -m benchmarks.accuracy --config configs/quickstart.toml
     python -m benchmarks.accuracy --device cuda --resnet 18 --alpha 0.35 --seed 1 2 3 --max-epochs 10
 
-Options are the program's own. Runs go to <output>-<precision>, and are gone on with there. Printed are test accuracies
-by step, mean and standard deviation over seeds, and what a precision changes against fp32: the mean over seeds of the
-differences, with its 95 % interval by Student's t. Rounding alone drives trajectories apart, so that the last is what
-is to be compared with 0.
+Options are those of self_distiller.py. Runs are written to <output>-<precision> and resume there. The table has test
+accuracies by step, mean and standard deviation over seeds, and the change against fp32: the mean over seeds of the
+differences, with its 95 % interval by Student's t. Rounding alone drives trajectories apart, so compare the change with
+its interval.
 """
 
 import sys
@@ -14,33 +14,37 @@ from dataclasses import replace
 
 import numpy as np
 
+from distill.arguments import refuse
 from distill.cli import parse
 from distill.config import Config
 from distill.errors import ConfigError, UserError
 from distill.reporting.plots import spread
 from distill.reporting.run_report import aligned
-from distill.running import run as sweep
+from distill.running import run as program
 from distill.training.engine import pick_device
 from studies.analyse import interval
 
+Accuracies = dict[tuple[str | None, int], np.ndarray]  # (seeds,) by arm and step; the teacher's are None and 0
 
-def accuracies(config: Config, precision: str) -> dict[tuple[str | None, int], np.ndarray]:
-    """Test accuracies (seeds,) by chain and step, of a run in this precision."""
+
+def accuracies(config: Config, precision: str) -> Accuracies:
+    """Test accuracies of a run in this precision."""
     train = replace(config.train, precision=precision)
-    here = replace(config.run, output=f"{config.output}-{precision}")
+    run = replace(config.run, output=f"{config.output}-{precision}")
     found: dict[tuple[str | None, int], list[float]] = {}
-    for result in sweep.run(replace(config, train=train, run=here)):
+    for result in program.run(replace(config, train=train, run=run)):
         found.setdefault((result.arm, result.step), []).append(result.test_acc)
     return {model: np.array(values) for model, values in found.items()}
 
 
-def table(by_precision: dict[str, dict[tuple[str | None, int], np.ndarray]]) -> str:
-    """A row per model: its accuracy in each precision, and the differences from fp32; of one seed, without spread."""
-
-    def cell(form: str, mean: float, sd: float) -> str:
-        return form.format(mean) + (f" ± {sd:.4f}" if several else "")
-
+def table(by_precision: dict[str, Accuracies]) -> str:
+    """A row per model: its accuracy in each precision, and the differences from fp32; no spread for a single seed."""
     several = any(len(values) > 1 for values in by_precision["fp32"].values())
+
+    def cell(form: str, mean: float, spread: float) -> str:
+        text = form.format(mean)
+        return f"{text} ± {spread:.4f}" if several else text
+
     others = [precision for precision in by_precision if precision != "fp32"]
     rows = [["alpha", "step", *by_precision, *(f"{other} - fp32" for other in others)]]
     for (arm, step), exact in by_precision["fp32"].items():
@@ -52,22 +56,21 @@ def table(by_precision: dict[str, dict[tuple[str | None, int], np.ndarray]]) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train in every precision, print the table; returns the exit status."""
+    """Train in every precision and print the table; returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        words = sys.argv[1:] if argv is None else argv
         if {"-h", "--help"} & set(words):
             print(__doc__.strip())
             return 0
         for word in {"--precision", "--estimate", "--resume"} & {word.partition("=")[0] for word in words}:
-            raise ConfigError(f"{word} has no meaning here: every precision is trained, each in a directory of its own")
+            raise ConfigError(f"{word} has no meaning here: every precision is trained in its own directory")
         config = parse(words).config
         cuda = pick_device(config.run.device).type == "cuda"
         precisions = ("fp32", "tf32", "bf16") if cuda else ("fp32", "bf16")
         print(table({precision: accuracies(config, precision) for precision in precisions}))
         return 0
     except UserError as error:
-        print(f"benchmarks.accuracy: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return refuse("benchmarks.accuracy", error)
 
 
 if __name__ == "__main__":

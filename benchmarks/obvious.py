@@ -1,12 +1,13 @@
 """The obvious program: what one would write in an afternoon, and what ``training.py`` measures the engine against.
 
 A Dataset of PIL images with torchvision's transforms, a DataLoader with worker processes, the teacher's forward pass in
-every batch, torch.optim.Adam as it comes, the norm regulariser as a Python loop through autograd, and ``.item()`` for
-the figures of every batch. Nothing in it is slow on purpose, and it computes the paper's losses.
+every batch, torch.optim.Adam with its defaults, the norm regulariser as a Python loop through autograd, and ``.item()``
+for the metrics of every batch. Nothing in it is slow on purpose, and it computes the paper's losses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -16,10 +17,11 @@ from torchvision import transforms
 
 
 class Images(Dataset):
-    """uint8 images (n, c, h, w) as a data set of augmented, normalised float tensors and labels."""
+    """A data set of augmented, normalised float tensors and labels, from uint8 images (n, c, h, w)."""
 
-    def __init__(self, images, labels, mean, std):
-        self.images, self.labels = images.transpose(0, 2, 3, 1), labels
+    def __init__(self, images: np.ndarray, labels: np.ndarray, mean: np.ndarray, std: np.ndarray):
+        self.images = images.transpose(0, 2, 3, 1)
+        self.labels = labels
         self.transform = transforms.Compose(
             [
                 transforms.RandomCrop(images.shape[-1], padding=images.shape[-1] // 8),
@@ -43,12 +45,22 @@ def loader(data: Images, batch: int, workers: int) -> DataLoader:
 
 
 class Obvious:
-    """A training loop on normalised images; ``teacher`` (or None) takes the same."""
+    """A training loop; ``network`` and ``teacher`` (None for the first model) take the same images."""
 
-    def __init__(self, network: nn.Module, teacher: nn.Module | None, alpha: float, lr: float, reg_coef: float, device):
+    def __init__(
+        self,
+        network: nn.Module,
+        teacher: nn.Module | None,
+        alpha: float,
+        lr: float,
+        reg_coef: float,
+        device: torch.device,
+    ):
         self.network = network.to(device).train()
-        self.teacher = teacher and teacher.to(device).eval().requires_grad_(False)
-        self.alpha, self.reg_coef, self.device = alpha, reg_coef, device
+        self.teacher = None if teacher is None else teacher.to(device).eval().requires_grad_(False)
+        self.alpha = alpha
+        self.reg_coef = reg_coef
+        self.device = device
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr)
 
     def loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
@@ -64,7 +76,8 @@ class Obvious:
 
     def update(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
         """One step on one batch; returns its loss and accuracy."""
-        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
         with torch.no_grad():
             teacher_logits = None if self.teacher is None else self.teacher(images)
         logits = self.network(images)
@@ -74,10 +87,10 @@ class Obvious:
         self.optimizer.step()
         return loss.item(), (logits.argmax(1) == labels).float().mean().item()
 
-    def train(self, batches: Iterator) -> int:
+    def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
         """Train on every batch; returns the number of images."""
         images = 0
-        for batch in batches:
-            self.update(*batch)
-            images += len(batch[1])
+        for batch, labels in batches:
+            self.update(batch, labels)
+            images += len(labels)
         return images

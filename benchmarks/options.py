@@ -1,45 +1,47 @@
-"""The benchmarks' options: a bad one is one line, and exit 2."""
+"""Command-line options of the benchmarks. A wrong one is one line on standard error, and exit status 2."""
 
 import argparse
+from typing import NoReturn
 
+import torch
+
+from distill.arguments import refuse
 from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, RunConfig
 from distill.errors import UserError
+from distill.training.engine import pick_device
 
 DEPTHS = (*TORCHVISION_RESNETS, *CIFAR_RESNETS)
 
 
 class Parser(argparse.ArgumentParser):
-    """For the module of this name, whose text is its help."""
+    """An argument parser for ``python -m benchmarks.<module>``, whose docstring is the help text."""
 
     def __init__(self, module: str, text: str):
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=f"benchmarks.{module}", description=text, formatter_class=layout, allow_abbrev=False)
 
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}; --help names the options\n")
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(refuse(self.prog, f"{message}; --help names the options"))
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """An argparse type: a whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text}")
     return int(text)
 
 
-def device(text: str):
-    """A torch.device that is there."""
-    from distill.training.engine import pick_device
-
+def device(text: str) -> torch.device:
+    """An argparse type: a device that this machine has."""
     try:
         return pick_device(RunConfig(device=text).device)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def cuda(text: str):
-    """A CUDA device that is there, with its number."""
-    import torch
-
-    if (found := device(text)).type != "cuda":
+def cuda(text: str) -> torch.device:
+    """An argparse type: a CUDA device that this machine has, with its number."""
+    found = device(text)
+    if found.type != "cuda":
         raise argparse.ArgumentTypeError(f"{text}: this benchmark is for CUDA devices")
     return torch.device("cuda", found.index or 0)

@@ -1,9 +1,10 @@
-"""How far float32 and bfloat16 gradients are from float64's, at initialisation: cosines, of all parameters together.
+"""How far float32 and bfloat16 gradients are from float64's at initialisation: cosines over all parameters together.
 
     python -m benchmarks.precision
 
 A teacher's first gradient on a batch of random images (squared error of the softmax, no regulariser), for five seeds of
-weights and images. These are normal noise of 4x4 pixels, enlarged to 32x32: finer noise looks all alike to a network.
+initial weights and images. The images are normal noise of 4x4 pixels enlarged to 32x32: a network can hardly tell finer
+noise apart.
 """
 
 import itertools
@@ -12,11 +13,13 @@ import statistics
 import torch
 import torch.nn.functional as F
 
+from benchmarks.common import CLASSES, markdown
 from benchmarks.options import Parser
 from distill.config import ModelConfig, TrainConfig
 from distill.training import engine, models
 
-SEEDS, BATCHES, CLASSES = 5, (16, 128), 10
+SEEDS = 5
+BATCHES = (16, 128)
 NETWORKS = {
     "ResNet-18, ImageNet stem": ModelConfig(resnet=18),
     "ResNet-50, ImageNet stem": ModelConfig(resnet=50),
@@ -41,17 +44,18 @@ def gradient(config: ModelConfig, batch: int, seed: int, precision: str) -> torc
 
 
 def main() -> None:
-    """Print a table: the median over seeds, and the range."""
+    """Print a table of medians over seeds, with their ranges."""
     Parser("precision", __doc__).parse_args()
-    print("| network | batch | fp32 | bf16 |\n|---|---|---|---|")
+    rows = []
     for (name, config), batch in itertools.product(NETWORKS.items(), BATCHES):
-        cosines = {"fp32": [], "bf16": []}
+        cosines: dict[str, list[float]] = {"fp32": [], "bf16": []}
         for seed in range(SEEDS):
             exact = gradient(config, batch, seed, "fp64")
             for precision, found in cosines.items():
                 found.append(F.cosine_similarity(gradient(config, batch, seed, precision), exact, dim=0).item())
-        cells = (f"{statistics.median(c):.4f} ({min(c):.4f} to {max(c):.4f})" for c in cosines.values())
-        print(f"| {name} | {batch} | {' | '.join(cells)} |", flush=True)
+        cells = [f"{statistics.median(c):.4f} ({min(c):.4f} to {max(c):.4f})" for c in cosines.values()]
+        rows.append([name, str(batch), *cells])
+    print(markdown(["network", "batch", "fp32", "bf16"], rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What ``training.py`` times: the obvious program with none, one or all of the engine's ingredients.
+"""The programs that ``training.py`` times: the obvious program with none, one or all of the engine's ingredients.
 
-Each variant is a process of its own, as a person would start it: what one of them asks of torch, OpenMP or the C
-library reaches no other. It is told over its standard input to train a burst, and answers with the seconds it took.
+Each variant runs in a process of its own, as a user would start it, so that the settings of torch, OpenMP and the C
+library that one variant makes do not reach another. The process trains one burst for each line on its standard input,
+and answers with the seconds it took.
 """
 
 import itertools
@@ -10,13 +11,22 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
-from distill.environment import SETTINGS
+import torch
+from torch import Tensor, nn
 
-CLASSES, ALPHA, LR, REG_COEF = 10, 0.6, 1e-4, 1e-4
-MEAN, STD = (0.5,) * 3, (0.25,) * 3
+from benchmarks.common import ALPHA, CLASSES, LR, MEAN, REG_COEF, STD, plain_network, random_split
+from benchmarks.obvious import Images, Obvious, loader
+from distill.config import TrainConfig
+from distill.data.splits import Split
+from distill.environment import SETTINGS, available_cores
+from distill.training import augment, decay, engine, models
+from distill.training.listener import Notes
+
+Burst = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,10 @@ class Variant:
     in_memory: bool = False  # augmented uint8 chunks in memory, not a DataLoader of PIL images
     teacher_once: bool = False  # the teacher's pass over a whole chunk (needs in_memory)
     fused: bool = False  # fused Adam
-    folded: bool = False  # ... and the regulariser folded into it
-    channels_last: bool = False  # in the weights, and so in every map
-    products: bool = False  # ... and convolutions that leave out what multiplies padding
-    keeps_memory: bool = False  # glibc told to keep freed buffers
+    folded: bool = False  # the regulariser folded into it (needs fused)
+    channels_last: bool = False  # channels-last weights, and so channels-last maps
+    products: bool = False  # convolutions that leave out products with padding
+    keeps_memory: bool = False  # glibc keeps freed buffers
     engine: bool = False  # everything: engine.Fit itself
     precision: str = "fp32"
 
@@ -50,8 +60,8 @@ ENGINE = (Variant("engine, fp32", engine=True), Variant("engine, bf16", engine=T
 
 
 @dataclass(frozen=True)
-class Job:
-    """A network, a batch size, a kind of step, and how many updates a burst has."""
+class Workload:
+    """What a burst trains: a network, a batch size, teacher or student, and the number of updates."""
 
     resnet: int
     batch: int
@@ -66,129 +76,148 @@ class Job:
 
 
 class Process:
-    """A variant in a process of its own, warmed up."""
+    """A variant in a process of its own, warmed up by one burst."""
 
-    def __init__(self, job: Job, variant: Variant):
-        environment = SETTINGS | os.environ if variant.engine else dict(os.environ)
-        arguments = [json.dumps([asdict(job), asdict(variant)])]
+    def __init__(self, work: Workload, variant: Variant):
+        # The engine's settings may be in this process's environment; only the engine is to have them.
+        environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        if variant.engine:
+            environment |= SETTINGS
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.variants", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-m", "benchmarks.variants", json.dumps([asdict(work), asdict(variant)])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         self.seconds()
 
     def begin(self) -> None:
-        """Have it train a burst."""
+        """Start a burst."""
         self.process.stdin.write("burst\n")
         self.process.stdin.flush()
 
     def wait(self) -> float:
-        """The seconds that the burst took, when it is done."""
+        """Wait for the end of the burst; returns its seconds."""
         return float(self.process.stdout.readline())
 
     def seconds(self) -> float:
-        """Train one burst, and how long it took."""
+        """Train one burst; returns its seconds."""
         self.begin()
         return self.wait()
 
     def end(self) -> None:
+        """End the process."""
         self.process.communicate()
 
 
-def network(resnet: int, seed: int):
-    """torchvision's network with a new head, as anybody makes it, or one of the 6n+2 family."""
-    import torch
-    from torchvision.models import get_model
+def make_burst(work: Workload, variant: Variant) -> Burst:
+    """A function that trains one burst of this variant, with everything set up that does not belong to a burst."""
+    device = torch.device(work.device)
+    train = TrainConfig(batch_size=work.batch, precision=variant.precision, lr=LR, reg_coef=REG_COEF)
+    torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32 in every variant
+    if variant.engine or variant.keeps_memory:
+        engine.set_up(train, device, work.threads)
+    split = random_split(work.images)
+    networks = [_network(work.resnet, seed, variant, train, device) for seed in range(2 if work.student else 1)]
+    student = networks[0]
+    teacher = networks[1].eval().requires_grad_(False).to(device) if work.student else None
+    if variant.engine:
+        return _engine_burst(student, teacher, split, train, device, variant.name)
+    program = _obvious_program(student, teacher, variant, device)
+    if variant.in_memory:
+        return _in_memory_burst(program, split, train, device, variant.teacher_once)
+    batches = loader(Images(split.images, split.labels, MEAN, STD), work.batch, min(4, available_cores()))
+    return lambda: program.train(batches)
 
-    from distill.config import CIFAR_RESNETS, ModelConfig
-    from distill.training.models import build
 
-    torch.manual_seed(seed)
-    if resnet in CIFAR_RESNETS:
-        return build(ModelConfig(resnet=resnet), 3, CLASSES)
-    made = get_model(f"resnet{resnet}")
-    made.fc = torch.nn.Linear(made.fc.in_features, CLASSES)
-    return made
+def _network(resnet: int, seed: int, variant: Variant, train: TrainConfig, device: torch.device) -> nn.Module:
+    """The network with the variant's ingredients; it takes uint8 images if the variant's batches are in memory."""
+    network = plain_network(resnet, seed)
+    if variant.engine or variant.products:
+        models.take_products(network)
+    if variant.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if variant.precision == "bf16" and not variant.engine:
+        network.forward = _in_float32(engine.autocast(train, device)(network.forward))
+    if variant.engine or variant.in_memory:
+        return models.Classifier(network, MEAN, STD)
+    return network
 
 
-def in_float32(forward):
-    """Autocast answers in bfloat16; losses are float32 in every variant."""
+def _in_float32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Convert autocast's bfloat16 logits: losses are float32 in every variant."""
     return lambda images: forward(images).float()
 
 
-def make_burst(job: Job, variant: Variant):
-    """A function that trains a burst of this variant, set up and ready to go."""
-    import numpy as np
-    import torch
+def _plan(images: int):
+    """The augmentation of one epoch over so many images."""
+    return augment.plan(0, 0, 0, images, 32, True, True)
 
-    from benchmarks.obvious import Images, Obvious, loader
-    from distill.config import TrainConfig
-    from distill.data.splits import Split
-    from distill.training import augment, decay, engine, models
-    from distill.training.listener import Notes
 
-    device, mean, std = torch.device(job.device), np.float32(MEAN), np.float32(STD)
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (job.images, 3, 32, 32), np.uint8), rng.integers(0, CLASSES, job.images)
-    plan = augment.plan(0, 0, 0, job.images, 32, True, True)
-    train = TrainConfig(batch_size=job.batch, precision=variant.precision, lr=LR, reg_coef=REG_COEF)
-    networks = [network(job.resnet, seed) for seed in range(1 + job.student)]
-    torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32 in every variant
-    if variant.engine or variant.keeps_memory:
-        engine.set_up(train, device, job.threads)
-    for made in networks:
-        if variant.engine or variant.products:
-            models.take_products(made)
-        if variant.channels_last:
-            made.to(memory_format=torch.channels_last)
-        if variant.precision == "bf16" and not variant.engine:
-            made.forward = in_float32(engine.autocast(train, device)(made.forward))
-    if variant.engine or variant.in_memory:
-        networks = [models.Classifier(made, mean, std) for made in networks]
-        pool = engine.make_image_store(Split(images, labels, labels, np.arange(job.images)), device)
-    student, teacher = networks[0], networks[1].eval().requires_grad_(False).to(device) if job.student else None
-    if variant.engine:
-        teacher = teacher and engine.place(teacher, train, device)
-        fit, listener = engine.Fit(student, train, device), Notes()
+def _engine_burst(
+    student: nn.Module, teacher: nn.Module | None, split: Split, train: TrainConfig, device: torch.device, name: str
+) -> Burst:
+    """An epoch of the engine."""
+    store = engine.make_image_store(split, device)
+    plan = _plan(len(split.labels))
+    if teacher is not None:
+        teacher = engine.place(teacher, train, device)
+    fit = engine.Fit(student, train, device)
+    listener = Notes()
 
-        def epoch() -> None:
-            fit.epoch(pool, plan, CLASSES, teacher, ALPHA, listener)
-            if listener.notes:  # a slow path must not pass for the engine
-                raise SystemExit(f"{variant.name}: {listener.notes[0]}")
+    def burst() -> None:
+        fit.epoch(store, plan, CLASSES, teacher, ALPHA, listener)
+        if listener.notes:  # a slow path must not pass for the engine
+            raise SystemExit(f"{name}: {listener.notes[0]}")
 
-        return epoch
+    return burst
+
+
+def _obvious_program(student: nn.Module, teacher: nn.Module | None, variant: Variant, device: torch.device) -> Obvious:
+    """The obvious program with the variant's optimiser."""
     program = Obvious(student, teacher, ALPHA, LR, REG_COEF, device)
     parameters = list(program.network.parameters())
     if variant.fused:
         program.optimizer = torch.optim.Adam(parameters, lr=LR, fused=True)
     if variant.folded:
-        optimizer, program.reg_coef = program.optimizer, 0.0
-        step = lambda: decay.step(optimizer, parameters, "norm", REG_COEF)  # noqa: E731
+        optimizer = program.optimizer
+
+        def step() -> None:
+            decay.step(optimizer, parameters, "norm", REG_COEF)
+
+        program.reg_coef = 0.0
         program.optimizer = SimpleNamespace(zero_grad=optimizer.zero_grad, step=step)
-    if not variant.in_memory:
-        batches = loader(Images(images, labels, mean, std), job.batch, min(4, os.cpu_count() or 1))
-        return lambda: program.train(batches)
+    return program
 
-    def in_memory():
-        for images, labels in engine.chunks(pool, plan, engine.chunk_size(pool, job.batch)):
-            if variant.teacher_once and teacher is not None:
-                logits = iter(engine.predict(teacher, images, train).split(job.batch))
-                program.teacher = lambda _: next(logits)  # noqa: B023 - called before the next chunk
-            program.train(zip(images.split(job.batch), labels.split(job.batch), strict=True))
 
-    return in_memory
+def _in_memory_burst(
+    program: Obvious, split: Split, train: TrainConfig, device: torch.device, teacher_once: bool
+) -> Burst:
+    """The obvious program on the engine's batches; its teacher may predict a chunk of batches at once."""
+    store = engine.make_image_store(split, device)
+    plan = _plan(len(split.labels))
+    teacher = program.teacher
+
+    def burst() -> None:
+        for images, labels in engine.chunks(store, plan, engine.chunk_size(store, train.batch_size)):
+            if teacher_once and teacher is not None:
+                logits = iter(engine.predict(teacher, images, train).split(train.batch_size))
+                program.teacher = lambda _, logits=logits: next(logits)
+            batches = zip(images.split(train.batch_size), labels.split(train.batch_size), strict=True)
+            program.train(batches)
+
+    return burst
 
 
 def main() -> None:
-    """Serve bursts until standard input ends."""
-    job, variant = json.loads(sys.argv[1])
-    burst = make_burst(Job(**job), Variant(**variant))
+    """Train a burst for each line of standard input, until it ends."""
+    work, variant = json.loads(sys.argv[1])
+    burst = make_burst(Workload(**work), Variant(**variant))
     for _ in itertools.takewhile(bool, iter(sys.stdin.readline, None)):
         started = time.perf_counter()
         burst()
-        if job["device"].startswith("cuda"):
-            import torch
-
+        if work["device"].startswith("cuda"):
             torch.cuda.synchronize()
         print(time.perf_counter() - started, flush=True)
 

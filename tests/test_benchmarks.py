@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import accuracy, obvious, training, training_gpu, variants
-from benchmarks.variants import INGREDIENTS, OBVIOUS, Job, Process
+from benchmarks import accuracy, kernel, obvious, training, training_gpu, variants
+from benchmarks.variants import INGREDIENTS, OBVIOUS, Process, Workload
 from distill.config import ModelConfig
 from distill.running import cost as estimate
 from distill.running import run as sweep
@@ -30,7 +30,7 @@ def test_a_variant_has_its_ingredient_and_no_other(variant, monkeypatch):
     step, predict = decay.step, engine.predict
     monkeypatch.setattr(decay, "step", lambda *arguments: (folded.append(1), step(*arguments))[1])
     monkeypatch.setattr(engine, "predict", lambda *a: (predicted.append(len(a[1])), predict(*a))[1])
-    variants.make_burst(Job(8, 4, True, 3, "cpu"), variant)()
+    variants.make_burst(Workload(8, 4, True, 3, "cpu"), variant)()
     assert len(folded) == (3 if variant.folded else 0)
     assert predicted == ([12] if variant.teacher_once else [])
 
@@ -40,13 +40,13 @@ def test_bf16_alone_is_autocast_of_both_networks_and_losses_in_float32(monkeypat
     convolve, loss = torch.nn.Conv2d.forward, obvious.Obvious.loss
     monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda *a: (out := convolve(*a), inside.append(out.dtype))[0])
     monkeypatch.setattr(obvious.Obvious, "loss", lambda *a: (losses.extend(t.dtype for t in a[1::2]), loss(*a))[1])
-    variants.make_burst(Job(8, 4, True, 1, "cpu"), INGREDIENTS[-1])()
+    variants.make_burst(Workload(8, 4, True, 1, "cpu"), INGREDIENTS[-1])()
     assert set(inside) == {torch.bfloat16}
     assert losses == [torch.float32, torch.float32]  # the student's logits, and the teacher's
 
 
 def test_a_process_answers_with_the_seconds_of_a_burst():
-    process = Process(Job(8, 4, True, 2, "cpu"), OBVIOUS)
+    process = Process(Workload(8, 4, True, 2, "cpu"), OBVIOUS)
     assert 0 < process.seconds() < 60
     process.end()
     assert process.process.returncode == 0
@@ -83,6 +83,14 @@ def test_the_tables_of_the_readme_are_those_of_the_results():
     results = json.loads((folder / "results" / "training-cpu-2cores.json").read_text())["results"]
     told = (folder / "README.md").read_text()
     for block in training.tables(results).split("\n\n")[1::2]:
+        assert block in told
+
+
+def test_the_kernel_tables_of_the_readme_are_those_of_the_results():
+    folder = Path(kernel.__file__).parent
+    results = json.loads((folder / "results" / "kernel-2cores.json").read_text())["results"]
+    told = (folder / "README.md").read_text()
+    for block in kernel.tables(results).split("\n\n"):
         assert block in told
 
 
@@ -254,7 +262,7 @@ def test_the_ceiling_has_the_teachers_pass(small_gpu, monkeypatch):
     asked, soft_targets = [], engine.soft_targets
     monkeypatch.setattr(engine, "soft_targets", lambda *a: (asked.append(len(a[1])), soft_targets(*a))[1])
     train = training_gpu.TrainConfig(batch_size=16)
-    job = training_gpu.Job(ModelConfig(resnet=8, width=2), train, True, CPU)
+    job = training_gpu.EngineRun(ModelConfig(resnet=8, width=2), train, True, CPU)
     for captured in (False, True):
         burst = job.static(4, captured)
         asked.clear()
