@@ -65,6 +65,14 @@ def source(seed: int = 0) -> Source:
     return from_arrays(images[:41], labels[:41], images[41:], labels[41:], classes=("ant", "bee", "cat"))
 
 
+def config_of(**options) -> Config:
+    """A Config from options by name, whatever their section."""
+    sections: dict[str, dict] = {}
+    for name, value in options.items():
+        sections.setdefault(SECTION_OF[name], {})[name] = value
+    return from_dict(sections)
+
+
 def config(output: Path, **options) -> Config:
     """A teacher and two students, two epochs each, of a ResNet-8 of width 2; options by their names."""
     options = {
@@ -72,10 +80,7 @@ def config(output: Path, **options) -> Config:
         **{"distillation_steps": 2, "output": str(output), "device": "cpu", "threads": 1},
         **options,
     }
-    sections: dict[str, dict] = {}
-    for name, value in options.items():
-        sections.setdefault(SECTION_OF[name], {})[name] = value
-    return from_dict(sections)
+    return config_of(**options)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -1,0 +1,106 @@
+"""Models on disk and from Python."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import config, contents, killed_at, rows, source
+from torch import nn
+
+import distill
+from distill import metrics
+from distill.chains import student
+from distill.errors import UserError
+from distill.training import engine
+
+TEACHER = "seed_1/step_0"
+STUDENT = "seed_1/alpha_0.3/step_1"
+
+
+def weights(folder):
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def test_a_loaded_model_gives_the_logits_that_were_scored(finished):
+    for result in rows(finished / "results.csv"):
+        arm = "" if result["alpha"] == "" else "alpha_0.3/"
+        model = distill.load_model(finished / f"seed_1/{arm}step_{result['step']}" / "model.pt")
+        logits = model(torch.from_numpy(source().test_images))
+        labels = torch.from_numpy(source().test_labels)
+        for name, metric in {"acc": metrics.accuracy, "nll": metrics.nll, "brier": metrics.brier}.items():
+            assert str(metric(logits, labels)) == result[f"test_{name}"]
+
+
+def test_a_loaded_model_knows_its_classes_and_its_normalisation(finished):
+    model = distill.load_model(finished / TEACHER)
+    pixels = source().train_images / 255
+    assert model.classes == ("ant", "bee", "cat")
+    assert not model.training
+    np.testing.assert_allclose(model.mean.squeeze(), pixels.mean(), rtol=1e-6)
+    np.testing.assert_allclose(model.std.squeeze(), pixels.std(), rtol=1e-6)
+
+
+def test_a_loaded_model_takes_whole_numbers_and_fractions(finished):
+    model, images = distill.load_model(finished / TEACHER), torch.from_numpy(source().test_images)
+    assert torch.equal(model(images), model(images.float() / 255))
+
+
+class Own(nn.Module):
+    """A network that draws random numbers while it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.drop, self.out = nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.drop(self.hidden(x.flatten(1)).relu()))
+
+
+def test_own_network_and_arrays(tmp_path):
+    results = distill.run(config(tmp_path), source=source(), network=Own)
+    assert [(r.seed, r.alpha, r.step) for r in results] == [(1, None, 0), (1, 0.3, 1), (1, 0.3, 2)]
+    assert [str(r.test_nll) for r in results] == [row["test_nll"] for row in rows(tmp_path / "results.csv")]
+    model = distill.load_model(tmp_path / STUDENT, network=Own)
+    logits = model(torch.from_numpy(source().test_images))
+    assert metrics.nll(logits, torch.from_numpy(source().test_labels)) == results[1].test_nll
+
+
+def test_loading_an_own_network_needs_its_function(tmp_path):
+    distill.run(config(tmp_path, distillation_steps=0), source=source(), network=Own)
+    with pytest.raises(UserError, match="network"):
+        distill.load_model(tmp_path / TEACHER)
+
+
+def test_dropout_resumes_exactly(tmp_path):
+    distill.run(config(tmp_path / "whole"), source=source(), network=Own)
+    with killed_at(student.STATE, 3):
+        distill.run(config(tmp_path / "parts"), source=source(), network=Own)
+    torch.rand(5)  # whatever else the process drew
+    distill.run(config(tmp_path / "parts"), source=source(), network=Own)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_resume_refuses_other_images(tmp_path, finished):
+    with pytest.raises(UserError, match="other images"):
+        distill.run(config(finished, distillation_steps=3), source=source(seed=1))
+
+
+@pytest.mark.parametrize(("updates", "where"), [(8, "step 0, epoch 2"), (13, "alpha 0.3, step 1, epoch 1")])
+def test_a_loss_that_is_not_finite_names_step_epoch_and_update(tmp_path, monkeypatch, updates, where):
+    seen, update = [], engine.Fit.update
+
+    def bad_at_last(self, *args):
+        logits, reg = update(self, *args)
+        seen.append(None)
+        return (logits * math.nan if len(seen) >= updates else logits), reg
+
+    monkeypatch.setattr(engine.Fit, "update", bad_at_last)
+    with pytest.raises(UserError, match=rf"seed 1, {where}: the loss is not finite at update 3\b"):  # of 5 an epoch
+        distill.run(config(tmp_path), source=source())
+
+
+def test_a_learning_rate_that_is_too_large_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"not finite.*smaller --lr"):
+        distill.run(config(tmp_path, lr=1e38, optimizer="sgd"), source=source())
+    assert not list(tmp_path.rglob("model.pt"))
