@@ -21,7 +21,7 @@ from distill.errors import ConfigError, UserError
 from distill.reporting.plots import spread
 from distill.reporting.run_report import aligned
 from distill.running import run as program
-from distill.training.engine import pick_device
+from distill.training.device import pick_device
 from studies.analyse import interval
 
 Accuracies = dict[tuple[str | None, int], np.ndarray]  # (seeds,) by arm and step; the teacher's are None and 0

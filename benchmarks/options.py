@@ -8,7 +8,7 @@ import torch
 from distill.arguments import refuse
 from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, RunConfig
 from distill.errors import UserError
-from distill.training.engine import pick_device
+from distill.training.device import pick_device
 
 DEPTHS = (*TORCHVISION_RESNETS, *CIFAR_RESNETS)
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from benchmarks.common import CLASSES, markdown
 from benchmarks.options import Parser
 from distill.config import ModelConfig, TrainConfig
-from distill.training import engine, models
+from distill.training import models
+from distill.training.device import autocast, place
 
 SEEDS = 5
 BATCHES = (16, 128)
@@ -36,8 +37,8 @@ def gradient(config: ModelConfig, batch: int, seed: int, precision: str) -> torc
     if precision == "fp64":
         logits = network.double()(images.double())
     else:
-        network = engine.place(network, TrainConfig(precision=precision), torch.device("cpu"))
-        with engine.autocast(TrainConfig(precision=precision), torch.device("cpu")):
+        network = place(network, TrainConfig(precision=precision), torch.device("cpu"))
+        with autocast(TrainConfig(precision=precision), torch.device("cpu")):
             logits = network(images).float()
     F.mse_loss(logits.softmax(1), F.one_hot(labels, CLASSES).to(logits.dtype)).backward()
     return torch.cat([p.grad.double().flatten() for p in network.parameters()])

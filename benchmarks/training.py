@@ -29,8 +29,11 @@ from benchmarks.options import DEPTHS, Parser, positive
 from benchmarks.options import device as device_option
 from benchmarks.variants import ENGINE, INGREDIENTS, OBVIOUS, Process, Variant, Workload
 from distill.config import TrainConfig
-from distill.training import engine, models
-from distill.training.objective import Objective, add_regulariser, one_hot
+from distill.training import models
+from distill.training.device import place, set_up
+from distill.training.objective import Objective, one_hot
+from distill.training.optim import add_regulariser
+from distill.training.predict import soft_targets
 
 MACHINE = ("device", "cores", "threads", "python", "torch", "torchvision")  # results of other values are replaced
 BURST_SECONDS = 1.5  # about; a burst has at least 4 updates
@@ -47,13 +50,13 @@ def check_same_losses(device: torch.device) -> float:
     ours, our_teacher = (plain_classifier(18, seed) for seed in (0, 1))
     for model in (ours, our_teacher):
         models.take_products(model.network)
-        engine.place(model, TrainConfig(), device)
+        place(model, TrainConfig(), device)
     for _ in range(4):
         images = torch.from_numpy(rng.integers(0, 256, (16, 3, 32, 32), np.uint8)).to(device)
         labels = torch.from_numpy(rng.integers(0, CLASSES, 16)).to(device)
         normalised = (images.float() / 255 - ours.mean) / ours.std
         theirs = program.loss(plain(normalised), labels, teacher(normalised))
-        truth, soft = one_hot(labels, CLASSES), engine.soft_targets(our_teacher, images, TrainConfig())
+        truth, soft = one_hot(labels, CLASSES), soft_targets(our_teacher, images, TrainConfig())
         on_truth, on_soft = Objective("mse", 1.0, ALPHA).terms(ours.train()(images), truth, soft)
         reg = add_regulariser([p.detach() for p in ours.parameters()], "norm", REG_COEF)
         loss = (ALPHA * on_truth + (1 - ALPHA) * on_soft).mean() + reg
@@ -192,7 +195,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file [default: benchmarks/results/training-<machine>.json]")
     options = parser.parse_args()
     device = options.device
-    engine.set_up(TrainConfig(), device, None)  # losses are compared in float32, on CUDA too
+    set_up(TrainConfig(), device, None)  # losses are compared in float32, on CUDA too
     machine = describe_machine(device)
     results: list[dict] = []
     kind = f"cpu-{os.cpu_count()}cores" if device.type == "cpu" else machine["device"].replace(" ", "-")

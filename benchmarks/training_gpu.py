@@ -35,10 +35,14 @@ from distill.data.splits import Dataset
 from distill.environment import available_cores, set_environment
 from distill.running.cost import ConcurrentTrial, Trial
 from distill.running.experiment import versions
-from distill.training import augment, engine, models
+from distill.training import augment, models
 from distill.training import cuda_graph as graph
+from distill.training.batches import make_image_store
+from distill.training.device import place, set_up
+from distill.training.fit import Trainer
 from distill.training.listener import Notes
 from distill.training.objective import Objective, one_hot
+from distill.training.predict import soft_targets
 
 IMAGES = 4096
 BURST = 128  # updates, of IMAGES images at most
@@ -75,12 +79,12 @@ class EngineRun:
         self.train = train
         self.device = device
         self.listener = Notes()
-        engine.set_up(train, device, None)
-        self.store = engine.make_image_store(common.random_split(IMAGES), device)
-        self.fit = engine.Fit(make(model, 0), train, device)
+        set_up(train, device, None)
+        self.store = make_image_store(common.random_split(IMAGES), device)
+        self.fit = Trainer(make(model, 0), train, device)
         self.teacher = None
         if student:
-            self.teacher = engine.place(make(model, 1), train, device).requires_grad_(False).eval()
+            self.teacher = place(make(model, 1), train, device).requires_grad_(False).eval()
         self.objective = Objective(train.loss, train.temperature, ALPHA)
 
     def burst(self, updates: int) -> Burst:
@@ -103,17 +107,17 @@ class EngineRun:
     def teaching(self, updates: int) -> Burst:
         """The teacher's pass over the images of so many updates, if there is a teacher."""
         images = self.store.images[: updates * self.train.batch_size]
-        return lambda: engine.soft_targets(self.teacher, images, self.train)
+        return lambda: soft_targets(self.teacher, images, self.train)
 
     def static(self, updates: int, captured: bool) -> Burst:
         """So many updates on one batch on the device: forward, loss, backward, optimiser; and the teacher's pass."""
         teaching = self.teaching(updates)
-        fit = engine.Fit(classifier(self.model, 0), self.train, self.device)
+        fit = Trainer(classifier(self.model, 0), self.train, self.device)
         batch = self.train.batch_size
         images = self.store.images[:batch]
         truth = one_hot(self.store.labels[:batch], CLASSES)
         rate = torch.tensor(self.train.lr, device=self.device)
-        soft = engine.soft_targets(self.teacher, images, self.train)
+        soft = soft_targets(self.teacher, images, self.train)
         fit.model.train()
 
         def update() -> None:
@@ -226,7 +230,7 @@ def _with_settings(run: EngineRun, burst: Burst) -> Burst:
     """The burst after torch's settings for this run: they are the process's, so each variant makes its own."""
 
     def set_up_and_burst() -> None:
-        engine.set_up(run.train, run.device, None)
+        set_up(run.train, run.device, None)
         burst()
 
     return set_up_and_burst
@@ -253,7 +257,7 @@ def kernel_time(depths: list[int], rounds: int, device: torch.device) -> list[di
 def side_by_side(resnet: int, rounds: int, device: torch.device) -> list[dict]:
     """Question 3, by the same trial as ``--jobs auto``: images/s of several chains, and their ratio to one chain's."""
     train = TrainConfig()
-    engine.set_up(train, device, None)
+    set_up(train, device, None)
     split = common.random_split(IMAGES)
     model = ModelConfig(resnet=resnet)
     data = Dataset("random", split, None, split, tuple(map(str, range(CLASSES))), MEAN, STD, flip=True)
@@ -307,7 +311,7 @@ def main() -> None:
     device = options.device
     depths = options.resnet or ([18] if options.quick else [18, 50])
     rounds = options.rounds or (3 if options.quick else 5)
-    engine.set_up(TrainConfig(), device, None)
+    set_up(TrainConfig(), device, None)
     results = {"machine": common.machine() | versions(device)}
     parts = {
         "against_the_obvious": lambda: against_the_obvious(depths, rounds, device),

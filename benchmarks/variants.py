@@ -23,8 +23,12 @@ from benchmarks.obvious import Images, Obvious, loader
 from distill.config import TrainConfig
 from distill.data.splits import Split
 from distill.environment import SETTINGS, available_cores
-from distill.training import augment, decay, engine, models
+from distill.training import augment, models, optim
+from distill.training.batches import chunk_size, chunks, make_image_store
+from distill.training.device import autocast, place, set_up
+from distill.training.fit import Trainer
 from distill.training.listener import Notes
+from distill.training.predict import predict
 
 Burst = Callable[[], object]
 
@@ -41,7 +45,7 @@ class Variant:
     channels_last: bool = False  # channels-last weights, and so channels-last maps
     products: bool = False  # convolutions that leave out products with padding
     keeps_memory: bool = False  # glibc keeps freed buffers
-    engine: bool = False  # everything: engine.Fit itself
+    engine: bool = False  # everything: Trainer itself
     precision: str = "fp32"
 
 
@@ -117,7 +121,7 @@ def make_burst(work: Workload, variant: Variant) -> Burst:
     train = TrainConfig(batch_size=work.batch, precision=variant.precision, lr=LR, reg_coef=REG_COEF)
     torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32 in every variant
     if variant.engine or variant.keeps_memory:
-        engine.set_up(train, device, work.threads)
+        set_up(train, device, work.threads)
     split = random_split(work.images)
     networks = [_network(work.resnet, seed, variant, train, device) for seed in range(2 if work.student else 1)]
     student = networks[0]
@@ -139,7 +143,7 @@ def _network(resnet: int, seed: int, variant: Variant, train: TrainConfig, devic
     if variant.channels_last:
         network.to(memory_format=torch.channels_last)
     if variant.precision == "bf16" and not variant.engine:
-        network.forward = _in_float32(engine.autocast(train, device)(network.forward))
+        network.forward = _in_float32(autocast(train, device)(network.forward))
     if variant.engine or variant.in_memory:
         return models.Classifier(network, MEAN, STD)
     return network
@@ -159,11 +163,11 @@ def _engine_burst(
     student: nn.Module, teacher: nn.Module | None, split: Split, train: TrainConfig, device: torch.device, name: str
 ) -> Burst:
     """An epoch of the engine."""
-    store = engine.make_image_store(split, device)
+    store = make_image_store(split, device)
     plan = _plan(len(split.labels))
     if teacher is not None:
-        teacher = engine.place(teacher, train, device)
-    fit = engine.Fit(student, train, device)
+        teacher = place(teacher, train, device)
+    fit = Trainer(student, train, device)
     listener = Notes()
 
     def burst() -> None:
@@ -184,7 +188,7 @@ def _obvious_program(student: nn.Module, teacher: nn.Module | None, variant: Var
         optimizer = program.optimizer
 
         def step() -> None:
-            decay.step(optimizer, parameters, "norm", REG_COEF)
+            optim.update(optimizer, parameters, "norm", REG_COEF)
 
         program.reg_coef = 0.0
         program.optimizer = SimpleNamespace(zero_grad=optimizer.zero_grad, step=step)
@@ -195,14 +199,14 @@ def _in_memory_burst(
     program: Obvious, split: Split, train: TrainConfig, device: torch.device, teacher_once: bool
 ) -> Burst:
     """The obvious program on the engine's batches; its teacher may predict a chunk of batches at once."""
-    store = engine.make_image_store(split, device)
+    store = make_image_store(split, device)
     plan = _plan(len(split.labels))
     teacher = program.teacher
 
     def burst() -> None:
-        for images, labels in engine.chunks(store, plan, engine.chunk_size(store, train.batch_size)):
+        for images, labels in chunks(store, plan, chunk_size(store, train.batch_size)):
             if teacher_once and teacher is not None:
-                logits = iter(engine.predict(teacher, images, train).split(train.batch_size))
+                logits = iter(predict(teacher, images, train).split(train.batch_size))
                 program.teacher = lambda _, logits=logits: next(logits)
             batches = zip(images.split(train.batch_size), labels.split(train.batch_size), strict=True)
             program.train(batches)

@@ -137,11 +137,11 @@ def stand_in(monkeypatch):
     from tiny import StandIn
 
     from distill.training import cuda_graph as graph
-    from distill.training import decay, engine
+    from distill.training import optim
 
     StandIn.made = []
     monkeypatch.setattr(graph, "Recording", StandIn)
     monkeypatch.setattr(graph, "possible", lambda device: True)
-    monkeypatch.setattr(decay, "folds", lambda *_: False)  # as on CUDA: on a CPU an optimiser's first step is another
-    monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
+    monkeypatch.setattr(optim, "folds", lambda *_: False)  # as on CUDA: on a CPU an optimiser's first step is another
+    monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
     return StandIn

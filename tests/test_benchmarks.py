@@ -15,7 +15,9 @@ from benchmarks.variants import INGREDIENTS, OBVIOUS, Process, Workload
 from distill.config import ModelConfig
 from distill.running import cost as estimate
 from distill.running import run as sweep
-from distill.training import decay, engine
+from distill.training import optim
+from distill.training.fit import Trainer
+from distill.training.predict import predict, soft_targets
 
 CPU = torch.device("cpu")
 
@@ -27,9 +29,9 @@ def test_the_obvious_program_has_our_loss():
 @pytest.mark.parametrize("variant", INGREDIENTS[1:4], ids=lambda variant: variant.name)
 def test_a_variant_has_its_ingredient_and_no_other(variant, monkeypatch):
     folded, predicted = [], []
-    step, predict = decay.step, engine.predict
-    monkeypatch.setattr(decay, "step", lambda *arguments: (folded.append(1), step(*arguments))[1])
-    monkeypatch.setattr(engine, "predict", lambda *a: (predicted.append(len(a[1])), predict(*a))[1])
+    step, predict_chunk = optim.update, predict
+    monkeypatch.setattr(optim, "update", lambda *arguments: (folded.append(1), step(*arguments))[1])
+    monkeypatch.setattr(variants, "predict", lambda *a: (predicted.append(len(a[1])), predict_chunk(*a))[1])
     variants.make_burst(Workload(8, 4, True, 3, "cpu"), variant)()
     assert len(folded) == (3 if variant.folded else 0)
     assert predicted == ([12] if variant.teacher_once else [])
@@ -186,7 +188,7 @@ def small_gpu(stand_in, monkeypatch):
     for name, value in {"IMAGES": 512, "BURST": 8, "JOBS": (1, 2)}.items():
         monkeypatch.setattr(training_gpu, name, value)
     monkeypatch.setattr(estimate, "BURST_SECONDS", 0.01)
-    monkeypatch.setattr(engine, "set_up", lambda train, device, threads: None)  # it refuses tf32 on a CPU
+    monkeypatch.setattr(training_gpu, "set_up", lambda train, device, threads: None)  # it refuses tf32 on a CPU
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     for name in ("allow_tf32", "benchmark"):  # as they are, and so again after the test
         monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
@@ -204,7 +206,7 @@ def test_a_gpu_is_measured_against_the_obvious_program(small_gpu):
 def test_the_obvious_program_on_a_gpu_has_plain_convolutions(small_gpu, monkeypatch):
     """Ours have products in them, which cost an eager program more than they save."""
     seen, as_it_comes = {}, []
-    train, epoch = obvious.Obvious.train, engine.Fit.epoch
+    train, epoch = obvious.Obvious.train, Trainer.epoch
 
     def kinds(model):
         return {type(module).__name__ for module in model.modules() if isinstance(module, torch.nn.Conv2d)}
@@ -219,7 +221,7 @@ def test_the_obvious_program_on_a_gpu_has_plain_convolutions(small_gpu, monkeypa
         return epoch(self, *arguments)
 
     monkeypatch.setattr(obvious.Obvious, "train", obvious_train)
-    monkeypatch.setattr(engine.Fit, "epoch", engine_epoch)
+    monkeypatch.setattr(Trainer, "epoch", engine_epoch)
     monkeypatch.setattr(training_gpu, "ModelConfig", lambda **_: ModelConfig(resnet=18))
     monkeypatch.setattr(training_gpu, "BURST", 1)
     training_gpu.against_the_obvious([18], 1, CPU)
@@ -259,8 +261,8 @@ def test_a_modern_setting_is_measured_against_a_batch_that_lies_ready(small_gpu)
 
 
 def test_the_ceiling_has_the_teachers_pass(small_gpu, monkeypatch):
-    asked, soft_targets = [], engine.soft_targets
-    monkeypatch.setattr(engine, "soft_targets", lambda *a: (asked.append(len(a[1])), soft_targets(*a))[1])
+    asked = []
+    monkeypatch.setattr(training_gpu, "soft_targets", lambda *a: (asked.append(len(a[1])), soft_targets(*a))[1])
     train = training_gpu.TrainConfig(batch_size=16)
     job = training_gpu.EngineRun(ModelConfig(resnet=8, width=2), train, True, CPU)
     for captured in (False, True):
@@ -278,7 +280,7 @@ def test_a_gpus_measurements_are_kept_part_by_part(tmp_path, monkeypatch):
     for name, part in zip(parts, (lambda *_: [1], lambda *_: [2], fails, fails), strict=True):
         monkeypatch.setattr(training_gpu, name, part)
     monkeypatch.setattr(training_gpu, "cuda", lambda text: CPU)
-    monkeypatch.setattr(engine, "set_up", lambda *_: None)
+    monkeypatch.setattr(training_gpu, "set_up", lambda *_: None)
     monkeypatch.setattr("sys.argv", ["training_gpu", "--output", str(tmp_path / "new" / "gpu.json")])
     with pytest.raises(torch.OutOfMemoryError):
         training_gpu.main()

@@ -18,7 +18,7 @@ from distill.config import SECTION_OF, Config
 from distill.configfile import to_toml
 from distill.errors import ConfigError
 from distill.store.rundir import RunDir
-from distill.training import engine
+from distill.training.fit import Trainer
 from distill.training.models import CifarResNet
 
 DIGITS = shlex.split("""
@@ -348,7 +348,7 @@ def test_out_of_memory_names_the_batch_size(capsys, tmp_path, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2.00 GiB")
 
-    monkeypatch.setattr(engine.Fit, "update", full)
+    monkeypatch.setattr(Trainer, "update", full)
     tmp_path.joinpath("run").mkdir()
     said = refusal(capsys, tmp_path / "run", *DIGITS)
     assert "out of memory on --device cpu at batch size 8" in said
@@ -359,7 +359,7 @@ def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
     def broken(*args):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(engine.Fit, "update", broken)
+    monkeypatch.setattr(Trainer, "update", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         main([*DIGITS, "--output", str(tmp_path)])
 

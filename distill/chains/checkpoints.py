@@ -14,7 +14,8 @@ from distill.errors import ConfigError, one_line
 from distill.files import sha256, write_atomically
 from distill.named import named_object
 from distill.store.results import read_record
-from distill.training import engine, models
+from distill.training import models
+from distill.training.device import place
 
 
 def write_tensors(file: Path, content: dict) -> None:
@@ -88,7 +89,7 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     model = models.Classifier(network(), zeros, zeros)
     load_parameters(model, file)
     model.classes = tuple(record["classes"])
-    return engine.place(model, TrainConfig(), torch.device("cpu")).eval()
+    return place(model, TrainConfig(), torch.device("cpu")).eval()
 
 
 def network_factory(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:

@@ -12,10 +12,11 @@ from distill.data.splits import Dataset
 from distill.errors import ConfigError
 from distill.losses import loss_function
 from distill.randomness import ONE_AT_A_TIME, torch_seed
-from distill.training import engine
-from distill.training.engine import ImageStore
+from distill.training.batches import ImageStore, make_image_store
+from distill.training.device import place
 from distill.training.models import Classifier
 from distill.training.objective import one_hot
+from distill.training.predict import predict_all
 
 
 class Session:
@@ -37,9 +38,9 @@ class Session:
         self.data = data
         self.device = device
         self.make_network = make_network
-        self.train = engine.make_image_store(data.train, device)
-        self.val = None if data.val is None else engine.make_image_store(data.val, device)
-        self.test = engine.make_image_store(data.test, device)
+        self.train = make_image_store(data.train, device)
+        self.val = None if data.val is None else make_image_store(data.val, device)
+        self.test = make_image_store(data.test, device)
 
     @property
     def selects_best(self) -> bool:
@@ -54,7 +55,7 @@ class Session:
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory layout that trains fastest there."""
-        return engine.place(model, self.config.train, self.device)
+        return place(model, self.config.train, self.device)
 
     def load(self, file: Path, sha256: str, step: int) -> nn.Module:
         """A finished model, frozen and in eval mode. Raises ConfigError if the file changed or disappeared."""
@@ -65,7 +66,7 @@ class Session:
 
     def predict(self, model: nn.Module, images: ImageStore) -> Tensor:
         """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation."""
-        return engine.predict_all(model, images, self.config.train)
+        return predict_all(model, images, self.config.train)
 
     def score(self, model: nn.Module, images: ImageStore | None) -> tuple[float | None, Tensor | None]:
         """The mean loss against the true labels, and the logits (n, classes); None twice for no images."""

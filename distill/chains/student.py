@@ -20,7 +20,8 @@ from distill.files import sha256
 from distill.randomness import ONE_AT_A_TIME, torch_seed
 from distill.store.results import Result, read_record
 from distill.store.rundir import RunDir, write_csv
-from distill.training import augment, engine
+from distill.training import augment
+from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
 
 STATE = "training_state.pt"
@@ -87,7 +88,7 @@ class Training:
     def __init__(self, session: Session, spec: ModelSpec) -> None:
         self.folder = spec.folder
         self.selects_best = session.selects_best
-        self.fit = engine.Fit(session.new_model(spec.step), session.config.train, session.device)
+        self.fit = Trainer(session.new_model(spec.step), session.config.train, session.device)
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.best: dict[str, Tensor] | None = None  # parameters of the epoch most accurate on the held-out images
         self.taught = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
@@ -154,7 +155,7 @@ def _finished(session: Session, spec: ModelSpec) -> Finished:
     return model
 
 
-def _train_epoch(session: Session, spec: ModelSpec, fit: engine.Fit, epoch: int, listener: Listener) -> dict[str, Any]:
+def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, listener: Listener) -> dict[str, Any]:
     """Train one epoch and score the held-out images; returns the epoch's row of metrics.csv."""
     started = time.perf_counter()
     data = session.data
@@ -172,7 +173,7 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: engine.Fit, epoch: int,
         alpha = spec.alpha
     try:
         train_metrics = fit.epoch(session.train, plan, len(data.classes), teacher, alpha, listener)
-    except engine.NotFiniteLossError as error:
+    except NotFiniteLossError as error:
         raise ConfigError(f"{spec.name}, epoch {epoch + 1}: {error}; try a smaller --lr") from None
     val_loss, val_logits = session.score(fit.model, session.val)
     return {

@@ -25,8 +25,13 @@ from distill.randomness import ONE_AT_A_TIME
 from distill.running.executors import job_threads
 from distill.running.experiment import Experiment, format_model_count, prepare
 from distill.store.rundir import RunDir
-from distill.training import augment, engine, models
+from distill.training import augment, models
+from distill.training.batches import make_image_store
+from distill.training.device import place
+from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Notes
+from distill.training.optim import updates_per_epoch
+from distill.training.predict import predict_all
 
 WARM_UP = 3  # updates before a burst
 BURST_SECONDS = 1.0  # a timed burst takes about so long, and three updates at least
@@ -50,33 +55,33 @@ class Trial:
         augmented: bool = True,
     ):
         self.data, self.network, self.train, self.device = data, network, train, device
-        self.pool = engine.make_image_store(data.train, device)
-        self.teacher = engine.place(self._model(), train, device).requires_grad_(False).eval()
+        self.pool = make_image_store(data.train, device)
+        self.teacher = place(self._model(), train, device).requires_grad_(False).eval()
         n, width = len(self.pool), data.train.images.shape[-1]
         self.plan = augment.plan(0, 0, 0, n, width, augmented, data.flip)
-        self.updates = engine.updates_per_epoch(n, train.batch_size)
+        self.updates = updates_per_epoch(n, train.batch_size)
         self.listener = Notes()
 
     def _model(self) -> nn.Module:
         with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
             return models.Classifier(self.network(), self.data.mean, self.data.std)
 
-    def fit(self) -> engine.Fit:
+    def fit(self) -> Trainer:
         """A new model in training."""
-        return engine.Fit(self._model(), self.train, self.device)
+        return Trainer(self._model(), self.train, self.device)
 
-    def burst(self, fit: engine.Fit, taught: bool, updates: int) -> float:
+    def burst(self, fit: Trainer, taught: bool, updates: int) -> float:
         """Seconds of so many updates (at most an epoch of them), with a teacher's pass or without."""
         updates, fit.epochs = min(updates, self.updates), 0
         plan, teacher = self.plan[: updates * self.train.batch_size], self.teacher if taught else None
         started = time.perf_counter()
         try:
             fit.epoch(self.pool, plan, len(self.data.classes), teacher, 0.5, self.listener)  # waits at its end
-        except engine.NotFiniteLossError as error:
+        except NotFiniteLossError as error:
             raise ConfigError(f"{error}; try a smaller --lr") from None
         return time.perf_counter() - started
 
-    def warmed_up(self, taught: bool) -> tuple[engine.Fit, int]:
+    def warmed_up(self, taught: bool) -> tuple[Trainer, int]:
         """A model in training that has gone through a burst, and the updates of a burst."""
         fit = self.fit()
         self.burst(fit, taught, WARM_UP)
@@ -93,10 +98,10 @@ class Trial:
     def evaluation(self) -> float:
         """Seconds of evaluating one image."""
         some = min(EVALUATED, len(self.data.test))
-        pool = engine.make_image_store(self.data.test.take(np.arange(some)), self.device)
-        engine.predict_all(self.teacher, pool, self.train)
+        pool = make_image_store(self.data.test.take(np.arange(some)), self.device)
+        predict_all(self.teacher, pool, self.train)
         started = time.perf_counter()
-        engine.predict_all(self.teacher, pool, self.train)  # waits at its end
+        predict_all(self.teacher, pool, self.train)  # waits at its end
         return (time.perf_counter() - started) / some
 
     def checkpoint(self) -> float:

@@ -25,7 +25,7 @@ from distill.errors import UserError
 from distill.running.experiment import Experiment, prepare
 from distill.store.results import Result
 from distill.store.rundir import RunDir
-from distill.training.engine import EpochSums
+from distill.training.fit import EpochSums
 from distill.training.listener import Listener
 
 

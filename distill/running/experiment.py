@@ -25,8 +25,9 @@ from distill.errors import ConfigError, UserError
 from distill.files import write_atomically
 from distill.store.results import read_record
 from distill.store.rundir import RunDir
-from distill.training import engine
+from distill.training.device import pick_device, set_up
 from distill.training.models import Classifier
+from distill.training.optim import updates_per_epoch
 
 CUDA_JOBS = 16  # torch has 32 streams a device and gives them out in turn, and a job may take two
 
@@ -45,7 +46,7 @@ class Experiment:
         threads, jobs = self.config.run.threads, self.config.run.jobs
         if threads is None and jobs > 1:
             threads = max(1, available_cores() // jobs)
-        engine.set_up(self.config.train, self.device, threads)
+        set_up(self.config.train, self.device, threads)
 
     def dataset(self, seed: int) -> Dataset:
         """One seed's splits. Raises ConfigError where there are fewer training images than a batch."""
@@ -113,7 +114,7 @@ def prepare(
     config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, progress: bool = False
 ) -> Experiment:
     """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
-    device = engine.pick_device(config.run.device)
+    device = pick_device(config.run.device)
     if device.type == "cuda" and config.run.jobs > CUDA_JOBS:
         raise ConfigError(f"--jobs {config.run.jobs}: at most {CUDA_JOBS} on a CUDA device")
     if config.run.jobs > 1 and (source is not None or network is not None):
@@ -166,7 +167,7 @@ def describe(lab: Experiment) -> str:
         parameters = sum(p.numel() for p in lab.make_network(data)().parameters())
     name = config.model.name
     chain, epochs = config.chain, config.train.epochs
-    updates = engine.updates_per_epoch(len(data.train), config.train.batch_size)
+    updates = updates_per_epoch(len(data.train), config.train.batch_size)
     seeds = " ".join(map(str, chain.seed))
     alphas = ", alpha " + " ".join(map(arm_name, chain.arms)) if chain.arms else ""
     students = f" + {_count(chain.distillation_steps, 'student')} each" if chain.arms else " alone"

@@ -35,7 +35,9 @@ from distill.reporting.preview_page import Outcome, draw, tables
 from distill.running.experiment import Experiment, prepare
 from distill.store.results import read_record
 from distill.store.rundir import RunDir
-from distill.training import engine
+from distill.training.batches import ImageStore, make_image_store
+from distill.training.device import place
+from distill.training.predict import predict_all
 
 SIZE = 2000  # training images
 SIDE = 32  # pixels, of images as the features of a kernel
@@ -142,16 +144,16 @@ class _Teacher:
         if not (self.folder / "result.json").exists():
             raise ConfigError(f"{self.folder} holds no finished teacher: train it first (--alpha 1 is enough)")
         self.data = lab.dataset(seed)
-        self.val = engine.make_image_store(self.data.val, lab.device)
+        self.val = make_image_store(self.data.val, lab.device)
         self.truth = np.eye(len(self.data.classes))[self.data.val.true_labels]
-        self.model = engine.place(load_model(self.folder, lab.network), lab.config.train, lab.device)
+        self.model = place(load_model(self.folder, lab.network), lab.config.train, lab.device)
 
     def seen(self, size: int) -> TwinInputs:
         """Features at ``size`` training images and at all held-out ones, with what is known of their classes."""
         train = self.data.train
         rows = balanced_subset(train.labels, size, generator(self.seed, "preview"))
         part = train.take(rows)
-        here, fitted = features(self.model, engine.make_image_store(part, self.lab.device), self.lab.config.train)
+        here, fitted = features(self.model, make_image_store(part, self.lab.device), self.lab.config.train)
         there, predicted = features(self.model, self.val, self.lab.config.train)
         return TwinInputs(
             features=here,
@@ -179,7 +181,7 @@ def balanced_subset(labels: np.ndarray, size: int, rng: np.random.Generator) -> 
     return np.sort(order[rank[order].argsort(kind="stable")][:size])
 
 
-def features(model: nn.Module, pool: engine.ImageStore, train: TrainConfig) -> tuple[np.ndarray, Tensor]:
+def features(model: nn.Module, pool: ImageStore, train: TrainConfig) -> tuple[np.ndarray, Tensor]:
     """What reaches the last linear layer, (n, p) float32, and the logits (n, classes), in eval mode, not augmented.
 
     Raises ConfigError for a network without a linear layer that sees each image once.
@@ -190,7 +192,7 @@ def features(model: nn.Module, pool: engine.ImageStore, train: TrainConfig) -> t
     caught: list[Tensor] = []
     hook = linear[-1].register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float().cpu()))
     try:
-        logits = engine.predict_all(model, pool, train)
+        logits = predict_all(model, pool, train)
     finally:
         hook.remove()
     seen = torch.cat(caught) if caught else torch.empty(0, 0)

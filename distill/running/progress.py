@@ -6,7 +6,7 @@ import time
 from tqdm import tqdm
 
 from distill.store.results import Result, name_model
-from distill.training.engine import EpochSums
+from distill.training.fit import EpochSums
 from distill.training.listener import Listener
 
 LINE_EVERY = 10.0  # seconds between epoch lines where the output is no terminal

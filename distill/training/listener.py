@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 
 if typing.TYPE_CHECKING:
-    from distill.training.engine import EpochSums
+    from distill.training.fit import EpochSums
 
 
 class Listener:

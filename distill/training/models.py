@@ -98,7 +98,7 @@ class CifarResNet(nn.Module):
     Three stages of n blocks with ``width``, 2 ``width`` and 4 ``width`` channels and parameter-free shortcuts.
     """
 
-    any_layout = True  # for engine.place: nothing in it minds how maps lie in memory
+    any_layout = True  # for device.place: nothing in it minds how maps lie in memory
 
     def __init__(self, depth: int, width: int, channels: int, classes: int):
         super().__init__()

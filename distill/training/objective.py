@@ -8,7 +8,6 @@ gradients are equal (Borup & Andersen 2021, arXiv 2102.13088, section 3; kernel 
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,27 +57,3 @@ class Objective:
         """(n,), (n,): the loss against the truth and against the teacher, before weighting."""
         t = self.temperature
         return self.function(logits, truth), t**2 * self.function(logits / t, soft)
-
-
-NORM_FLOOR = torch.finfo(torch.float32).tiny ** 0.5  # below it squares underflow, and with them the norm
-
-
-def add_regulariser(parameters: list[Tensor], reg: str, coef: float) -> Tensor:
-    """Add the regulariser's gradient to ``p.grad`` of every parameter, and return its value, a float32 scalar.
-
-    norm: coef * sum ||p||, gradient coef * p / ||p|| (0 where p = 0, as torch.norm has it); l2: coef * sum ||p||^2.
-    Worked out by hand because autograd through a norm per tensor costs hundreds of small operations an update.
-    """
-    if reg == "none" or coef == 0:
-        return torch.zeros((), device=parameters[0].device)
-    values = [p.detach() for p in parameters]
-    for p in parameters:
-        if p.grad is None:  # the loss does not reach it
-            p.grad = torch.zeros_like(p)
-    grads = [p.grad for p in parameters]
-    norms = torch._foreach_norm(values)
-    if reg == "l2":
-        torch._foreach_add_(grads, values, alpha=2 * coef)
-        return coef * torch.stack(norms).square().sum()
-    torch._foreach_addcdiv_(grads, values, torch._foreach_clamp_min(norms, NORM_FLOOR), value=coef)
-    return coef * torch.stack(norms).sum()

@@ -18,7 +18,7 @@ from distill.files import sha256
 from distill.randomness import generator, torch_seed
 from distill.running.experiment import count_models, prepare
 from distill.store.rundir import RunDir
-from distill.training import engine
+from distill.training.fit import Trainer
 from distill.training.listener import Listener
 from distill.training.models import CifarResNet
 
@@ -241,7 +241,7 @@ def test_the_callers_draws_are_left_alone(tmp_path):
 
 
 def test_weights_that_the_last_update_made_infinite_are_noticed(tmp_path, monkeypatch):
-    update, seen = engine.Fit.update, []
+    update, seen = Trainer.update, []
 
     def bad_at_last(self, *args):
         out = update(self, *args)
@@ -251,7 +251,7 @@ def test_weights_that_the_last_update_made_infinite_are_noticed(tmp_path, monkey
                 self.parameters[0].fill_(math.inf)
         return out
 
-    monkeypatch.setattr(engine.Fit, "update", bad_at_last)
+    monkeypatch.setattr(Trainer, "update", bad_at_last)
     with pytest.raises(UserError, match=r"step 0, epoch 1: the loss is not finite at update 5"):
         distill.run(config(tmp_path), source=source())
     assert not list(tmp_path.rglob("*.pt"))

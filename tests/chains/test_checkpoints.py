@@ -12,7 +12,7 @@ import distill
 from distill import metrics
 from distill.chains import student
 from distill.errors import UserError
-from distill.training import engine
+from distill.training.fit import Trainer
 
 TEACHER = "seed_1/step_0"
 STUDENT = "seed_1/alpha_0.3/step_1"
@@ -88,14 +88,14 @@ def test_resume_refuses_other_images(tmp_path, finished):
 
 @pytest.mark.parametrize(("updates", "where"), [(8, "step 0, epoch 2"), (13, "alpha 0.3, step 1, epoch 1")])
 def test_a_loss_that_is_not_finite_names_step_epoch_and_update(tmp_path, monkeypatch, updates, where):
-    seen, update = [], engine.Fit.update
+    seen, update = [], Trainer.update
 
     def bad_at_last(self, *args):
         logits, reg = update(self, *args)
         seen.append(None)
         return (logits * math.nan if len(seen) >= updates else logits), reg
 
-    monkeypatch.setattr(engine.Fit, "update", bad_at_last)
+    monkeypatch.setattr(Trainer, "update", bad_at_last)
     with pytest.raises(UserError, match=rf"seed 1, {where}: the loss is not finite at update 3\b"):  # of 5 an epoch
         distill.run(config(tmp_path), source=source())
 

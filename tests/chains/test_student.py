@@ -12,7 +12,7 @@ from distill.chains import student
 from distill.chains.checkpoints import read_tensors
 from distill.data.source import from_arrays
 from distill.errors import UserError
-from distill.training import engine
+from distill.training.batches import make_image_store
 from distill.training.listener import Listener
 
 TEACHER = "seed_1/step_0"
@@ -90,9 +90,9 @@ def test_corrupted_labels_are_on_record(tmp_path):
 
 def test_the_record_is_of_the_labels_that_were_trained_on(tmp_path, monkeypatch):
     seen = {}
-    make_image_store = engine.make_image_store
     monkeypatch.setattr(
-        engine, "make_image_store", lambda split, device: seen.setdefault(len(split), make_image_store(split, device))
+        "distill.chains.session.make_image_store",
+        lambda split, device: seen.setdefault(len(split), make_image_store(split, device)),
     )
     distill.run(config(tmp_path, label_noise=0.25, distillation_steps=0), source=source())
     np.testing.assert_array_equal(np.load(tmp_path / "seed_1" / "labels.npz")["given"], seen[41].labels.numpy())

@@ -16,7 +16,7 @@ from distill.errors import UserError
 from distill.running import cost as estimate
 from distill.running import experiment as lab
 from distill.store.rundir import write_json
-from distill.training import engine
+from distill.training.fit import Trainer
 from distill.training.listener import Notes
 
 
@@ -136,13 +136,13 @@ def test_teacher_and_student_take_turns_and_medians_count(tmp_path, monkeypatch)
 
 def test_the_bursts_are_of_the_run_itself(tmp_path, monkeypatch):
     """Its batch size, its chunks, with a teacher and without; and nothing is left on disk."""
-    seen, epoch = [], engine.Fit.epoch
+    seen, epoch = [], Trainer.epoch
 
     def spied(self, pool, plan, classes, teacher, alpha, listener):
         seen.append((self.train.batch_size, len(plan), teacher is not None))
         return epoch(self, pool, plan, classes, teacher, alpha, listener)
 
-    monkeypatch.setattr(engine.Fit, "epoch", spied)
+    monkeypatch.setattr(Trainer, "epoch", spied)
     made = estimate.measure(lab.prepare(config(tmp_path / "run", val_size=6), source()))
     assert (made.updates, made.held_out, made.test) == (5, 6, 20)
     assert {batch for batch, _, _ in seen} == {8}
@@ -197,7 +197,7 @@ def test_jobs_may_be_a_number_or_auto():
 
 
 def test_more_jobs_than_a_device_has_streams_for_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("distill.running.experiment.pick_device", lambda name: torch.device("cuda"))
     with pytest.raises(UserError, match="--jobs 17: at most 16 on a CUDA device"):
         lab.prepare(config(tmp_path, jobs=17), source())
 
@@ -269,7 +269,7 @@ def test_the_probe_stops_where_a_capture_fails(monkeypatch):
 
 def test_a_trial_keeps_what_its_training_says(tmp_path, monkeypatch):
     trial = estimate.trial_of(lab.prepare(config(tmp_path), source()))
-    monkeypatch.setattr(engine.Fit, "_graph", lambda *arguments: arguments[-1].note("no CUDA graph"))
+    monkeypatch.setattr(Trainer, "_graph", lambda *arguments: arguments[-1].note("no CUDA graph"))
     trial.burst(trial.fit(), False, 1)
     assert trial.listener.notes == ["no CUDA graph"]
 

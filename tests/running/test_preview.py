@@ -29,7 +29,7 @@ from distill.running import run as sweep
 from distill.running.preview import balanced_subset, features, main, outcomes_of, page, small
 from distill.store.results import columns, read_record
 from distill.store.rundir import RunDir, write_json
-from distill.training import engine
+from distill.training.batches import ImageStore, make_image_store
 
 STUDENTS = 2
 TWINS = ("linear", "rbf", "images")
@@ -78,14 +78,14 @@ def network() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(1), hidden, nn.Linear(7, 3))
 
 
-def pool(n: int = 11) -> engine.ImageStore:
+def pool(n: int = 11) -> ImageStore:
     split = tiny.source()
     images, labels = split.train_images[:n], split.train_labels[:n]
-    return engine.make_image_store(Split(images, labels, labels, np.arange(n)), torch.device("cpu"))
+    return make_image_store(Split(images, labels, labels, np.arange(n)), torch.device("cpu"))
 
 
 def test_features_are_the_input_of_the_last_linear_layer(monkeypatch):
-    monkeypatch.setattr(engine, "PASS_PIXELS", 64 * 4)  # four images a pass
+    monkeypatch.setattr("distill.training.predict.PASS_PIXELS", 64 * 4)  # four images a pass
     torch.manual_seed(0)
     model = checkpoints.models.Classifier(network(), torch.zeros(1), torch.ones(1)).train()
     found, logits = features(model, pool(), TrainConfig(batch_size=2))
@@ -106,8 +106,8 @@ def test_a_network_without_such_a_layer_is_refused(layers):
         features(nn.Sequential(*layers), as_floats(pool()), TrainConfig())
 
 
-def as_floats(pool: engine.ImageStore) -> engine.ImageStore:
-    return engine.ImageStore(pool.images.float(), pool.labels, pool.device)
+def as_floats(pool: ImageStore) -> ImageStore:
+    return ImageStore(pool.images.float(), pool.labels, pool.device)
 
 
 def test_a_subset_is_balanced_and_grows_by_what_is_added():

@@ -21,7 +21,7 @@ from distill.running import executors as workers_module
 from distill.running import experiment as lab_module
 from distill.store.rundir import RunDir
 from distill.training import cuda_graph as graph
-from distill.training import engine
+from distill.training.fit import Trainer
 from distill.training.listener import Listener, Notes
 
 
@@ -92,12 +92,12 @@ def test_crash_after_crash_ends_with_the_same_bits(tmp_path, monkeypatch):
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     first = distill.run(config(tmp_path), source=source())
-    monkeypatch.setattr(engine.Fit, "epoch", None)
+    monkeypatch.setattr(Trainer, "epoch", None)
     assert distill.run(config(tmp_path), source=source()) == first
 
 
 def test_an_interrupted_epoch_is_all_that_is_lost(tmp_path, monkeypatch):
-    epochs, epoch = [], engine.Fit.epoch
+    epochs, epoch = [], Trainer.epoch
 
     def counted(self, *args):
         epochs.append(self.epochs)
@@ -105,7 +105,7 @@ def test_an_interrupted_epoch_is_all_that_is_lost(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return epoch(self, *args)
 
-    monkeypatch.setattr(engine.Fit, "epoch", counted)
+    monkeypatch.setattr(Trainer, "epoch", counted)
     with pytest.raises(KeyboardInterrupt):
         distill.run(config(tmp_path), source=source())
     distill.run(config(tmp_path), source=source())

@@ -22,10 +22,15 @@ from torch import nn
 import distill
 from distill.config import ModelConfig, TrainConfig
 from distill.data.splits import Split
-from distill.training import augment, engine
+from distill.training import augment
 from distill.training import cuda_graph as graph
+from distill.training.batches import ImageStore, make_image_store
+from distill.training.device import set_up
+from distill.training.fit import EpochSums, Trainer
 from distill.training.listener import Listener, Notes
 from distill.training.models import CifarResNet, Classifier, build
+from distill.training.objective import Objective
+from distill.training.optim import learning_rate
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 CLASSES, BATCH = 4, 4
@@ -36,16 +41,16 @@ SHOW = Listener()
 def deterministic():
     """A GPU that repeats its bits."""
     train = TrainConfig(deterministic=True)
-    engine.set_up(train, CUDA, None)
+    set_up(train, CUDA, None)
     yield
     torch.use_deterministic_algorithms(False)
 
 
-def pool_of(n: int, device=CPU, resident: bool | None = None) -> engine.ImageStore:
+def pool_of(n: int, device=CPU, resident: bool | None = None) -> ImageStore:
     rng = np.random.default_rng(n)
     labels = rng.integers(0, CLASSES, n)
     images = (rng.integers(0, 150, (n, 3, 8, 8)) + 25 * labels[:, None, None, None]).astype(np.uint8)
-    return engine.make_image_store(Split(images, labels, labels, np.arange(n)), device, resident)
+    return make_image_store(Split(images, labels, labels, np.arange(n)), device, resident)
 
 
 def classifier(seed: int = 0, network=None) -> Classifier:
@@ -55,12 +60,12 @@ def classifier(seed: int = 0, network=None) -> Classifier:
         return Classifier(network, torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.2, 0.3, 0.2]))
 
 
-def fit_of(device=CPU, network=None, **options) -> engine.Fit:
+def fit_of(device=CPU, network=None, **options) -> Trainer:
     options = {"batch_size": BATCH, "lr": 0.01, "max_epochs": 3, "reg_coef": 1e-2} | options
-    return engine.Fit(classifier(network=network), TrainConfig(**options), device)
+    return Trainer(classifier(network=network), TrainConfig(**options), device)
 
 
-def train_on(fit: engine.Fit, n: int, epochs, alpha: float | None = 0.4, pool=None, listener=SHOW) -> list[dict]:
+def train_on(fit: Trainer, n: int, epochs, alpha: float | None = 0.4, pool=None, listener=SHOW) -> list[dict]:
     """Epochs over n images; with a teacher unless alpha is None."""
     pool = pool or pool_of(n, fit.device)
     teacher = None if alpha is None else classifier(seed=9).to(fit.device).requires_grad_(False).eval()
@@ -68,7 +73,7 @@ def train_on(fit: engine.Fit, n: int, epochs, alpha: float | None = 0.4, pool=No
     return [fit.epoch(pool, plan, CLASSES, teacher, 1.0 if alpha is None else alpha, listener) for plan in plans]
 
 
-def everything(fit: engine.Fit) -> dict[str, torch.Tensor]:
+def everything(fit: Trainer) -> dict[str, torch.Tensor]:
     """Weights, buffers and optimiser state, copied to the CPU."""
     model = {name: t.detach().cpu().clone() for name, t in fit.model.state_dict().items()}
     states = fit.optimizer.state_dict()["state"].items()
@@ -115,7 +120,7 @@ def test_replayed_updates_are_those_of_the_program_without_graphs(stand_in, monk
 
 def test_a_chunk_may_be_a_single_batch(stand_in, monkeypatch):
     """Warm-up goes over the first batch again and again: there may be no other."""
-    monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * BATCH)
+    monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * BATCH)
     replayed, eager = fit_of(), fit_of(graph=False)
     train_on(replayed, 10, range(2))
     train_on(eager, 10, range(2))
@@ -328,19 +333,19 @@ def test_what_is_put_back_after_a_failed_warm_up_waits_for_it(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ no trace
 
 
-def captured(fit: engine.Fit) -> graph.Updates:
+def captured(fit: Trainer) -> graph.Updates:
     """The graph that this model's first chunk would be captured with; nothing has been replayed yet."""
     pool = pool_of(8, fit.device)
     truth = torch.eye(CLASSES, device=fit.device)[pool.labels]
 
     def update(images, truth, soft, rate):
-        return fit.update(images, truth, soft, engine.Objective("mse", 1.0, 1.0), rate + 0.1)
+        return fit.update(images, truth, soft, Objective("mse", 1.0, 1.0), rate + 0.1)
 
     fit.model.train()
     return graph.Updates(update, fit.model, fit.optimizer, pool.images, truth, None, BATCH, 2)
 
 
-def check_no_trace(fit: engine.Fit) -> None:
+def check_no_trace(fit: Trainer) -> None:
     before, tensors = everything(fit), {**dict(fit.model.named_parameters()), **dict(fit.model.named_buffers())}
     moments = [(t, t.data_ptr()) for state in fit.optimizer.state.values() for t in state.values() if t is not None]
     places, draws = {name: t.data_ptr() for name, t in tensors.items()}, graph._generators(fit.device)
@@ -501,7 +506,7 @@ def test_what_was_captured_is_used_for_nothing_else(stand_in):
 def test_a_larger_chunk_than_the_captured_one_goes_eagerly(stand_in, monkeypatch):
     fit, eager = fit_of(), fit_of(graph=False)
     for pixels in (8 * 8 * 8, 8 * 8 * 16):
-        monkeypatch.setattr(engine, "CHUNK_PIXELS", pixels)
+        monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", pixels)
         assert train_on(fit, 24, [0]) == train_on(eager, 24, [0])  # chunks of 8 8 8, then 16 8
     assert_same_bits(everything(fit), everything(eager))
     assert stand_in.made[0].replays == 6 + 2
@@ -510,7 +515,7 @@ def test_a_larger_chunk_than_the_captured_one_goes_eagerly(stand_in, monkeypatch
 # ----------------------------------------------------------------------------------------------------- stop and go on
 
 
-def reloaded(fit: engine.Fit) -> dict:
+def reloaded(fit: Trainer) -> dict:
     file = io.BytesIO()
     torch.save(fit.state_dict(), file)
     file.seek(0)
@@ -576,7 +581,7 @@ def test_the_rate_on_record_is_that_of_the_last_update(stand_in, tmp_path):
     distill.run(config(tmp_path, lr_schedule="cosine", distillation_steps=0), source=source())
     rows = (tmp_path / "seed_1/step_0/metrics.csv").read_text().splitlines()[1:]
     train = config(tmp_path, lr_schedule="cosine").train
-    assert [float(row.split(",")[1]) for row in rows] == [engine.learning_rate(train, u, 5) for u in (4, 9)]
+    assert [float(row.split(",")[1]) for row in rows] == [learning_rate(train, u, 5) for u in (4, 9)]
 
 
 # ----------------------------------------------------------------------------------------------------------- no waiting
@@ -600,10 +605,10 @@ def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatc
     def read(self):
         raise TheEnd
 
-    monkeypatch.setattr(engine, "make_optimizer", optimizer)
-    monkeypatch.setattr(engine.EpochSums, "read", read)
+    monkeypatch.setattr("distill.training.fit.make_optimizer", optimizer)
+    monkeypatch.setattr(EpochSums, "read", read)
     fit = fit_of(meta, network=lambda: build(ModelConfig(resnet=18), 3, CLASSES), graph=graphs, **options)
-    pool = engine.ImageStore(*(t.to(meta) for t in (pool_of(22).images, pool_of(22).labels)), meta)
+    pool = ImageStore(*(t.to(meta) for t in (pool_of(22).images, pool_of(22).labels)), meta)
     with pytest.raises(TheEnd):
         train_on(fit, 22, range(1), pool=pool, listener=listener)
     assert not listener.notes
@@ -616,7 +621,7 @@ def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatc
 @pytest.mark.gpu
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=str)
 def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch, options, alpha):
-    monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
+    monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
     replayed, eager, listener = fit_of(CUDA, **options), fit_of(CUDA, **options, graph=False), Notes()
     for epoch in range(3):
         train_on(replayed, 22, [epoch], alpha, listener=listener)
@@ -634,7 +639,7 @@ def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch
 def test_on_a_gpu_a_single_replayed_update_is_the_eager_one(deterministic, precision, compile):
     """From the same state: the moves of the weights, not only the weights."""
     options = {"precision": precision, "optimizer": "sgd", "lr": 0.1, "compile": compile}
-    engine.set_up(TrainConfig(deterministic=True, precision=precision), CUDA, None)
+    set_up(TrainConfig(deterministic=True, precision=precision), CUDA, None)
     start, fits, listener = everything(fit_of(CUDA)), [], Notes()
     for captures in (True, False):
         fits.append(fit_of(CUDA, **options, graph=captures))
@@ -689,7 +694,7 @@ def test_on_a_gpu_the_papers_network_repeats_itself_bit_for_bit(deterministic, p
 
 @pytest.mark.gpu
 def test_on_a_gpu_images_from_the_host_train_the_same_bits(deterministic, monkeypatch):
-    monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
+    monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
     models = []
     for resident in (True, False):
         fit = fit_of(CUDA)

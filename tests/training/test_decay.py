@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.training import decay
-from distill.training.objective import add_regulariser
+from distill.training import optim
+from distill.training.optim import add_regulariser
 
 SHAPES = ((4, 3, 3, 3), (7,), (5, 4), ())
 
@@ -35,7 +35,7 @@ def after_steps(make, dtype: torch.dtype, reg: str, coef: float, by_hand: bool, 
             values.append(add_regulariser(tensors, reg, coef))
             optimizer.step()
         else:
-            values.append(decay.step(optimizer, tensors, reg, coef))
+            values.append(optim.update(optimizer, tensors, reg, coef))
     return tensors, optimizer, values
 
 
@@ -68,13 +68,13 @@ def test_the_regulariser_matters_in_that_comparison():
 def test_only_adam_on_a_cpu_folds_and_not_in_its_first_step():
     tensors = parameters(torch.float32)
     optimizer = adam()(tensors)
-    assert not decay.folds(optimizer, tensors, "norm", 0.1)
+    assert not optim.folds(optimizer, tensors, "norm", 0.1)
     give_gradients(tensors, 0)
-    decay.step(optimizer, tensors, "norm", 0.1)
-    assert decay.folds(optimizer, tensors, "norm", 0.1)
-    assert not decay.folds(optimizer, tensors, "none", 0.1)
-    assert not decay.folds(optimizer, tensors, "norm", 0.0)
-    assert not decay.folds(optimizer, [t.to("meta") for t in tensors], "norm", 0.1)
+    optim.update(optimizer, tensors, "norm", 0.1)
+    assert optim.folds(optimizer, tensors, "norm", 0.1)
+    assert not optim.folds(optimizer, tensors, "none", 0.1)
+    assert not optim.folds(optimizer, tensors, "norm", 0.0)
+    assert not optim.folds(optimizer, [t.to("meta") for t in tensors], "norm", 0.1)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_parameter_that_the_loss_does_not_reach_is_regularised():
         give_gradients(tensors, 0)
         tensors[0].grad = None
         before = tensors[0].detach().norm()
-        decay.step(optimizer, tensors, "norm", 0.2)
+        optim.update(optimizer, tensors, "norm", 0.2)
         assert tensors[0].detach().norm() < before
         assert tensors[0].grad.shape == tensors[0].shape
 
@@ -106,4 +106,4 @@ def test_the_optimisers_state_keeps_its_form():
     tensors = parameters(torch.float64)
     resumed = adam()(tensors)
     resumed.load_state_dict(copy.deepcopy(ours.state_dict()))
-    assert decay.folds(resumed, tensors, "norm", 0.2)
+    assert optim.folds(resumed, tensors, "norm", 0.2)

@@ -17,9 +17,15 @@ from torchvision.transforms.v2 import functional as tv
 from distill.config import TrainConfig
 from distill.data.splits import Split
 from distill.errors import ConfigError
-from distill.training import augment, engine
+from distill.training import augment
+from distill.training.batches import CHUNK_PIXELS, ImageStore, _copy_stream, chunk_size, chunks, make_image_store
+from distill.training.device import channels_last, pick_device, place, set_up
+from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener, Notes
 from distill.training.models import CifarResNet, Classifier
+from distill.training.objective import Objective
+from distill.training.optim import learning_rate, updates_per_epoch
+from distill.training.predict import predict, predict_all, soft_targets
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -33,8 +39,8 @@ def split_of(n: int, size: int = 8) -> Split:
     return Split(images, labels, labels, np.arange(n))
 
 
-def pool_of(n: int, size: int = 8) -> engine.ImageStore:
-    return engine.make_image_store(split_of(n, size), CPU)
+def pool_of(n: int, size: int = 8) -> ImageStore:
+    return make_image_store(split_of(n, size), CPU)
 
 
 def plan_of(n: int, epoch: int = 0, size: int = 8) -> augment.Plan:
@@ -57,7 +63,7 @@ def a_teacher() -> Classifier:
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of eight images of 8x8 (two batches of four), so that a small epoch has several."""
-    monkeypatch.setattr(engine, "CHUNK_PIXELS", 8 * 8 * 8)
+    monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
 
 
 # ---------------------------------------------------------------------------------------- training, by a second route
@@ -126,7 +132,7 @@ def plain_epochs(student, teacher, split, train, alpha, epochs, dtype):
 
 
 def ours(student, teacher, split, train, alpha, epochs):
-    fit, pool = engine.Fit(student, train, CPU), engine.make_image_store(split, CPU)
+    fit, pool = Trainer(student, train, CPU), make_image_store(split, CPU)
     for epoch in range(epochs):
         figures = fit.epoch(pool, plan_of(len(split), epoch), CLASSES, teacher, alpha, SHOW)
     return fit.model, figures, [p.grad for p in fit.parameters]
@@ -204,7 +210,7 @@ def test_two_epochs_are_those_of_a_plain_loop(options, alpha, small_chunks):
 def test_an_update_from_a_state_with_moments_is_that_of_a_plain_loop(options):
     """The second update, made again in float64 from the weights and moments after the first."""
     train, split, teacher = TrainConfig(**{**PAPER, **options}), split_of(8), a_teacher()
-    fit, pool = engine.Fit(classifier(), train, CPU), engine.make_image_store(split, CPU)
+    fit, pool = Trainer(classifier(), train, CPU), make_image_store(split, CPU)
     fit.epoch(pool, plan_of(8)[:4], CLASSES, teacher, 0.35, SHOW)
     exact = copy.deepcopy(fit.model).double()
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
@@ -241,14 +247,12 @@ def test_the_papers_loss_is_the_number_that_is_logged():
     truth = F.one_hot(torch.from_numpy(split.labels)[plan.order], CLASSES).float()
     paper = alpha * F.mse_loss(p, truth) + (1 - alpha) * F.mse_loss(p, F.softmax(teacher(x), dim=1))
     paper = paper + 1e-4 * sum(torch.norm(w) for w in student.parameters())
-    figures = engine.Fit(student, TrainConfig(), CPU).epoch(
-        engine.make_image_store(split, CPU), plan, 4, teacher, alpha, SHOW
-    )
+    figures = Trainer(student, TrainConfig(), CPU).epoch(make_image_store(split, CPU), plan, 4, teacher, alpha, SHOW)
     assert figures["loss"] == pytest.approx(paper.item(), rel=1e-6)
 
 
 def test_training_learns():
-    fit, pool = engine.Fit(classifier(), TrainConfig(lr=1e-2, loss="ce"), CPU), pool_of(64)
+    fit, pool = Trainer(classifier(), TrainConfig(lr=1e-2, loss="ce"), CPU), pool_of(64)
     accuracies = [fit.epoch(pool, plan_of(64, epoch), CLASSES, None, 1.0, SHOW)["acc"] for epoch in range(8)]
     assert accuracies[-1] > accuracies[0] + 0.2
 
@@ -272,7 +276,7 @@ class Spy(nn.Module):
 def test_the_teacher_is_left_as_it_was(small_chunks):
     teacher = a_teacher()
     before = copy.deepcopy(teacher.state_dict())
-    engine.Fit(classifier(), TrainConfig(lr=0.1, batch_size=4), CPU).epoch(
+    Trainer(classifier(), TrainConfig(lr=0.1, batch_size=4), CPU).epoch(
         pool_of(24), plan_of(24), CLASSES, teacher, 0.3, SHOW
     )
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -283,8 +287,8 @@ def test_the_teacher_is_in_eval_mode_and_the_student_in_training_mode(small_chun
     student, teacher = Spy(classifier()), Spy(a_teacher())
     teacher.train()  # whatever it was left in
     pool = pool_of(24)
-    fit = engine.Fit(student, TrainConfig(batch_size=4), CPU)
-    engine.predict_all(student, pool, fit.train)  # a validation between epochs leaves eval mode behind
+    fit = Trainer(student, TrainConfig(batch_size=4), CPU)
+    predict_all(student, pool, fit.train)  # a validation between epochs leaves eval mode behind
     student.modes.clear()
     fit.epoch(pool, plan_of(24), CLASSES, teacher, 0.3, SHOW)
     assert set(teacher.modes) == {False}
@@ -293,7 +297,7 @@ def test_the_teacher_is_in_eval_mode_and_the_student_in_training_mode(small_chun
 
 def test_the_teacher_sees_exactly_the_students_images(small_chunks):
     student, teacher, pool, plan = Spy(classifier()), Spy(a_teacher()), pool_of(24), plan_of(24)
-    engine.Fit(student, TrainConfig(batch_size=4), CPU).epoch(pool, plan, CLASSES, teacher, 0.3, SHOW)
+    Trainer(student, TrainConfig(batch_size=4), CPU).epoch(pool, plan, CLASSES, teacher, 0.3, SHOW)
     assert torch.equal(torch.cat(student.shown), torch.cat(teacher.shown))
     assert torch.equal(torch.cat(student.shown), augment.apply(pool.images[plan.order], plan))
     assert [len(images) for images in teacher.shown] == [8, 8, 8]  # in fewer, larger batches
@@ -301,7 +305,7 @@ def test_the_teacher_sees_exactly_the_students_images(small_chunks):
 
 
 def test_the_teacher_is_no_part_of_the_student():
-    fit = engine.Fit(classifier(), TrainConfig(batch_size=4), CPU)
+    fit = Trainer(classifier(), TrainConfig(batch_size=4), CPU)
     names = list(fit.model.state_dict())
     fit.epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), 0.3, SHOW)
     assert list(fit.state_dict()["model"]) == names
@@ -313,14 +317,14 @@ def test_soft_targets_of_a_large_batch_are_those_of_small_ones(temperature):
     teacher, images = a_teacher(), pool_of(64).images
     train = TrainConfig(loss="kl", temperature=temperature)
     parts = [(teacher(part) / temperature).softmax(1) for part in images.split(4)]
-    soft = engine.soft_targets(teacher, images, train)
+    soft = soft_targets(teacher, images, train)
     torch.testing.assert_close(soft, torch.cat(parts), rtol=1e-5, atol=1e-6)
     assert soft.dtype == torch.float32
     assert not soft.requires_grad
 
 
 def test_without_a_teacher_there_are_no_soft_targets():
-    assert engine.soft_targets(None, pool_of(4).images, TrainConfig()) is None
+    assert soft_targets(None, pool_of(4).images, TrainConfig()) is None
 
 
 # ------------------------------------------------------------------------------------------------------ learning rates
@@ -341,7 +345,7 @@ def an_optimizer(lr: float) -> torch.optim.Optimizer:
 
 def our_rates(updates_per_epoch: int, **options) -> list[float]:
     train = TrainConfig(**options)
-    return [engine.learning_rate(train, u, updates_per_epoch) for u in range(train.epochs * updates_per_epoch)]
+    return [learning_rate(train, u, updates_per_epoch) for u in range(train.epochs * updates_per_epoch)]
 
 
 @pytest.mark.parametrize(("epochs", "updates"), [(1, 4), (1, 10), (3, 7), (75, 5)])
@@ -387,7 +391,7 @@ def test_a_development_run_leaves_the_warm_up_out():
 
 def test_every_update_has_its_own_rate(small_chunks):
     train = TrainConfig(lr=0.01, lr_schedule="cosine", max_epochs=2, batch_size=4, optimizer="sgd")
-    fit, pool, used = engine.Fit(classifier(), train, CPU), pool_of(18), []
+    fit, pool, used = Trainer(classifier(), train, CPU), pool_of(18), []
     step = fit.optimizer.step
     fit.optimizer.step = lambda: (used.append(fit.optimizer.param_groups[0]["lr"]), step())
     for epoch in range(2):
@@ -401,7 +405,7 @@ def test_every_update_has_its_own_rate(small_chunks):
 @pytest.mark.parametrize("size", [4, 8, 12, 100])
 def test_chunks_hold_every_image_once_in_the_plans_order(size):
     pool, plan = pool_of(30), plan_of(30)
-    images, labels = zip(*engine.chunks(pool, plan, size), strict=True)
+    images, labels = zip(*chunks(pool, plan, size), strict=True)
     assert [len(part) for part in images] == [min(size, 30 - i) for i in range(0, 30, size)]
     assert torch.equal(torch.cat(images), augment.apply(pool.images[plan.order], plan))
     assert torch.equal(torch.cat(labels), pool.labels[plan.order])
@@ -411,13 +415,13 @@ def test_chunks_hold_every_image_once_in_the_plans_order(size):
 @pytest.mark.parametrize("size", [8, 32, 224])
 def test_a_chunk_is_a_whole_number_of_batches(batch, size):
     pool = SimpleNamespace(images=torch.empty(1, 3, size, size))
-    chunk = engine.chunk_size(pool, batch)
+    chunk = chunk_size(pool, batch)
     assert chunk % batch == 0
-    assert chunk == batch or chunk * size**2 <= engine.CHUNK_PIXELS
+    assert chunk == batch or chunk * size**2 <= CHUNK_PIXELS
 
 
-def trained(pool: engine.ImageStore, teacher=None, **options) -> dict[str, torch.Tensor]:
-    fit = engine.Fit(classifier(), TrainConfig(batch_size=4, lr=1e-2, **options), pool.device)
+def trained(pool: ImageStore, teacher=None, **options) -> dict[str, torch.Tensor]:
+    fit = Trainer(classifier(), TrainConfig(batch_size=4, lr=1e-2, **options), pool.device)
     fit.epoch(pool, plan_of(len(pool)), CLASSES, teacher, 0.5, listener := Notes())
     assert not listener.notes
     return {name: value.cpu() for name, value in fit.model.state_dict().items()}
@@ -430,7 +434,7 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 
 def test_training_does_not_depend_on_the_chunks(monkeypatch):
     whole = trained(pool_of(30))
-    monkeypatch.setattr(engine, "CHUNK_PIXELS", 64 * 8)
+    monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 64 * 8)
     assert_same_bits(whole, trained(pool_of(30)))
 
 
@@ -460,17 +464,17 @@ def test_images_that_are_streamed_train_the_same_model(monkeypatch, small_chunks
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
     pool = pool_of(30)
-    streamed = engine.ImageStore(OnHost(pool.images), pool.labels, CPU)
+    streamed = ImageStore(OnHost(pool.images), pool.labels, CPU)
     assert_same_bits(resident, trained(streamed, a_teacher()))
 
 
 @pytest.mark.parametrize(("n", "batches"), [(16, 4), (17, 4), (18, 5), (19, 5), (20, 5)])
 def test_a_last_batch_of_one_image_is_left_out(n, batches, small_chunks):
     student = Spy(classifier())
-    fit = engine.Fit(student, TrainConfig(batch_size=4), CPU)
+    fit = Trainer(student, TrainConfig(batch_size=4), CPU)
     figures = fit.epoch(pool_of(n), plan_of(n), CLASSES, None, 1.0, SHOW)
     sizes = [len(images) for images in student.shown]
-    assert len(sizes) == batches == engine.updates_per_epoch(n, 4)
+    assert len(sizes) == batches == updates_per_epoch(n, 4)
     assert sum(sizes) == (16 if n == 17 else n)
     assert figures["acc"] * sum(sizes) == pytest.approx(round(figures["acc"] * sum(sizes)), abs=1e-9)
 
@@ -488,9 +492,7 @@ def test_progress_is_told_of_every_image(small_chunks):
             assert 0 <= sums.read()["acc"] <= 1
 
     listener = Counter()
-    engine.Fit(classifier(), TrainConfig(batch_size=4), CPU).epoch(
-        pool_of(22), plan_of(22), CLASSES, None, 1.0, listener
-    )
+    Trainer(classifier(), TrainConfig(batch_size=4), CPU).epoch(pool_of(22), plan_of(22), CLASSES, None, 1.0, listener)
     assert (listener.images, listener.chunks) == (22, 3)
 
 
@@ -513,8 +515,8 @@ class BadAt(nn.Module):
 @pytest.mark.parametrize("update", [1, 2, 3, 6])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_its_update(update, value, small_chunks):
-    fit = engine.Fit(BadAt(update, value), TrainConfig(batch_size=4), CPU)
-    with pytest.raises(engine.NotFiniteLossError, match=f"the loss is not finite at update {update}$") as caught:
+    fit = Trainer(BadAt(update, value), TrainConfig(batch_size=4), CPU)
+    with pytest.raises(NotFiniteLossError, match=f"the loss is not finite at update {update}$") as caught:
         fit.epoch(pool_of(22), plan_of(22), CLASSES, None, 1.0, SHOW)
     assert caught.value.update == update
 
@@ -522,17 +524,17 @@ def test_a_loss_that_is_not_finite_names_its_update(update, value, small_chunks)
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="--device cuda: no CUDA device here; try cpu"):
-        engine.pick_device("cuda")
+        pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a driver too old for this build of torch
     with pytest.raises(ConfigError, match="no CUDA device here"):
-        engine.pick_device("cuda")
+        pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="--device cuda:2: only 2 CUDA devices here"):
-        engine.pick_device("cuda:2")
+        pick_device("cuda:2")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--device mps: there is no such device here"):
-        engine.pick_device("mps")
+        pick_device("mps")
 
 
 @pytest.mark.parametrize(("cuda", "mps", "expected"), [(0, 0, "cpu"), (0, 1, "mps"), (1, 0, "cuda"), (1, 1, "cuda")])
@@ -540,12 +542,12 @@ def test_auto_takes_the_best_device_there_is(monkeypatch, cuda, mps, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
-    assert engine.pick_device("auto").type == expected
+    assert pick_device("auto").type == expected
 
 
 def test_tf32_needs_cuda():
     with pytest.raises(ConfigError, match="--precision tf32 needs a CUDA device, not cpu"):
-        engine.set_up(TrainConfig(precision="tf32"), CPU, None)
+        set_up(TrainConfig(precision="tf32"), CPU, None)
 
 
 # ---------------------------------------------------------------------------------------- predictions, stop and go on
@@ -553,7 +555,7 @@ def test_tf32_needs_cuda():
 
 def test_predictions_are_the_models_in_eval_mode_in_the_splits_order(small_chunks):
     model, pool = classifier(), pool_of(21)
-    logits = engine.predict_all(model.train(), pool, TrainConfig(batch_size=4))
+    logits = predict_all(model.train(), pool, TrainConfig(batch_size=4))
     torch.testing.assert_close(logits, model.eval()(pool.images).detach(), rtol=1e-5, atol=1e-6)
     assert not logits.requires_grad
 
@@ -561,7 +563,7 @@ def test_predictions_are_the_models_in_eval_mode_in_the_splits_order(small_chunk
 def test_predicting_leaves_the_batch_statistics_alone():
     model = classifier()
     before = copy.deepcopy(model.state_dict())
-    engine.predict_all(model.train(), pool_of(21), TrainConfig())
+    predict_all(model.train(), pool_of(21), TrainConfig())
     assert_same_bits(before, model.state_dict())
 
 
@@ -569,14 +571,14 @@ def test_predicting_leaves_the_batch_statistics_alone():
 def test_stopping_and_going_on_gives_the_same_bits(optimizer):
     """Through a file, as a run does it, into a model with other weights."""
     train = TrainConfig(batch_size=4, lr=1e-2, optimizer=optimizer, lr_schedule="cosine", max_epochs=3)
-    pool, whole = pool_of(22), engine.Fit(classifier(), train, CPU)
+    pool, whole = pool_of(22), Trainer(classifier(), train, CPU)
     figures = [whole.epoch(pool, plan_of(22, e), CLASSES, a_teacher(), 0.5, SHOW) for e in range(3)]
-    stopped = engine.Fit(classifier(), train, CPU)
+    stopped = Trainer(classifier(), train, CPU)
     stopped.epoch(pool, plan_of(22, 0), CLASSES, a_teacher(), 0.5, SHOW)
     file = io.BytesIO()
     torch.save(stopped.state_dict(), file)
     file.seek(0)
-    resumed = engine.Fit(classifier(seed=5), train, CPU)
+    resumed = Trainer(classifier(seed=5), train, CPU)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert resumed.epochs == 1
     rest = [resumed.epoch(pool, plan_of(22, e), CLASSES, a_teacher(), 0.5, SHOW) for e in (1, 2)]
@@ -588,23 +590,23 @@ def test_stopping_and_going_on_gives_the_same_bits(optimizer):
 
 
 def test_bf16_keeps_weights_and_losses_in_float32(monkeypatch):
-    class Recorder(engine.Objective):
+    class Recorder(Objective):
         def __call__(self, *tensors):
             in_the_loss.extend(tensor.dtype for tensor in tensors)
             return super().__call__(*tensors)
 
-    monkeypatch.setattr(engine, "Objective", Recorder)
+    monkeypatch.setattr("distill.training.fit.Objective", Recorder)
     dtypes, in_the_loss = [], []
     model = classifier()
     model.network.fc.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
     train, pool = TrainConfig(batch_size=4, precision="bf16"), pool_of(16)
-    fit = engine.Fit(model, train, CPU)
+    fit = Trainer(model, train, CPU)
     figures = fit.epoch(pool, plan_of(16), CLASSES, a_teacher(), 0.5, SHOW)
     assert set(dtypes) == {torch.bfloat16}
     assert set(in_the_loss) == {torch.float32}
     assert {p.dtype for p in fit.parameters} == {torch.float32}
-    assert engine.predict(model, pool.images, train).dtype == torch.float32
-    exact = engine.Fit(classifier(), TrainConfig(batch_size=4), CPU).epoch(
+    assert predict(model, pool.images, train).dtype == torch.float32
+    exact = Trainer(classifier(), TrainConfig(batch_size=4), CPU).epoch(
         pool, plan_of(16), CLASSES, a_teacher(), 0.5, SHOW
     )
     assert figures["loss"] == pytest.approx(exact["loss"], rel=0.05)
@@ -624,10 +626,10 @@ def switches(monkeypatch):
 
 
 def test_set_up_switches_determinism_on_and_off(switches):
-    engine.set_up(TrainConfig(deterministic=True), CPU, None)
+    set_up(TrainConfig(deterministic=True), CPU, None)
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.utils.deterministic.fill_uninitialized_memory
-    engine.set_up(TrainConfig(), CPU, None)
+    set_up(TrainConfig(), CPU, None)
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory  # as torch begins
 
@@ -637,13 +639,13 @@ def test_set_up_makes_a_numbered_gpu_the_current_one(monkeypatch, switches, name
     """A bare cuda is whatever is current; torch.cuda.set_device refuses it."""
     numbers = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: numbers.append(device.index))
-    engine.set_up(TrainConfig(), torch.device(name), None)
+    set_up(TrainConfig(), torch.device(name), None)
     assert numbers == chosen
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_set_up_chooses_how_a_gpu_multiplies(switches, precision):
-    engine.set_up(TrainConfig(precision=precision), torch.device("cuda"), None)
+    set_up(TrainConfig(precision=precision), torch.device("cuda"), None)
     for switch in (torch.backends.cuda.matmul, torch.backends.cudnn):
         assert switch.allow_tf32 == (precision == "tf32")  # which torch does not tell where its switches disagree
     assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == (precision == "tf32")
@@ -652,7 +654,7 @@ def test_set_up_chooses_how_a_gpu_multiplies(switches, precision):
 def test_set_up_takes_the_number_of_threads(switches):
     before = torch.get_num_threads()
     try:
-        engine.set_up(TrainConfig(), CPU, 2)
+        set_up(TrainConfig(), CPU, 2)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -660,19 +662,19 @@ def test_set_up_takes_the_number_of_threads(switches):
 
 def test_a_deterministic_epoch_goes_through(switches):
     """No operation of training is one that torch refuses to repeat."""
-    engine.set_up(TrainConfig(deterministic=True), CPU, None)
+    set_up(TrainConfig(deterministic=True), CPU, None)
     trained(pool_of(16), a_teacher(), deterministic=True)
 
 
 def test_copies_have_a_stream_for_each_thread_and_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, object()))
-    monkeypatch.setattr(engine, "_own", threading.local())
+    monkeypatch.setattr("distill.training.batches._own", threading.local())
     devices = [torch.device("cuda", i) for i in (0, 1)]
-    here = [engine._copy_stream(device) for device in devices]
+    here = [_copy_stream(device) for device in devices]
     assert [stream[0] for stream in here] == devices
-    assert [engine._copy_stream(device) for device in devices] == here
+    assert [_copy_stream(device) for device in devices] == here
     with ThreadPoolExecutor(1) as pool:
-        there = pool.submit(engine._copy_stream, devices[0]).result()
+        there = pool.submit(_copy_stream, devices[0]).result()
     assert there[0] == devices[0]
     assert there != here[0]
 
@@ -680,8 +682,8 @@ def test_copies_have_a_stream_for_each_thread_and_device(monkeypatch):
 def on_gpu(resident: bool | None = None) -> dict[str, torch.Tensor]:
     cuda = torch.device("cuda")
     train = TrainConfig(deterministic=True, optimizer="sgd")
-    engine.set_up(train, cuda, None)
-    pool = engine.make_image_store(split_of(30), cuda, resident)
+    set_up(train, cuda, None)
+    pool = make_image_store(split_of(30), cuda, resident)
     assert pool.images.is_cuda == (resident is not False)
     return trained(pool, a_teacher().to(cuda), deterministic=True, optimizer="sgd")
 
@@ -706,13 +708,11 @@ def test_a_gpu_trains_the_same_bits_from_images_on_the_host(switches, small_chun
 @pytest.mark.gpu
 def test_a_gpus_predictions_do_not_depend_on_where_the_images_are(switches, small_chunks):
     cuda, train = torch.device("cuda"), TrainConfig(batch_size=4)
-    engine.set_up(train, cuda, None)
+    set_up(train, cuda, None)
     model = classifier().to(cuda)
-    one, other = (
-        engine.predict_all(model, engine.make_image_store(split_of(30), cuda, r), train) for r in (True, False)
-    )
+    one, other = (predict_all(model, make_image_store(split_of(30), cuda, r), train) for r in (True, False))
     assert torch.equal(one, other)
-    here = engine.predict_all(classifier(), pool_of(30), train)
+    here = predict_all(classifier(), pool_of(30), train)
     torch.testing.assert_close(one, here, rtol=1e-4, atol=1e-4)
 
 
@@ -721,7 +721,7 @@ def test_the_bits_do_not_depend_on_the_memory_layout_of_one_channel():
     labels, index = np.arange(6) % 3, np.arange(6)
     as_stacked = np.lib.stride_tricks.as_strided(images, (6, 1, 8, 8), (64, 1, 8, 1))
     strides = {
-        engine.make_image_store(Split(layout, labels, labels, index), CPU).images.stride()
+        make_image_store(Split(layout, labels, labels, index), CPU).images.stride()
         for layout in (images[:, None], as_stacked)
     }
     assert strides == {(64, 64, 8, 1)}
@@ -733,21 +733,21 @@ def test_the_bits_do_not_depend_on_the_memory_layout_of_one_channel():
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda", "cuda:1"])
 def test_channels_come_last_on_a_cpu_and_where_tensor_cores_multiply(precision, device):
-    last = engine.channels_last(TrainConfig(precision=precision), torch.device(device))
+    last = channels_last(TrainConfig(precision=precision), torch.device(device))
     assert last == (device == "cpu" or (device.startswith("cuda") and precision != "fp32"))
 
 
 def test_channels_last_training_is_the_same_training(monkeypatch, small_chunks):
     """In weights, moments, images and the teacher's pass; only the order of sums differs."""
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "channels_last", lambda train, device: False)
+        patch.setattr("distill.training.device.channels_last", lambda train, device: False)
         plain, teacher = trained(pool_of(22), a_teacher()), a_teacher()
     student = Spy(classifier())
-    fit = engine.Fit(student, TrainConfig(batch_size=4, lr=1e-2), CPU)
+    fit = Trainer(student, TrainConfig(batch_size=4, lr=1e-2), CPU)
     layouts = []
     for model in (student.model, teacher):
         model.network.blocks[2].bn2.register_forward_hook(lambda *args: layouts.append(args[2].stride()[1]))
-    fit.epoch(pool_of(22), plan_of(22), CLASSES, engine.place(teacher, fit.train, CPU), 0.5, SHOW)
+    fit.epoch(pool_of(22), plan_of(22), CLASSES, place(teacher, fit.train, CPU), 0.5, SHOW)
     assert layouts == [1] * (6 + 3)  # updates, and the teacher's chunks
     weight = student.model.network.blocks[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -758,10 +758,10 @@ def test_channels_last_training_is_the_same_training(monkeypatch, small_chunks):
 
 
 def test_a_model_may_be_placed_again(monkeypatch):
-    model = engine.place(classifier(), TrainConfig(), CPU)
+    model = place(classifier(), TrainConfig(), CPU)
     assert not model.network.blocks[0].conv1.weight.is_contiguous()
-    monkeypatch.setattr(engine, "channels_last", lambda train, device: False)
-    assert engine.place(model, TrainConfig(), CPU).network.blocks[0].conv1.weight.is_contiguous()
+    monkeypatch.setattr("distill.training.device.channels_last", lambda train, device: False)
+    assert place(model, TrainConfig(), CPU).network.blocks[0].conv1.weight.is_contiguous()
 
 
 def test_a_network_of_ones_own_keeps_its_layout():
@@ -775,7 +775,7 @@ def test_a_network_of_ones_own_keeps_its_layout():
         def forward(self, x):
             return self.head(self.convolution(x).view(len(x), -1))
 
-    fit = engine.Fit(Classifier(Own(), torch.zeros(3), torch.ones(3)), TrainConfig(batch_size=4), CPU)
+    fit = Trainer(Classifier(Own(), torch.zeros(3), torch.ones(3)), TrainConfig(batch_size=4), CPU)
     fit.epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), 0.5, SHOW)
     assert fit.model.network.convolution.weight.is_contiguous()
 

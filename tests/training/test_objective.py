@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from distill import losses
 from distill.losses import LOSSES, loss_function
-from distill.training.objective import Objective, add_regulariser, blend, one_hot
+from distill.training.objective import Objective, blend, one_hot
+from distill.training.optim import add_regulariser
 
 cases = settings(max_examples=25, deadline=None, derandomize=True)
 alphas = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))

@@ -1,0 +1,109 @@
+"""The optimiser, its learning rate, and its step with the regulariser's gradient.
+
+On a CPU the regulariser and Adam's step go over memory once. The gradient of coef * ||p|| is (coef / ||p||) * p, and
+that of coef * ||p||^2 is 2 * coef * p: each is what Adam itself adds to the gradient for a weight decay of that size.
+Its fused kernel takes one decay for all tensors of a call, so it is called once a tensor; on a CPU a call costs
+microseconds, and the gradients need not be read and written once more.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from distill.config import TrainConfig
+
+NORM_FLOOR = torch.finfo(torch.float32).tiny ** 0.5  # below it squares underflow, and with them the norm
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """torch.optim's Adam, AdamW or SGD over the model's trainable parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    options = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=train.momentum, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer](parameters, **options)
+
+
+def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> float:
+    """The learning rate of one update, counted from 0 over the whole training. A function: there is no state to save.
+
+    Warm-up rises linearly to ``lr`` over warmup_epochs. cosine then falls to 0. onecycle is the cosine form of
+    Smith & Topin (2019) with torch's constants: lr/25 up to lr in 30 % of the updates, then down to lr/250,000;
+    momentum stays as it is.
+    """
+
+    def cosine(start: float, end: float, share: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+    total = train.epochs * updates_per_epoch
+    if train.lr_schedule == "onecycle":
+        peak = max(0.3 * total - 1, 1e-9)
+        if update <= peak:
+            return cosine(train.lr / 25, train.lr, update / peak)
+        return cosine(train.lr, train.lr / 25e4, (update - peak) / max(total - 1 - peak, 1e-9))
+    warmup = min(train.warmup_epochs, train.epochs - 1) * updates_per_epoch
+    if update < warmup:
+        return train.lr * (update + 1) / warmup
+    if train.lr_schedule == "cosine":
+        return cosine(train.lr, 0.0, (update - warmup) / (total - warmup))
+    return train.lr
+
+
+def updates_per_epoch(n: int, batch_size: int) -> int:
+    """Updates in an epoch of ``n`` images. A last batch of one image is left out: it has no variance."""
+    return n // batch_size + (n % batch_size > 1)
+
+
+def add_regulariser(parameters: list[Tensor], reg: str, coef: float) -> Tensor:
+    """Add the regulariser's gradient to ``p.grad`` of every parameter, and return its value, a float32 scalar.
+
+    norm: coef * sum ||p||, gradient coef * p / ||p|| (0 where p = 0, as torch.norm has it); l2: coef * sum ||p||^2.
+    Worked out by hand because autograd through a norm per tensor costs hundreds of small operations an update.
+    """
+    if reg == "none" or coef == 0:
+        return torch.zeros((), device=parameters[0].device)
+    values = [p.detach() for p in parameters]
+    for p in parameters:
+        if p.grad is None:  # the loss does not reach it
+            p.grad = torch.zeros_like(p)
+    grads = [p.grad for p in parameters]
+    norms = torch._foreach_norm(values)
+    if reg == "l2":
+        torch._foreach_add_(grads, values, alpha=2 * coef)
+        return coef * torch.stack(norms).square().sum()
+    torch._foreach_addcdiv_(grads, values, torch._foreach_clamp_min(norms, NORM_FLOOR), value=coef)
+    return coef * torch.stack(norms).sum()
+
+
+def update(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> Tensor:
+    """Update ``parameters`` by their gradients and the regulariser's; returns its value before, a float32 scalar.
+
+    The same numbers as ``add_regulariser`` and ``optimizer.step()``, but for rounding; where the regulariser is folded
+    in, its part is not in ``p.grad``. An optimiser's first step, which makes its moments, is always its own.
+    """
+    if not folds(optimizer, parameters, reg, coef):
+        value = add_regulariser(parameters, reg, coef)
+        optimizer.step()
+        return value
+    group, held = optimizer.param_groups[0], [optimizer.state[p] for p in parameters]
+    beta1, beta2 = group["betas"]
+    with torch.no_grad():
+        norms = torch.stack(torch._foreach_norm(parameters))
+        decays = 2 * coef * torch.ones_like(norms) if reg == "l2" else coef / norms.clamp_min(NORM_FLOOR)
+        torch._foreach_add_([state["step"] for state in held], 1)
+        for p, state, decay in zip(parameters, held, decays.tolist(), strict=True):
+            if p.grad is None:  # the loss does not reach it
+                p.grad = torch.zeros_like(p)
+            torch._fused_adam_(
+                [p], [p.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
+                lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"] + decay, eps=group["eps"],
+                amsgrad=False, maximize=False,
+            )  # fmt: skip
+        return coef * (norms.square() if reg == "l2" else norms).sum()
+
+
+def folds(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> bool:
+    """Whether the next step can take the regulariser in: Adam's (not AdamW's) on a CPU, and not its first."""
+    regularised = reg != "none" and coef > 0 and all(p.device.type == "cpu" for p in parameters)
+    return regularised and type(optimizer) is torch.optim.Adam and len(optimizer.state) == len(parameters)

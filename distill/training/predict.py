@@ -1,0 +1,32 @@
+"""Predictions of a trained network: logits of a whole split, and a teacher's soft targets for a chunk."""
+
+import torch
+from torch import Tensor, nn
+
+from distill.config import TrainConfig
+from distill.training import cuda_graph as graph
+from distill.training.batches import ImageStore, chunk_size
+from distill.training.device import autocast
+
+PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, small enough for most devices
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
+    """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
+    model.eval()
+    parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
+    with graph.alone(train.graph, images, "eval", train.precision), autocast(train, images.device):
+        return torch.cat([model(part).float() for part in parts])
+
+
+def predict_all(model: nn.Module, pool: ImageStore, train: TrainConfig) -> Tensor:
+    """Logits (n, classes) float32 on the CPU for a whole split, in its order and not augmented."""
+    n, size = len(pool), chunk_size(pool, train.batch_size)
+    parts = (pool.images[i : i + size].to(pool.device, non_blocking=True) for i in range(0, n, size))
+    return torch.cat([predict(model, part, train) for part in parts]).cpu()  # waits for the device
+
+
+def soft_targets(teacher: nn.Module | None, images: Tensor, train: TrainConfig) -> Tensor | None:
+    """The teacher's probabilities (m, classes) float32 at the temperature, for exactly these images."""
+    return None if teacher is None else (predict(teacher, images, train) / train.temperature).softmax(1)
