@@ -29,17 +29,19 @@ class DataConfig(Section):
         "imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
     )
     data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False)
-    image_size: int | None = option(None, "resize every image of an imagefolder to this many pixels square")
+    image_size: int | None = option(None, "resize the images of an imagefolder to squares of this many pixels")
     train_size: int | None = option(None, "train on a class-balanced subset of this many images")
     test_size: int | None = option(None, "test on a class-balanced subset of this many images")
-    val_size: int = option(0, "images held out of the training set, class-balanced, clean labels")
+    val_size: int = option(0, "hold this many training images out, class-balanced, with true labels")
     label_noise: float = option(0.0, "fraction of the training labels to corrupt, in [0, 1]")
     label_noise_kind: str = option(
         "symmetric",
         "; ".join(f"{name}: {kind.help}" for name, kind in noise.KINDS.items()),
         choices=tuple(noise.KINDS),
     )
-    augment: bool = option(True, "random crops (zero padding of an eighth of the width) and, except for digits, flips")
+    augment: bool = option(
+        True, "random crops (zero padding of an eighth of the width) and flips (no flips for digits)"
+    )
 
     def check(self) -> None:
         require(
@@ -53,7 +55,7 @@ class DataConfig(Section):
         require(0 <= self.label_noise <= 1, f"label_noise must be in [0, 1], not {self.label_noise}")
         require(
             self.image_size is None or self.dataset == "imagefolder",
-            f"image_size is for --dataset imagefolder; {self.dataset} has a size of its own",
+            f"image_size is for --dataset imagefolder; the images of {self.dataset} have one size already",
         )
 
 
@@ -65,7 +67,8 @@ class ModelConfig(Section):
 
     resnet: int = option(
         50,
-        "depth: 18, 34, 50, 101 are torchvision's; the others the 6n+2 family for CIFAR (He et al. 2016, section 4.2)",
+        "depth of a ResNet: 18, 34, 50 and 101 are torchvision's, the others are of the 6n+2 family for CIFAR "
+        "(He et al. 2016, section 4.2)",
         choices=tuple(sorted(CIFAR_RESNETS + TORCHVISION_RESNETS)),
         also=(CUSTOM_MODEL,),
     )
@@ -76,7 +79,7 @@ class ModelConfig(Section):
         choices=("imagenet", "cifar"),
     )
     width: int | None = option(None, "channels of the first stage of the 6n+2 family [default: 16]")
-    pretrained: bool = option(False, "start every model from torchvision's ImageNet weights, with a new head")
+    pretrained: bool = option(False, "start every model from torchvision's ImageNet parameters, with a new last layer")
     network: str | None = option(
         None, "package.module:function that returns your own network when called with (channels, classes)"
     )
@@ -96,7 +99,7 @@ class ModelConfig(Section):
         """The name in messages: ``ResNet-50``, ``my_nets:wide``."""
         if self.network is not None:
             return self.network
-        return "a network of your own" if self.is_python else f"ResNet-{self.resnet}"
+        return "a custom network" if self.is_python else f"ResNet-{self.resnet}"
 
     @property
     def folder_name(self) -> str:
@@ -127,7 +130,7 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class TrainConfig(Section):
-    """How one model is fitted to its targets."""
+    """How one model is trained."""
 
     section = "train"
 
@@ -136,37 +139,39 @@ class TrainConfig(Section):
     loss: str = option("mse", "; ".join(f"{name}: {loss.help}" for name, loss in losses.LOSSES.items()))
     temperature: float = option(
         1.0,
-        f"softens teacher and student in the distillation term of {losses.with_temperature()} (Hinton et al. 2015)",
+        f"temperature of teacher and student in the teacher's term of {losses.with_temperature()} (Hinton et al. 2015)",
     )
     reg: str = option(
         "norm",
-        "regulariser over all parameter tensors: norm: sum of L2 norms; l2: sum of squared L2 norms; none",
+        "regulariser over all parameter tensors: norm: sum of L2 norms; l2: sum of squared L2 norms; or none",
         choices=("norm", "l2", "none"),
     )
-    reg_coef: float = option(1e-4, "weight of the regulariser")
-    optimizer: str = option("adam", "torch.optim's", choices=("adam", "adamw", "sgd"))
-    lr: float = option(1e-4, "learning rate (the highest one, under a schedule)")
-    momentum: float | None = option(None, "momentum of sgd [default: 0.9]")
-    weight_decay: float = option(0.0, "the optimiser's own weight decay")
-    lr_schedule: str = option("constant", "learning rate over the updates", choices=("constant", "cosine", "onecycle"))
+    reg_coef: float = option(1e-4, "coefficient of the regulariser")
+    optimizer: str = option("adam", "optimiser", choices=("adam", "adamw", "sgd"))
+    lr: float = option(1e-4, "learning rate; with a schedule, the highest")
+    momentum: float | None = option(None, "momentum, for sgd [default: 0.9]")
+    weight_decay: float = option(0.0, "weight decay of the optimiser")
+    lr_schedule: str = option("constant", "schedule of the learning rate", choices=("constant", "cosine", "onecycle"))
     warmup_epochs: int = option(0, "epochs of linear warm-up before the schedule")
     precision: str = option(
         "fp32",
-        "fp32; tf32: tensor-core products of float32 (CUDA); bf16: autocast, with float32 weights and losses",
+        "fp32; tf32: float32 products on tensor cores (CUDA); bf16: autocast, with float32 parameters and losses",
         choices=("fp32", "tf32", "bf16"),
     )
-    deterministic: bool = option(False, "bit-for-bit repeatable on a GPU too (slower there; a CPU always is)")
+    deterministic: bool = option(
+        False, "bit-identical repetition on a GPU too, which is slower (on a CPU it always is)"
+    )
     compile: bool = option(
         False,
-        "torch.compile for the network's forward and backward pass: costs minutes of compiling in every process, and "
-        "was slower in every case measured on a CPU",
+        "use torch.compile for the forward and backward pass: takes minutes in every process, and was slower in every "
+        "case measured on a CPU",
     )
     graph: bool = option(
         True,
-        "on a CUDA device, capture the update as a CUDA graph and replay it (to look for an error: off)",
+        "on a CUDA device, capture the update as a CUDA graph and replay it (turn off for debugging)",
         identity=False,
     )
-    fast_dev_run: bool = option(False, "two batches of everything and one epoch per model: does it run at all?")
+    fast_dev_run: bool = option(False, "one epoch of two batches per model, to see whether it runs")
 
     def resolved(self) -> dict[str, Any]:
         momentum = 0.9 if self.optimizer == "sgd" and self.momentum is None else self.momentum
@@ -193,7 +198,10 @@ class TrainConfig(Section):
             0 <= self.warmup_epochs < self.max_epochs,
             f"warmup_epochs must be in [0, max_epochs), not {self.warmup_epochs} of {self.max_epochs}",
         )
-        require(self.lr_schedule != "onecycle" or self.warmup_epochs == 0, "onecycle has a warm-up of its own")
+        require(
+            self.lr_schedule != "onecycle" or self.warmup_epochs == 0,
+            "onecycle has its own warm-up; leave --warmup-epochs out",
+        )
 
     @property
     def epochs(self) -> int:
@@ -209,27 +217,28 @@ class ChainConfig(Section):
 
     alpha: tuple[float | str, ...] | None = option(
         None,
-        "weight of the ground truth, that of the teacher being 1 - alpha; in [0, 1], several for a grid. "
-        "auto: estimated at each step on held-out images (needs val_size). "
-        "preview: train no student; show what a kernel model of the teacher's features predicts [default: 0.6]",
+        "weight of the given labels in [0, 1]; the teacher gets 1 - alpha; several values make a grid. auto: estimated "
+        "at each step on held-out images (needs --val-size). preview: the same as --preview [default: 0.6]",
         words=(*arms.KINDS, PREVIEW),
     )
     alpha_schedule: tuple[tuple[float | str, ...], ...] = option(
         (),
-        "an alpha (or auto) for each student in turn, the last one repeating; may be given several times, "
-        "equal prefixes share their models",
+        "an alpha (or auto) for each student in turn; the last one repeats. Several schedules may be given; those that "
+        "begin alike share models",
         words=tuple(arms.KINDS),
     )
-    seed: tuple[int, ...] = option((1,), "seed of splits, label noise, initial weights and batches; several for a grid")
-    distillation_steps: int = option(5, "students after the teacher")
+    seed: tuple[int, ...] = option(
+        (1,), "seed of splits, label noise, initial parameters and batches; several values make a grid"
+    )
+    distillation_steps: int = option(5, "number of students after the teacher")
     teacher_select: str = option(
         "last",
-        "which epoch's model teaches: the last, or the one most accurate on the held-out images (needs val_size)",
+        "which epoch's model teaches: the last, or the one most accurate on the held-out images (needs --val-size)",
         choices=("last", "best"),
     )
     teacher_ckpt: str | None = option(None, "continue from this model.pt instead of training a teacher")
     teacher_step: int | None = option(
-        None, "step that teacher_ckpt stands at; its first student is the next [default: 0]"
+        None, "step of the model in --teacher-ckpt; its first student has the next step [default: 0]"
     )
 
     def resolved(self) -> dict[str, Any]:
@@ -306,21 +315,19 @@ class ChainConfig(Section):
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """Where the work is done and kept."""
+    """Where to run, and where results are kept."""
 
     section = "run"
 
     output: str | None = option(
-        None, "run directory [default: runs/<dataset>-resnet<depth>-<hash of the configuration>]", identity=False
+        None, "run directory [default: runs/<dataset>-<network>-<hash of the options>]", identity=False
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:<i> or mps", identity=False)
-    threads: int | None = option(
-        None, "CPU threads per process [default: the cores, shared among the jobs]", identity=False
-    )
+    threads: int | None = option(None, "CPU threads per process [default: cores / jobs]", identity=False)
     jobs: int | str = option(
         1,
-        "chains trained side by side, each in a process of its own, on a CUDA device in a thread with a stream of its "
-        "own; auto: as many as pay here",
+        "chains to train at the same time, each in a separate process, or on a CUDA device in a thread with its own "
+        "stream; auto: the number that trains fastest here",
         identity=False,
         words=("auto",),
     )

@@ -78,7 +78,6 @@ def test_marked_commands_are_found():
     assert [name(page) for page in PAGES if any(mark == "run" for mark, _, _ in blocks(page))] == [
         "docs/data.md",
         "docs/kernel.md",
-        "docs/options.md",
     ]
 
 

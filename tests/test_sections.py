@@ -89,7 +89,7 @@ ILLEGAL = [
     ({"optimizer": "sgd", "momentum": 1.0}, "momentum must be in [0, 1)"),
     ({"weight_decay": inf}, "weight_decay must be a number >= 0"),
     ({"lr_schedule": "step"}, "lr_schedule must be one of constant, cosine, onecycle"),
-    ({"lr_schedule": "onecycle", "warmup_epochs": 1}, "onecycle has a warm-up of its own"),
+    ({"lr_schedule": "onecycle", "warmup_epochs": 1}, "onecycle has its own warm-up"),
     ({"warmup_epochs": 75}, "warmup_epochs must be in [0, max_epochs)"),
     ({"warmup_epochs": -1}, "warmup_epochs must be in [0, max_epochs)"),
     ({"precision": "fp16"}, "precision must be one of fp32, tf32, bf16"),
