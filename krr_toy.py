@@ -1,4 +1,4 @@
-"""The kernel experiment: kernel ridge self-distillation in closed form. See `python krr_toy.py --help`."""
+"""The toy experiment: kernel ridge self-distillation in closed form. See ``python krr_toy.py --help``."""
 
 import sys
 

@@ -1,20 +1,24 @@
-"""The kernel experiment's data and losses: the sinusoid, a reader of CSV files, kernels, folds.
+"""The toy experiment's data and losses: the sinusoid, a reader of CSV files, kernels, folds.
 
-The data of Mobahi, Farajtabar & Bartlett (NeurIPS 2020), with the noise that Borup & Andersen drew.
+The data are those of Mobahi, Farajtabar & Bartlett (NeurIPS 2020), with the noise that Borup & Andersen drew.
 """
 
 import csv
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from distill.errors import DataError
+from distill.kernel.arrays import FloatArray
 from distill.kernel.linalg import Spectrum, decompose, require_memory
 from distill.kernel.riskmap import risk_map
 from distill.kernel.spectral import DivergentChainError, dual_coefficients, power_coefficients, predict
 
-LEAVE_ONE_OUT_MOST = 200  # points; each takes a decomposition of the others, and above it a fifth is held out
+MOST_LEFT_OUT = 200  # points: leaving one out decomposes the kernel of the others; of more, a fraction is held out
 HELD_OUT_FRACTION = 0.2
 
 Y = np.array(
@@ -36,18 +40,18 @@ Y = np.array(
 
 @dataclass(frozen=True)
 class Data:
-    """Points to fit and how to judge a fit. All arrays are float64.
+    """Points to fit, and the ground truth to judge a fit by. All arrays are float64.
 
-    x, y (n,): the points, in rising x. x_truth, truth (q,): where the truth is known, or None.
+    x, y (n,): the points, in rising x. x_truth, truth (q,): points at which the truth is known, or None.
     """
 
-    x: np.ndarray
-    y: np.ndarray
-    x_truth: np.ndarray | None
-    truth: np.ndarray | None
+    x: FloatArray
+    y: FloatArray
+    x_truth: FloatArray | None
+    truth: FloatArray | None
 
 
-def sinusoid(x):
+def sinusoid(x: FloatArray) -> FloatArray:
     """sin(2 pi x), the toy's truth."""
     return np.sin(2 * np.pi * x)
 
@@ -59,14 +63,18 @@ def toy() -> Data:
 
 
 def draw(n: int, sigma: float, seed: int) -> Data:
-    """n points of the sinusoid, evenly spaced on [0, 1], with normal noise of standard deviation sigma."""
-    require_memory(n, arrays=3)  # before even the points are: n may be a slip of the finger
-    x_truth, x = np.arange(101) / 100, np.linspace(0, 1, n)
+    """n points of the sinusoid, evenly spaced on [0, 1], with normal noise of standard deviation sigma.
+
+    Raises MatrixTooLargeError.
+    """
+    require_memory(n, arrays=3)  # before the points are made: n may be mistyped
+    x_truth = np.arange(101) / 100
+    x = np.linspace(0, 1, n)
     noise = np.random.default_rng(seed).normal(scale=sigma, size=n)
     return Data(x, sinusoid(x) + noise, x_truth, sinusoid(x_truth))
 
 
-def read_csv(path) -> Data:
+def read_csv(path: str | Path) -> Data:
     """Points from a CSV file with a header row and columns x, y and optionally truth, the truth at x.
 
     Raises DataError naming the line, and OSError.
@@ -80,14 +88,17 @@ def read_csv(path) -> Data:
             rows = [_numbers(path, reader.line_num, row, columns) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error.strerror}") from None
     if not rows:
         raise DataError(f"{path}: no rows after the header")
     values = np.array(sorted(rows)).T
-    x, y = values[:2]
+    x = values[0]
+    y = values[1]
     return Data(x, y, x, values[2]) if len(values) == 3 else Data(x, y, None, None)
 
 
-def _numbers(path, line, row, columns):
+def _numbers(path: str | Path, line: int, row: dict[str, str], columns: list[str]) -> list[float]:
     try:
         numbers = [float(row[name] or "") for name in columns]
     except ValueError:
@@ -97,20 +108,20 @@ def _numbers(path, line, row, columns):
     return numbers
 
 
-def _scaled_distance(x, z, gamma):
+def _scaled_distance(x: FloatArray, z: FloatArray, gamma: float) -> FloatArray:
     """|x - z| / length, (q, n), with the RBF kernel's length scale 1/sqrt(2 gamma)."""
     return np.abs(x[:, None] - z) * math.sqrt(2 * gamma)
 
 
-def _matern32(r):
+def _matern32(r: FloatArray) -> FloatArray:
     return (1 + math.sqrt(3) * r) * np.exp(-math.sqrt(3) * r)
 
 
-def _matern52(r):
+def _matern52(r: FloatArray) -> FloatArray:
     return (1 + math.sqrt(5) * r + 5 / 3 * r**2) * np.exp(-math.sqrt(5) * r)
 
 
-KERNELS = {
+KERNELS: dict[str, Callable[[FloatArray, FloatArray, float], FloatArray]] = {
     "rbf": lambda x, z, gamma: np.exp(-gamma * (x[:, None] - z) ** 2),
     "laplacian": lambda x, z, gamma: np.exp(-gamma * np.abs(x[:, None] - z)),
     "matern12": lambda x, z, gamma: np.exp(-_scaled_distance(x, z, gamma)),
@@ -121,45 +132,46 @@ KERNELS = {
 }
 
 
-def kernel_matrix(name: str, x, z, gamma: float) -> np.ndarray:
-    """k(x_i, z_j), (q, n) float64, of points x (q,) and z (n,); decompose refuses what overflows."""
+def kernel_matrix(name: str, x: FloatArray, z: FloatArray, gamma: float) -> FloatArray:
+    """k(x_i, z_j), (q, n) float64, of points x (q,) and z (n,). An entry that overflows is inf or NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
         return KERNELS[name](x, z, gamma)
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A chain to fit and where to judge it: a spectrum and y (n,), K_new (q, n), target (q,)."""
+    """A chain's training points and the points that judge it: a spectrum and y (n,); K_new (q, n), target (q,)."""
 
     spectrum: Spectrum
-    y: np.ndarray
-    K_new: np.ndarray
-    target: np.ndarray
+    y: FloatArray
+    K_new: FloatArray
+    target: FloatArray
 
 
-def folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[Fold], str]:
-    """Where chains on `data` are judged, and the name of the loss.
+def make_folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[Fold], str]:
+    """The folds on which chains on ``data`` are judged, and the name of the loss.
 
-    Against the truth where it is known. Otherwise left-out points: each in turn, with a chain of its own on
+    One fold judged by the truth if it is known. Otherwise points are left out: each in turn, with a separate chain on
     all the others, which is exact leave-one-out (a chain of ridge fits has no shortcut by the smoother's
-    diagonal), or past LEAVE_ONE_OUT_MOST points a fifth of them, drawn with `seed`.
+    diagonal), or for more than MOST_LEFT_OUT points a fifth of them, drawn with ``seed``. Raises DataError for a
+    single point without truth.
     """
 
-    def fold(train, x_new, target):
+    def fold(train: NDArray[np.int_], x_new: FloatArray, target: FloatArray) -> Fold:
         x = data.x[train]
         require_memory(len(x), arrays=3)
         spectrum = decompose(kernel_matrix(kernel, x, x, gamma), overwrite=True)
         return Fold(spectrum, data.y[train], kernel_matrix(kernel, x_new, x, gamma), target)
 
     n = len(data.x)
-    if data.truth is not None:
+    if data.x_truth is not None and data.truth is not None:
         name = f"mean squared error against the truth at {len(data.truth)} points"
         return [fold(np.arange(n), data.x_truth, data.truth)], name
     if n < 2:
         raise DataError("one point without its truth leaves nothing to judge a fit by")
-    if n <= LEAVE_ONE_OUT_MOST:
+    if n <= MOST_LEFT_OUT:
         name = f"leave-one-out mean squared error over {n} points"
-        groups = np.arange(n)[:, None]
+        groups = list(np.arange(n)[:, None])
     else:
         count = round(HELD_OUT_FRACTION * n)
         name = f"held-out mean squared error on {count} of {n} points (seed {seed})"
@@ -167,30 +179,31 @@ def folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[Fold],
     return [fold(np.setdiff1d(np.arange(n), group), data.x[group], data.y[group]) for group in groups], name
 
 
-def losses(parts: list[Fold], lam: float, alpha, steps) -> np.ndarray:
-    """The loss of one chain at each of `steps`, (len(steps),); inf where it has diverged. alpha as in distill.krr."""
+def chain_losses(folds: list[Fold], lam: float, alpha: ArrayLike, steps: Sequence[float]) -> FloatArray:
+    """The loss of one chain at each of ``steps``, (len(steps),); inf if it diverges. alpha as in ``distill.krr``."""
     squares = np.zeros(len(steps))
     for i, step in enumerate(steps):
         try:
-            for part in parts:
-                c = dual_coefficients(part.spectrum, part.y, lam, alpha, step)
+            for fold in folds:
+                c = dual_coefficients(fold.spectrum, fold.y, lam, alpha, step)
                 with np.errstate(over="ignore"):
-                    squares[i] += ((predict(part.K_new, c)[0] - part.target) ** 2).sum()
+                    squares[i] += ((predict(fold.K_new, c)[0] - fold.target) ** 2).sum()
         except DivergentChainError:
             squares[i] = math.inf
-    return squares / sum(len(part.target) for part in parts)
+    return squares / sum(len(fold.target) for fold in folds)
 
 
-def loss_map(parts: list[Fold], lam: float, alphas, steps) -> np.ndarray:
+def loss_map(folds: list[Fold], lam: float, alphas: ArrayLike, steps: ArrayLike) -> FloatArray:
     """The loss of every alpha (constant along its chain) at every step, (len(alphas), len(steps))."""
-    maps = [risk_map(part.spectrum, part.y, part.K_new, part.target, alphas, lam, steps)[:, 0] for part in parts]
-    sizes = [len(part.target) for part in parts]
+    maps = [risk_map(fold.spectrum, fold.y, fold.K_new, fold.target, alphas, lam, steps)[:, 0] for fold in folds]
+    sizes = [len(fold.target) for fold in folds]
     return np.average(maps, axis=0, weights=sizes)
 
 
-def held_out_residuals(parts: list[Fold], lam: float, k: int) -> np.ndarray:
-    """target - (prediction of A^j y), j = 1..k, over all folds: (k, points), for the best weights."""
-    return np.concatenate(
-        [part.target - predict(part.K_new, power_coefficients(part.spectrum, part.y, lam, k)) for part in parts],
-        axis=1,
-    )
+def held_out_residuals(folds: list[Fold], lam: float, k: int) -> FloatArray:
+    """target - (prediction of A^j y), j = 1..k, over all folds: (k, points), for the best alphas."""
+    residuals = []
+    for fold in folds:
+        powers = power_coefficients(fold.spectrum, fold.y, lam, k)
+        residuals.append(fold.target - predict(fold.K_new, powers))
+    return np.concatenate(residuals, axis=1)

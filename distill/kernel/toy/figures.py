@@ -1,19 +1,27 @@
-"""The kernel experiment's figures. Each function draws exactly the arrays it is given and returns the figure.
+"""The toy experiment's figures. Each function draws exactly the arrays it is given and returns the figure.
 
-Colours run through cividis, whose lightness falls evenly: they stay apart in grey print and for the
+The colours come from cividis, whose lightness changes evenly: they can be told apart in grey print and by the
 colour-blind.
 """
 
+import argparse
 import io
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import colors
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
 
-from distill.kernel.linalg import decompose
+from distill.kernel.arrays import FloatArray
+from distill.kernel.linalg import Spectrum, decompose
 from distill.kernel.mixing import alphas_to_weights, greedy_alphas, joint_weights, weights_to_alphas
 from distill.kernel.spectral import (
     DivergentChainError,
@@ -23,10 +31,11 @@ from distill.kernel.spectral import (
     predict,
     sparsification_ratios,
 )
-from distill.kernel.toy.data import held_out_residuals, kernel_matrix, loss_map
+from distill.kernel.toy.data import Data, Fold, held_out_residuals, kernel_matrix, loss_map
+from distill.kernel.toy.program import NamedChain
 
 FONT = 9
-STYLE = {
+STYLE: Any = {  # any, because Matplotlib's own type lists all its settings
     "font.size": FONT,
     "axes.titlesize": FONT,
     "axes.labelsize": FONT,
@@ -40,21 +49,22 @@ STYLE = {
     "hatch.linewidth": 0.6,
     "svg.hashsalt": "krr",  # the same file for the same figure
 }
-LIMIT = "0.1"
-CURVES = 6
-COMPONENTS = 40  # of the spectrum are drawn at most
-GRID = np.round(np.arange(-1.5, 1.501, 0.05), 10)  # of alpha
+LIMIT_COLOUR = "0.1"
+MOST_CURVES = 6
+MOST_COMPONENTS = 40  # of the spectrum
+ALPHAS = np.round(np.arange(-1, 1.001, 0.05), 10)  # of the risk map
+WIDE_ALPHAS = np.round(np.arange(-1.5, 1.501, 0.05), 10)  # of the valley beside the best alphas
 
 
 def render(figure: Figure, file_format: str, dpi: int) -> bytes:
-    """The figure as the bytes of a file, without a date in it."""
+    """The figure as the bytes of an undated file: the same bytes for the same figure."""
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     file = io.BytesIO()
     figure.savefig(file, format=file_format, dpi=dpi, metadata=undated[file_format])
     return file.getvalue()
 
 
-def _shades(count: int):
+def _shades(count: int) -> FloatArray:
     """`count` colours from light to dark."""
     return matplotlib.colormaps["cividis_r"](np.linspace(0.12, 1, count))
 
@@ -63,29 +73,32 @@ def _name(step: float) -> str:
     return "limit" if step == math.inf else f"fit {int(step)}"
 
 
-def distill_figure(x, y, grid, curves, steps, limit, truth=None) -> Figure:
-    """The data (x, y), the fits of `steps` on `grid`, the dashed limit, and the truth if it is known.
+def distill_figure(
+    data: Data, grid: FloatArray, curves: FloatArray, steps: Sequence[float], limit: FloatArray | None
+) -> Figure:
+    """The points, the fits of ``steps`` on ``grid`` (q,), the dashed limit, and the truth if it is known.
 
-    curves (len(steps), q), limit (q,) or None if the chain diverges, truth (q,) or None.
+    curves (len(steps), q), limit (q,) or None if the chain diverges.
     """
     figure = Figure(figsize=(5.2, 3.4))
     axes = figure.add_subplot(xlabel="x", ylabel="f(x)")
-    if truth is not None:
+    if data.x_truth is not None and data.truth is not None:
+        truth = np.interp(grid, data.x_truth, data.truth)
         axes.plot(grid, truth, color="0.6", linewidth=3, alpha=0.5, label="truth")
     for curve, step, colour in zip(curves, steps, _shades(len(steps)), strict=True):
         axes.plot(grid, curve, color=colour, linewidth=1.3, label=_name(step))
     if limit is not None:
-        axes.plot(grid, limit, color=LIMIT, linestyle="--", linewidth=1.3, label="limit")
-    axes.plot(x, y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
+        axes.plot(grid, limit, color=LIMIT_COLOUR, linestyle="--", linewidth=1.3, label="limit")
+    axes.plot(data.x, data.y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
     figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
-def diagonal_figure(B, steps, limit) -> Figure:
+def diagonal_figure(B: FloatArray, steps: Sequence[float], limit: FloatArray | None) -> Figure:
     """Nested bars of the diagonal of B by step, the limit hatched. B (len(steps), n), limit (n,) or None."""
     figure = Figure(figsize=(5.2, 3.4))
     axes = figure.add_subplot(xlabel="component k, from the largest eigenvalue", ylabel="diagonal of B")
-    k = np.arange(1, min(B.shape[1], COMPONENTS) + 1)
+    k = np.arange(1, min(B.shape[1], MOST_COMPONENTS) + 1)
     widths = np.linspace(0.92, 0.3, len(steps))
     for row, step, colour, width in zip(B, steps, _shades(len(steps)), widths, strict=True):
         axes.bar(k, row[: len(k)], width=width, color=colour, label=_name(step))
@@ -95,7 +108,7 @@ def diagonal_figure(B, steps, limit) -> Figure:
             limit[: len(k)],
             width=0.92,
             facecolor="none",
-            edgecolor=LIMIT,
+            edgecolor=LIMIT_COLOUR,
             hatch="////",
             linewidth=0.8,
             label="limit",
@@ -106,11 +119,11 @@ def diagonal_figure(B, steps, limit) -> Figure:
     return figure
 
 
-def ratio_figure(R, steps, limit) -> Figure:
+def ratio_figure(R: FloatArray, steps: Sequence[float], limit: FloatArray | None) -> Figure:
     """R_k = B_k / B_(k+1) by step, the limit dashed. R (len(steps), n-1), limit (n-1,) or None."""
     figure = Figure(figsize=(5.2, 3.4))
     axes = figure.add_subplot(xlabel="component k", ylabel=r"$R_k = B_k\,/\,B_{k+1}$")
-    k = np.arange(1, min(R.shape[1], COMPONENTS) + 1)
+    k = np.arange(1, min(R.shape[1], MOST_COMPONENTS) + 1)
     for row, step, colour in zip(R, steps, _shades(len(steps)), strict=True):
         axes.plot(k, row[: len(k)], "o-", color=colour, markersize=3.5, linewidth=1.2, label=_name(step))
     if limit is not None:
@@ -118,7 +131,7 @@ def ratio_figure(R, steps, limit) -> Figure:
             k,
             limit[: len(k)],
             "s--",
-            color=LIMIT,
+            color=LIMIT_COLOUR,
             markersize=3.5,
             linewidth=1.2,
             markerfacecolor="white",
@@ -132,7 +145,8 @@ def ratio_figure(R, steps, limit) -> Figure:
 
 def chain_drawing() -> Figure:
     """A drawing of the chain X, y -> f^(1) -> y^(1) -> f^(2) -> y^(2) -> ..."""
-    figure = Figure(figsize=(7.2, 2.3), layout="none")
+    figure = Figure(figsize=(7.2, 2.3))
+    figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7.2), ylim=(0, 2.3))
     axes.set_axis_off()
     box = {"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "0.2"}
@@ -175,21 +189,21 @@ def chain_drawing() -> Figure:
     return figure
 
 
-def _risk_norm(risk):
-    """Colours that tell most apart at the bottom of the valley; what is far above it takes the last one."""
-    low = np.min(risk)
-    return colors.PowerNorm(0.4, low, max(np.quantile(risk, 0.8), low * 1.05), clip=True)
+def _risk_norm(risk: FloatArray) -> colors.Normalize:
+    """A colour scale that is finest at the bottom of the valley; risks far above it take the last colour."""
+    low = float(np.min(risk))
+    return colors.PowerNorm(0.4, low, max(float(np.quantile(risk, 0.8)), low * 1.05), clip=True)
 
 
-def _colour_scale(figure, mesh, axes, label):
-    ticks = mesh.norm.inverse(np.linspace(0, 1, 5))
+def _colour_scale(figure: Figure, mesh: QuadMesh, norm: colors.Normalize, axes: Axes, label: str) -> None:
+    ticks = norm.inverse(np.linspace(0, 1, 5))
     figure.colorbar(mesh, ax=axes, label=label, extend="max", ticks=ticks, format="%.3g")
 
 
-def risk_map_figure(alphas, steps, risk, loss_name) -> Figure:
-    """Risk over alpha × step as a heat map, the limit as its own column, the best cell marked.
+def risk_map_figure(alphas: FloatArray, steps: Sequence[float], risk: FloatArray, loss_name: str) -> Figure:
+    """Risk over alpha × step as a heat map, the limit in a separate column, the best cell marked.
 
-    risk (len(alphas), len(steps)), the last step the limit; inf (no limit) is hatched.
+    risk (len(alphas), len(steps)), the last step the limit; cells with inf (no limit) are hatched.
     """
     figure = Figure(figsize=(5.6, 4.2))
     axes = figure.add_subplot(xlabel="fit", ylabel=r"$\alpha$, weight of the ground truth")
@@ -212,7 +226,7 @@ def risk_map_figure(alphas, steps, risk, loss_name) -> Figure:
                     linewidth=0,
                 )
             )
-    row, best = np.unravel_index(np.argmin(risk), risk.shape)
+    row, best = divmod(int(np.argmin(risk)), len(steps))
     axes.add_patch(Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5))
     axes.plot(
         left[best] + 0.5,
@@ -227,36 +241,32 @@ def risk_map_figure(alphas, steps, risk, loss_name) -> Figure:
     axes.set_xticks(left + 0.5, ["∞" if step == math.inf else str(int(step)) for step in steps])
     axes.axvline(left[-1] - 0.25, color="0.2", linestyle="--", linewidth=1)
     axes.text(left[-1] + 0.5, edges[-1] + half, "limit", ha="center", va="bottom")
-    _colour_scale(figure, mesh, axes, loss_name)
+    _colour_scale(figure, mesh, norm, axes, loss_name)
     figure.legend(loc="outside lower center", frameon=False)
     return figure
 
 
-def best_alpha_figure(valley, greedy, joint, risks, loss_name) -> Figure:
-    """The best weights in closed form against the valley that a grid finds, and what they gain.
-
-    valley (len(GRID), k-1): the loss of fits 2..k by their weight, after greedy weights. greedy (k-1,): their
-    weights. joint: for each number of fits 2..k the schedule (fits - 1,), or NaN. risks: name -> losses
-    (k-1,) of 2..k fits.
-    """
+def best_alpha_figure(best: "BestAlphas", loss_name: str) -> Figure:
+    """The best alphas in closed form against the valley that a grid finds, and the losses they lead to."""
     figure = Figure(figsize=(9.6, 3.6))
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
-    fits = np.arange(2, len(greedy) + 2)
+    fits = np.arange(2, len(best.greedy) + 2)
     shades = _shades(len(fits))
-    edges = [np.append(fits - 0.5, fits[-1] + 0.5), np.append(GRID - 0.025, GRID[-1] + 0.025)]
-    mesh = left.pcolormesh(*edges, valley, norm=_risk_norm(valley), cmap="cividis_r", rasterized=True)
-    lowest = GRID[np.argmin(valley, axis=0)]
+    edges = [np.append(fits - 0.5, fits[-1] + 0.5), np.append(WIDE_ALPHAS - 0.025, WIDE_ALPHAS[-1] + 0.025)]
+    norm = _risk_norm(best.valley)
+    mesh = left.pcolormesh(*edges, best.valley, norm=norm, cmap="cividis_r", rasterized=True)
+    lowest = WIDE_ALPHAS[np.argmin(best.valley, axis=0)]
     left.plot(fits, lowest, "s", color="white", markeredgecolor="black", label="grid's minimum")
-    left.plot(fits, greedy, "x", color="black", markeredgewidth=1.5, label="closed form")
+    left.plot(fits, best.greedy, "x", color="black", markeredgewidth=1.5, label="closed form")
     left.set(title="Greedy: each fit after the best before it", ylim=edges[1][[0, -1]])
-    _colour_scale(figure, mesh, left, "loss")
-    for k, schedule, colour in zip(fits, joint, shades, strict=True):
+    _colour_scale(figure, mesh, norm, left, "loss")
+    for k, schedule, colour in zip(fits, best.joint, shades, strict=True):
         middle.plot(fits[: k - 1], schedule, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{k} fits")
     middle.set_yscale("symlog", linthresh=10)
     middle.set(title="Joint: all weights together")
     for axes in (left, middle):
         axes.set(xlabel="fit", ylabel=r"$\alpha$ of the fit", xticks=fits)
-    for (name, losses), marker, colour in zip(risks.items(), "sxo", shades[[0, len(fits) // 2, -1]], strict=True):
+    for (name, losses), marker, colour in zip(best.risks.items(), "sxo", shades[[0, len(fits) // 2, -1]], strict=True):
         right.plot(fits, losses, f"{marker}-", color=colour, markersize=5, linewidth=1.2, label=name)
     right.set(xlabel="number of fits", ylabel="loss", xticks=fits, title="What they gain")
     for axes, legend_columns in ((left, 2), (middle, 2), (right, 1)):
@@ -265,78 +275,103 @@ def best_alpha_figure(valley, greedy, joint, risks, loss_name) -> Figure:
     return figure
 
 
-def best_weights(parts, lam, k):
-    """What `best_alpha_figure` draws: valley, greedy, joint and risks for 2..k fits on the folds `parts`."""
-    R = held_out_residuals(parts, lam, k)
+@dataclass(frozen=True)
+class BestAlphas:
+    """The best alphas of chains of 2, ..., k fits, and their losses."""
+
+    valley: FloatArray  # (len(WIDE_ALPHAS), k-1) the loss of fits 2..k by their alpha, after greedy alphas
+    greedy: FloatArray  # (k-1,) the best alpha of each fit after those before it
+    joint: list[FloatArray]  # for each number of fits the best schedule (fits - 1,), or NaN if no chain has it
+    risks: dict[str, FloatArray]  # by name: losses (k-1,)
+
+
+def best_alphas(folds: list[Fold], lam: float, k: int) -> BestAlphas:
+    """The best alphas of chains of up to ``k`` fits on ``folds``."""
+    R = held_out_residuals(folds, lam, k)
     greedy, greedy_risks = greedy_alphas(R)
-    valley = np.empty((len(GRID), k - 1))
-    joint, joint_risks = [], []
+    valley = np.empty((len(WIDE_ALPHAS), k - 1))
+    joint = []
+    joint_risks = []
     for fits in range(2, k + 1):
-        for i, alpha in enumerate(GRID):
+        for i, alpha in enumerate(WIDE_ALPHAS):
             weights = alphas_to_weights([*greedy[: fits - 2], alpha])
             valley[i, fits - 2] = np.mean((weights @ R[:fits]) ** 2)
         weights, risk = joint_weights(R[:fits])
         try:
             joint.append(weights_to_alphas(weights))
-        except ValueError:  # the best weights are past 1e15 and no chain has them in float64
+        except ValueError:  # the best weights exceed 1e15, and no chain has them in float64
             joint.append(np.full(fits - 1, np.nan))
         joint_risks.append(risk)
-    constant = loss_map(parts, lam, GRID, range(2, k + 1)).min(axis=0)
     risks = {
-        "constant, best of the grid": constant,
+        "constant, best of the grid": loss_map(folds, lam, WIDE_ALPHAS, range(2, k + 1)).min(axis=0),
         "greedy": greedy_risks[1:],
         "joint": np.array(joint_risks),
     }
-    return valley, greedy, joint, risks
+    return BestAlphas(valley, greedy, joint, risks)
 
 
-def all_figures(data, parts, loss_name, chains, steps, args) -> dict[str, bytes]:
-    """Every figure of the program as a file's bytes, by name. `steps` are the table's, the limit last."""
-    spectrum, y = parts[0].spectrum, parts[0].y
+def curve_grid(data: Data) -> FloatArray:
+    """The points (201,) at which fits to ``data`` are drawn."""
+    margin = 0.5 if data.x[0] == data.x[-1] else 0.0
+    return np.linspace(data.x[0] - margin, data.x[-1] + margin, 201)
+
+
+def all_figures(
+    data: Data,
+    folds: list[Fold],
+    loss_name: str,
+    chains: list[NamedChain],
+    steps: Sequence[float],
+    args: argparse.Namespace,
+) -> dict[str, bytes]:
+    """Every figure of the program as a file's bytes, by name. ``steps`` are the table's, the limit last."""
+    spectrum = folds[0].spectrum
+    y = folds[0].y
     if len(y) < len(data.y):  # the folds leave points out; the figures show the chain on all of them
         spectrum = decompose(kernel_matrix(args.kernel, data.x, data.x, args.gamma), overwrite=True)
         y = data.y
     finite = np.array(steps[:-1])
-    drawn = finite[np.unique(np.linspace(0, len(finite) - 1, CURVES).round().astype(int))]
-    margin = 0.5 if data.x[0] == data.x[-1] else 0.0
-    grid = np.linspace(data.x[0] - margin, data.x[-1] + margin, 201)
+    drawn = finite[np.unique(np.linspace(0, len(finite) - 1, MOST_CURVES).round().astype(int))]
     with matplotlib.rc_context(STYLE):
         figures = {"self_distill": chain_drawing()}
         for chain in chains:
-            figures |= _chain_figures(chain, spectrum, y, data, grid, drawn, args)
+            figures |= _chain_figures(chain, spectrum, y, data, list(drawn), args)
         map_steps = [*drawn, math.inf]
-        alphas = np.round(np.arange(-1, 1.001, 0.05), 10)
-        figures["risk_map"] = risk_map_figure(
-            alphas, map_steps, loss_map(parts, args.lam, alphas, map_steps), loss_name
-        )
-        k = int(np.clip(steps[-2], 2, CURVES))
-        figures["best_alpha"] = best_alpha_figure(*best_weights(parts, args.lam, k), loss_name)
+        risk = loss_map(folds, args.lam, ALPHAS, map_steps)
+        figures["risk_map"] = risk_map_figure(ALPHAS, map_steps, risk, loss_name)
+        k = int(np.clip(steps[-2], 2, MOST_CURVES))
+        figures["best_alpha"] = best_alpha_figure(best_alphas(folds, args.lam, k), loss_name)
         return {name: render(figure, args.format, args.dpi) for name, figure in figures.items()}
 
 
-def _chain_figures(chain, spectrum, y, data, grid, steps, args):
+def _chain_figures(
+    chain: NamedChain,
+    spectrum: Spectrum,
+    y: FloatArray,
+    data: Data,
+    steps: list[float],
+    args: argparse.Namespace,
+) -> dict[str, Figure]:
     steps = [step for step in steps if _exists(spectrum.d, args.lam, chain.alpha, step)]
-    limit = [math.inf] if _exists(spectrum.d, args.lam, chain.alpha, math.inf) else []
-    kernel = kernel_matrix(args.kernel, grid, data.x, args.gamma)
-    curves = predict(kernel, dual_coefficients(spectrum, y, args.lam, chain.alpha, [*steps, *limit]))
-    B = diagonals(spectrum.d, args.lam, chain.alpha, [*steps, *limit])
-    R = sparsification_ratios(B)
-    # The limit of a chain without ground truth is 0, and a ratio of zeros is no limit of the ratios.
-    settles = limit and np.all(B[-1] > 0)
-    truth = None if data.truth is None else np.interp(grid, data.x_truth, data.truth)
     n = len(steps)
-    last = -1 if limit else None
+    has_limit = _exists(spectrum.d, args.lam, chain.alpha, math.inf)
+    drawn = [*steps, math.inf] if has_limit else steps
+    grid = curve_grid(data)
+    K_new = kernel_matrix(args.kernel, grid, data.x, args.gamma)
+    curves = predict(K_new, dual_coefficients(spectrum, y, args.lam, chain.alpha, drawn))
+    B = diagonals(spectrum.d, args.lam, chain.alpha, drawn)
+    R = sparsification_ratios(B)
+    # The limit of a chain without ground truth is 0, and 0/0 is not the limit of the ratios.
+    ratios_have_limit = has_limit and bool(np.all(B[-1] > 0))
     return {
-        f"distill_{chain.file}": distill_figure(
-            data.x, data.y, grid, curves[:n], steps, curves[last] if limit else None, truth
-        ),
-        f"B_{chain.file}": diagonal_figure(B[:n], steps, B[last] if limit else None),
-        f"Rk_{chain.file}": ratio_figure(R[:n], steps, R[last] if settles else None),
+        f"distill_{chain.file_name}": distill_figure(data, grid, curves[:n], steps, curves[-1] if has_limit else None),
+        f"B_{chain.file_name}": diagonal_figure(B[:n], steps, B[-1] if has_limit else None),
+        f"Rk_{chain.file_name}": ratio_figure(R[:n], steps, R[-1] if ratios_have_limit else None),
     }
 
 
-def _exists(d, lam, alpha, step) -> bool:
-    """Whether the chain reaches `step` within float64's range, or has a limit."""
+def _exists(d: FloatArray, lam: float, alpha: ArrayLike, step: float) -> bool:
+    """Whether the chain reaches ``step`` within float64's range, or has a limit."""
     try:
         blend_filters(d, lam, alpha, step)
     except DivergentChainError:

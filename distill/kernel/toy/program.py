@@ -1,196 +1,74 @@
-"""The kernel experiment as a program: options, the table of losses, and which files are written.
+"""The toy experiment as a program: the table of losses, and which files are written.
 
-Data and losses are in `toy_data`, the drawings in `toy_figures`. Both, and with them NumPy and Matplotlib,
-are imported where they are needed, so that --help and a bad flag answer at once.
+NumPy and Matplotlib are imported only where they are needed, so that --help and a bad option answer at once.
 """
 
 import argparse
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-KERNEL_NAMES = ("rbf", "laplacian", "matern12", "matern32", "matern52", "polynomial", "linear")
-LARGEST = 1e100  # of any number that a user gives: its square is still far inside float64's range
+from distill.arguments import refuse
+from distill.errors import ConfigError, DataError
+from distill.files import Content, write_together
+from distill.kernel.toy.options import parse, program
+
+if TYPE_CHECKING:
+    from distill.kernel.arrays import FloatArray
+    from distill.kernel.toy.data import Data, Fold
+
 INFINITY = "∞"
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Errors are one line, without the usage."""
-
-    def error(self, message):
-        self.fail(f"{message} (see --help)")
-
-    def fail(self, message):
-        """One line on standard error and exit code 2; a file name or an argument may hold a newline."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value + 0.0  # -0.0 is 0
-
-
-def _plain(word: str) -> str:
-    """-1e-3 as -0.001, because argparse takes the former for an option; any other word as it is."""
-    try:
-        value = float(word) if word.startswith("-") else math.nan
-    except ValueError:
-        value = math.nan
-    return format(Decimal(repr(value)), "f") if math.isfinite(value) else word
-
-
-def _weight(text: str) -> float | str:
-    return text if text == "auto" else _number(text)
-
-
-def _not_negative(text: str) -> float:
-    value = _number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _whole(least: int, most: int):
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-        return value
-
-    return parse
-
-
-def parser() -> argparse.ArgumentParser:
-    """The program's options; each has a default, so that none is needed."""
-    p = OneLineParser(
-        description="Kernel ridge self-distillation in closed form: a table of losses by step, and figures.",
-        epilog="alpha is the weight of the ground truth: 1 is no distillation, 0 the teacher's output alone.",
-    )
-    chain = p.add_argument_group("the chain")
-    chain.add_argument(
-        "--alpha",
-        type=_weight,
-        nargs="+",
-        metavar="A",
-        help="weights of the ground truth, a column each: any real numbers, or auto for the best weight of "
-        "each step (default: 0 0.35)",
-    )
-    chain.add_argument(
-        "--alpha-schedule",
-        type=_number,
-        nargs="+",
-        metavar="A",
-        help="a column whose first student has the first weight, and so on; the last one repeats",
-    )
-    chain.add_argument(
-        "--distillation-steps",
-        type=_whole(0, 10**15),
-        default=5,
-        metavar="T",
-        help="fits after the first; a million cost no more than five (default: %(default)s)",
-    )
-    chain.add_argument(
-        "--lam",
-        "--lambda",
-        type=_not_negative,
-        default=0.2,
-        metavar="L",
-        help="ridge (default: %(default)s)",
-    )
-    chain.add_argument("--kernel", choices=KERNEL_NAMES, default="rbf", help="(default: %(default)s)")
-    chain.add_argument(
-        "--gamma",
-        type=_not_negative,
-        default=80.0,
-        metavar="G",
-        help="of the kernel: exp(-G r²) for rbf, exp(-G r) for laplacian, (G x·z + 1)³ for polynomial; "
-        "the Matérn kernels have rbf's length scale 1/√(2G) (default: %(default)s)",
-    )
-    data = p.add_argument_group("the data: eleven noisy points of a sinusoid, or")
-    data.add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE.csv",
-        help="columns x, y and optionally truth; without the truth the loss is leave-one-out, past 200 points held-out",
-    )
-    data.add_argument("--noise", type=_not_negative, metavar="SIGMA", help="a fresh draw with this noise (0.5)")
-    data.add_argument("--n", type=_whole(1, 10**9), metavar="N", help="a fresh draw of so many points (11)")
-    data.add_argument(
-        "--seed",
-        type=_whole(0, 2**63),
-        metavar="S",
-        help="of a fresh draw, and of the points held out (0)",
-    )
-    out = p.add_argument_group("what is written")
-    out.add_argument("--output", type=Path, default=Path("figures"), metavar="DIR", help="(default: %(default)s)")
-    out.add_argument("--csv", type=Path, metavar="FILE", help="also the losses in full precision: alpha,step,loss")
-    out.add_argument("--no-figures", action="store_true", help="the table alone")
-    out.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="(default: %(default)s)")
-    out.add_argument("--dpi", type=_whole(10, 1200), default=150, metavar="D", help="(default: %(default)s)")
-    out.add_argument(
-        "--interactive",
-        action="store_true",
-        help="instead of all that a window with sliders for alpha, lambda, gamma and the step",
-    )
-    return p
-
-
 @dataclass(frozen=True)
-class Column:
-    """One chain: its name in the table, in file names and in the CSV file, and its weight or schedule."""
+class NamedChain:
+    """A column of the table: a chain's alpha or schedule, and its name in the table, file names and CSV file."""
 
     heading: str
-    file: str
-    csv: str
+    file_name: str
+    csv_name: str
     alpha: float | tuple[float, ...]
 
 
-def columns(args, parts) -> list[Column]:
-    """The chains asked for, each once. "auto" becomes the schedule that is best on the folds `parts`."""
+def named_chains(args: argparse.Namespace, folds: "list[Fold]") -> list[NamedChain]:
+    """The requested chains, without repetitions. "auto" becomes the schedule that is best on ``folds``."""
     if args.alpha is None and args.alpha_schedule is None:
-        return [Column("alpha = 0", "no_GT", "0.0", 0.0), Column("alpha = 0.35", "GT", "0.35", 0.35)]
-    out = []
+        return [NamedChain("alpha = 0", "no_GT", "0.0", 0.0), NamedChain("alpha = 0.35", "GT", "0.35", 0.35)]
+    chains = []
     for alpha in dict.fromkeys(args.alpha or []):
         if alpha == "auto":
-            out.append(Column("auto", "alpha_auto", "auto", tuple(best_schedule(parts, args.lam))))
+            chains.append(NamedChain("auto", "alpha_auto", "auto", best_schedule(folds, args.lam)))
         else:
-            out.append(Column(f"alpha = {alpha:g}", f"alpha_{alpha!r}", repr(alpha), alpha))
+            chains.append(NamedChain(f"alpha = {alpha:g}", f"alpha_{alpha!r}", repr(alpha), alpha))
     if args.alpha_schedule:
-        out.append(Column("schedule", "alpha_schedule", "schedule", tuple(args.alpha_schedule)))
-    return out
+        chains.append(NamedChain("schedule", "alpha_schedule", "schedule", tuple(args.alpha_schedule)))
+    return chains
 
 
-def best_schedule(parts, lam: float):
-    """The greedy best weights of fits 2, 3, ... against the targets in `parts`, as krr.auto_schedule."""
+def best_schedule(folds: "list[Fold]", lam: float) -> tuple[float, ...]:
+    """The greedy best alphas of fits 2, 3, ... against the targets in ``folds``, as in krr.auto_schedule."""
     from distill.kernel.mixing import AUTO_FITS, auto_schedule
     from distill.kernel.toy.data import held_out_residuals
 
-    return auto_schedule(held_out_residuals(parts, lam, AUTO_FITS))
+    return tuple(auto_schedule(held_out_residuals(folds, lam, AUTO_FITS)))
 
 
 def shown_steps(n_fits: int) -> list[int]:
-    """The fits in the table: all if they are few, otherwise six, then 10, 100, 1000, ... and the last."""
+    """The fits in the table: all up to 20, otherwise the first six, 10, 100, 1000, ... and the last."""
     if n_fits <= 20:
         return list(range(1, n_fits + 1))
     powers = [10**i for i in range(1, 16) if 10**i < n_fits]
     return [1, 2, 3, 4, 5, 6, *powers, n_fits]
 
 
-def format_table(chains: list[Column], steps: list[float], table) -> str:
+def format_table(chains: list[NamedChain], steps: Sequence[float], table: "list[FloatArray]") -> str:
     """A row for each step, a column for each chain, five decimals, a star at the best of each column.
 
-    `table` (len(chains), len(steps)) of losses.
+    ``table`` (len(chains), len(steps)) of losses.
     """
     cells = [[INFINITY if step == math.inf else str(step) for step in steps]]
     for losses in table:
@@ -208,69 +86,63 @@ def _cell(loss: float) -> str:
     return f"{loss:.5f}" if loss < 1e6 else f"{loss:.5e}"
 
 
-def format_csv(chains: list[Column], steps: list[float], table) -> str:
-    """Rows alpha,step,loss with the shortest digits that give back each float64; `inf` for the limit."""
+def format_csv(chains: list[NamedChain], steps: Sequence[float], table: "list[FloatArray]") -> str:
+    """Rows alpha,step,loss with the shortest digits from which each float64 can be read back; inf for the limit."""
     rows = [
-        f"{chain.csv},{step},{float(loss)!r}\n"
+        f"{chain.csv_name},{step},{float(loss)!r}\n"
         for chain, losses in zip(chains, table, strict=True)
         for step, loss in zip(steps, losses, strict=True)
     ]
     return "alpha,step,loss\n" + "".join(rows)
 
 
-def write_files(files: dict[Path, bytes]) -> None:
-    """Write all files or none: each under a temporary name first, renamed when all are on the disk."""
-    written = []
+def write_files(files: dict[Path, Content]) -> None:
+    """Write all files or none. Raises OSError."""
+    for path in files:
+        if path.exists() and not path.is_file():  # a rename would replace a device by a file
+            raise FileExistsError(f"cannot write {path}: it exists and is no regular file")
     try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not path.is_file():  # a rename would put a file in a device's place
-                raise FileExistsError(0, "it is there and is no regular file", str(path))
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            written.append((temporary, path))
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for temporary, path in written:
-            os.replace(temporary, path)
+        write_together(files)
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        for temporary, _ in written:
-            temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
-def run(args) -> str:
-    """Compute, write the files, and return the text for standard output."""
-    from distill.kernel.toy import data as toy_data
+def load(args: argparse.Namespace) -> "Data":
+    """The points that the options name. Raises DataError and OSError."""
+    from distill.kernel.toy import data
 
     if args.data is not None:
-        data = toy_data.read_csv(args.data)
-    elif (args.n, args.noise, args.seed) == (None, None, None):
-        data = toy_data.toy()
-    else:
-        data = toy_data.draw(args.n or 11, 0.5 if args.noise is None else args.noise, args.seed or 0)
+        return data.read_csv(args.data)
+    if args.n is None and args.noise is None and args.seed is None:
+        return data.toy()
+    return data.draw(args.n or 11, 0.5 if args.noise is None else args.noise, args.seed or 0)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Compute, write the files, and return the text for standard output."""
+    from distill.kernel.toy.data import chain_losses, make_folds
+
+    data = load(args)
     if args.interactive:
         from distill.kernel.toy.window import show
 
         show(data, args)
         return ""
-    parts, loss_name = toy_data.folds(data, args.kernel, args.gamma, args.seed or 0)
-    chains = columns(args, parts)
-    n_fits = args.distillation_steps + 1
-    steps = [*shown_steps(n_fits), math.inf]
-    table = [toy_data.losses(parts, args.lam, chain.alpha, steps) for chain in chains]
+    folds, loss_name = make_folds(data, args.kernel, args.gamma, args.seed or 0)
+    chains = named_chains(args, folds)
+    steps: list[float] = [*shown_steps(args.distillation_steps + 1), math.inf]
+    table = [chain_losses(folds, args.lam, chain.alpha, steps) for chain in chains]
 
-    files = {}
-    if args.csv is not None:
-        files[args.csv] = format_csv(chains, steps, table).encode()
+    figures: dict[Path, Content] = {}
     if not args.no_figures:
         from distill.kernel.toy.figures import all_figures
 
-        for name, content in all_figures(data, parts, loss_name, chains, steps, args).items():
-            files[args.output / f"{name}.{args.format}"] = content
-    write_files(files)
+        for name, content in all_figures(data, folds, loss_name, chains, steps, args).items():
+            figures[args.output / f"{name}.{args.format}"] = content
+    tables: dict[Path, Content] = {}
+    if args.csv is not None:
+        tables[args.csv] = format_csv(chains, steps, table)
+    write_files(tables | figures)
 
     lines = [
         f"{args.kernel} kernel, gamma = {args.gamma:g}, lambda = {args.lam:g}, {len(data.x)} points",
@@ -282,23 +154,24 @@ def run(args) -> str:
         if isinstance(chain.alpha, tuple):
             lines.append(f"\n{chain.heading}: alpha = {', '.join(f'{a:.5g}' for a in chain.alpha)}, ...")
     if not args.no_figures:
-        lines.append(f"\n{len(files) - (args.csv is not None)} figures in {args.output}{os.sep}")
+        lines.append(f"\n{len(figures)} figures in {args.output}{os.sep}")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program: returns 0. An error that a user can cause is one line on standard error, exit code 2."""
-    options = parser()
-    args = options.parse_args([_plain(word) for word in (sys.argv[1:] if argv is None else argv)])
-    if args.data is not None and (args.n is not None or args.noise is not None):
-        options.error("--data reads its points from a file: leave out --n and --noise")
-    from distill.errors import DataError
+    """Run the program. Returns 0, or 2 after an error of the user's, which is one line on standard error."""
+    try:
+        args = parse(sys.argv[1:] if argv is None else argv)
+    except ConfigError as error:
+        return refuse(program(), error)
     from distill.kernel.linalg import KernelMatrixError, SingularKernelError
 
     try:
         text = run(args)
-    except (DataError, KernelMatrixError, SingularKernelError, MemoryError, OSError) as error:
-        options.fail(str(error) or "out of memory")
+    except MemoryError as error:
+        return refuse(program(), str(error) or "out of memory")
+    except (DataError, KernelMatrixError, SingularKernelError, OSError) as error:
+        return refuse(program(), error)
     if sys.stdout.encoding and not _can_encode(INFINITY, sys.stdout.encoding):
         text = text.replace(INFINITY, "inf")
     if text:

@@ -1,0 +1,170 @@
+"""The toy experiment's command-line options. Loads neither NumPy nor Matplotlib, so that --help is fast."""
+
+import argparse
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+from distill.arguments import OneLineParser, program_name
+
+KERNEL_NAMES = ("rbf", "laplacian", "matern12", "matern32", "matern52", "polynomial", "linear")
+LARGEST = 1e100  # of any number on the command line: its square is far inside float64's range
+
+
+def program() -> str:
+    """The program's name in messages."""
+    return program_name("krr_toy.py", "krr-toy")
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The options from the command line's words. Raises ConfigError."""
+    options = parser()
+    args = options.parse_args([_without_exponent(word) for word in words])
+    if args.data is not None and (args.n is not None or args.noise is not None):
+        options.error("--data reads the points from a file: leave out --n and --noise")
+    return args
+
+
+def parser() -> OneLineParser:
+    """The program's options; each has a default, so that none is required."""
+    p = OneLineParser(
+        prog=program(),
+        description="Kernel ridge self-distillation in closed form: a table of losses by step, and figures.",
+        epilog="alpha is the weight of the ground truth: 1 is no distillation, 0 the teacher's output alone.",
+    )
+    _add_chain_options(p.add_argument_group("the chain"))
+    _add_data_options(p.add_argument_group("the data (eleven noisy points of a sinusoid by default)"))
+    _add_output_options(p.add_argument_group("the output"))
+    return p
+
+
+def _add_chain_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--alpha",
+        type=_alpha,
+        nargs="+",
+        metavar="A",
+        help="weights of the ground truth, one column each: any numbers, or auto for the best alpha of each step "
+        "(default: 0 0.35)",
+    )
+    group.add_argument(
+        "--alpha-schedule",
+        type=_number,
+        nargs="+",
+        metavar="A",
+        help="one more column: the alpha of the first student, of the second, and so on; the last one repeats",
+    )
+    group.add_argument(
+        "--distillation-steps",
+        type=_whole(0, 10**15),
+        default=5,
+        metavar="T",
+        help="number of students; a million cost no more than five (default: %(default)s)",
+    )
+    group.add_argument(
+        "--lam",
+        "--lambda",
+        type=_not_negative,
+        default=0.2,
+        metavar="L",
+        help="ridge (default: %(default)s)",
+    )
+    group.add_argument("--kernel", choices=KERNEL_NAMES, default="rbf", help="(default: %(default)s)")
+    group.add_argument(
+        "--gamma",
+        type=_not_negative,
+        default=80.0,
+        metavar="G",
+        help="kernel parameter: exp(-G r²) for rbf, exp(-G r) for laplacian, (G x·z + 1)³ for polynomial; "
+        "the Matérn kernels have the length scale 1/√(2G), as rbf has (default: %(default)s)",
+    )
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE.csv",
+        help="read points from columns x, y and optionally truth; without truth the loss is leave-one-out, "
+        "for more than 200 points held-out",
+    )
+    group.add_argument(
+        "--noise",
+        type=_not_negative,
+        metavar="SIGMA",
+        help="draw new points with noise of this standard deviation (default: 0.5)",
+    )
+    group.add_argument("--n", type=_whole(1, 10**9), metavar="N", help="draw this many new points (default: 11)")
+    group.add_argument(
+        "--seed",
+        type=_whole(0, 2**63),
+        metavar="S",
+        help="seed of new points, and of the choice of held-out points (default: 0)",
+    )
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output",
+        type=Path,
+        default=Path("figures"),
+        metavar="DIR",
+        help="folder of the figures (default: %(default)s)",
+    )
+    group.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write the losses in full precision: alpha,step,loss"
+    )
+    group.add_argument("--no-figures", action="store_true", help="print the table only")
+    group.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="(default: %(default)s)")
+    group.add_argument("--dpi", type=_whole(10, 1200), default=150, metavar="D", help="(default: %(default)s)")
+    group.add_argument(
+        "--interactive",
+        action="store_true",
+        help="open a window with sliders for alpha, lambda, gamma and the step instead, and write nothing",
+    )
+
+
+def _without_exponent(word: str) -> str:
+    """-1e-3 as -0.001, because argparse takes the former for an option; any other word unchanged."""
+    try:
+        value = float(word) if word.startswith("-") else math.nan
+    except ValueError:
+        value = math.nan
+    return format(Decimal(repr(value)), "f") if math.isfinite(value) else word
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value + 0.0  # -0.0 is 0
+
+
+def _alpha(text: str) -> float | str:
+    return text if text == "auto" else _number(text)
+
+
+def _not_negative(text: str) -> float:
+    value = _number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``least`` to ``most``."""
+
+    def parse_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return value
+
+    return parse_number
