@@ -116,3 +116,22 @@ def test_output_page_names_every_column():
     assert [column for row in named for column in row] == columns()
     named = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in metrics.splitlines() if row.startswith("| `")]
     assert [column for row in named for column in row] == list(METRICS)
+
+
+def test_architecture_names_files_and_tables_that_exist():
+    page = text("docs/architecture.md")
+    files = set(re.findall(r"`([\w/]+\.py)`", page))
+    assert len(files) > 20
+    assert [file for file in files if not (ROOT / file).exists() and not (ROOT / "distill" / file).exists()] == []
+    table = page.split("## To add X, edit Y")[1]
+    for row in (line for line in table.splitlines() if line.startswith("| a")):
+        code = "".join(text(f"distill/{file}") for file in re.findall(r"`([\w/]+\.py)`", row))
+        names = re.findall(r"`([A-Z]\w+|make_executor|build)`", row)
+        assert [identifier for identifier in names if identifier not in code] == [], row
+
+
+def test_architecture_lists_every_package_and_light_module():
+    page = text("docs/architecture.md")
+    modules = {path.name for path in (ROOT / "distill").glob("*.py")}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "distill").glob("*/__init__.py")}
+    assert [part for part in sorted(modules | packages) if f"`{part}`" not in page] == []
