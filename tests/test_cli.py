@@ -1,9 +1,9 @@
+"""The command line: options, files of options, modes."""
+
 import json
 import os
 import re
-import resource
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,20 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ROOT, contents
+from tiny import DIGITS, ROOT, contents, refusal
 
+import distill
 from distill.cli import main, parse
 from distill.config import SECTION_OF, Config
 from distill.configfile import to_toml
 from distill.errors import ConfigError
-from distill.store.rundir import RunDir
-from distill.training.fit import Trainer
-from distill.training.models import CifarResNet
-
-DIGITS = shlex.split("""
---dataset digits --train-size 40 --test-size 40 --resnet 8 --width 2 --max-epochs 2 --batch-size 8 --lr 0.01
---distillation-steps 1 --device cpu --threads 1
-""")
 
 
 @pytest.fixture(autouse=True)
@@ -37,18 +30,6 @@ def signals_as_they_were():
 def parse_config(words: list[str]) -> Config:
     return parse(words).config
 
-
-def refusal(capsys, run: Path, *words: str) -> str:
-    """The one line with which a command is refused, before it has made its run directory."""
-    existed = run.exists()
-    assert main([*words, "--output", str(run)]) == 2
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"self_distiller\.py: error: [^\n]+\n", said), said
-    assert run.exists() == existed
-    return said
-
-
-# ------------------------------------------------------------------------------------------------------------ options
 
 # For each field: what is typed after its name, the value it makes, and the options that it needs beside it.
 TYPED = {
@@ -206,190 +187,6 @@ def test_what_needs_no_torch_imports_none(words):
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
-# ----------------------------------------------------------------------------------------------------- what is missing
-
-
-@pytest.fixture
-def images(tiny_imagefolder, tmp_path) -> Path:
-    """An image folder of one's own to damage."""
-    return shutil.copytree(tiny_imagefolder, tmp_path / "images", ignore=shutil.ignore_patterns(".*"))
-
-
-def folder_refusal(capsys, images: Path) -> str:
-    words = ["--dataset", "imagefolder", "--data-dir", str(images), "--resnet", "8", "--width", "2", "--device", "cpu"]
-    assert main([*words, "--output", str(images.parent / "run")]) == 2
-    note, *error = capsys.readouterr().err.splitlines()
-    if not note.startswith("reading "):
-        error = [note, *error]
-    assert len(error) == 1
-    assert error[0].startswith("self_distiller.py: error: ")
-    assert not (images.parent / "run").exists()
-    return error[0]
-
-
-def test_a_missing_data_set(capsys, tmp_path):
-    assert str(tmp_path / "nowhere") in folder_refusal(capsys, tmp_path / "nowhere")
-
-
-def test_an_empty_data_set(capsys, tmp_path):
-    (tmp_path / "images" / "train").mkdir(parents=True)
-    (tmp_path / "images" / "test").mkdir()
-    assert str(tmp_path / "images" / "train") in folder_refusal(capsys, tmp_path / "images")
-
-
-def test_a_data_folder_without_test_images(capsys, images):
-    (images / "test").rename(images / "tset")
-    assert f"no folder {images / 'test'}" in folder_refusal(capsys, images)
-
-
-def test_an_image_that_cannot_be_read(capsys, images):
-    bad = sorted((images / "train" / "dog").iterdir())[3]
-    bad.write_bytes(bad.read_bytes()[:60])
-    assert f"{bad} cannot be read as an image" in folder_refusal(capsys, images)
-
-
-def test_a_damaged_batch_of_cifar(capsys, tiny_cifar10, tmp_path):
-    folder = shutil.copytree(tiny_cifar10, tmp_path / "data") / "cifar-10-batches-py"
-    (folder / "data_batch_2").write_bytes((folder / "data_batch_2").read_bytes()[:1000])
-    said = refusal(capsys, tmp_path / "run", "--data-dir", str(tmp_path / "data"), "--device", "cpu")
-    assert str(folder / "data_batch_2") in said
-
-
-def test_a_download_that_cannot_be_had(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("SELF_DISTILLER_CIFAR_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    said = refusal(capsys, tmp_path / "run", "--data-dir", str(tmp_path / "data"), "--device", "cpu")
-    assert "cannot download http://127.0.0.1:9/" in said
-    assert f"put cifar-10-python.tar.gz into {tmp_path / 'data'} by hand" in said
-    assert "--dataset digits" in said
-
-
-def test_fewer_images_than_a_batch(capsys, tmp_path):
-    said = refusal(capsys, tmp_path / "run", *DIGITS, "--batch-size", "64")
-    assert "40 training images are fewer than a batch of 64" in said
-
-
-def test_a_subset_larger_than_the_data(capsys, tmp_path):
-    assert "--train-size" in refusal(capsys, tmp_path / "run", *DIGITS, "--train-size", "5000")
-
-
-def test_no_cuda(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert "--device cuda: no CUDA device here" in refusal(capsys, tmp_path / "run", *DIGITS, "--device", "cuda")
-
-
-def wider(file):
-    torch.save(CifarResNet(8, 4, 1, 10).state_dict(), file)
-
-
-def of_another_depth(file):
-    torch.save(CifarResNet(14, 2, 1, 10).state_dict(), file)
-
-
-def optimiser(file):
-    torch.save({"state": {}, "param_groups": []}, file)
-
-
-def whole_module(file):
-    torch.save(CifarResNet(8, 2, 1, 10), file)
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (wider, "of another architecture: conv1.weight is (4, 1, 3, 3) there and (2, 1, 3, 3) here"),
-        (of_another_depth, "of another architecture"),
-        (optimiser, "holds no model weights"),
-        (whole_module, "no checkpoint"),
-        (lambda file: file.write_text("a poem"), "no checkpoint"),
-        (lambda file: file.mkdir(), "cannot be read (Is a directory)"),
-        (lambda file: None, "no such file"),
-    ],
-)
-def test_a_teacher_that_does_not_fit(capsys, tmp_path, make, said):
-    make(tmp_path / "teacher.pt")
-    line = refusal(capsys, tmp_path / "run", *DIGITS, "--teacher-ckpt", str(tmp_path / "teacher.pt"))
-    assert str(tmp_path / "teacher.pt") in line
-    assert said in line
-
-
-def test_a_directory_that_cannot_be_made(capsys, tmp_path):
-    (tmp_path / "file").touch()
-    assert f"cannot write to {tmp_path / 'file' / 'run'}" in refusal(capsys, tmp_path / "file" / "run", *DIGITS)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_directory_without_write_permission(capsys, tmp_path):
-    (tmp_path / "run").mkdir(mode=0o500)
-    assert f"cannot write to {tmp_path / 'run'}: Permission denied" in refusal(capsys, tmp_path / "run", *DIGITS)
-
-
-def test_a_directory_of_another_run(capsys, tmp_path):
-    run = tmp_path / "run"
-    assert main([*DIGITS, "--output", str(run)]) == 0
-    before = contents(run)
-    capsys.readouterr()
-    said = refusal(capsys, run, *DIGITS, "--lr", "0.5", "--no-augment")
-    assert "--lr 0.5 instead of 0.01" in said
-    assert "augment" in said
-    assert contents(run) == before
-
-
-def test_a_directory_of_something_else(capsys, tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    assert "is not empty and holds no run" in refusal(capsys, tmp_path, *DIGITS)
-
-
-def test_a_directory_in_which_another_process_works(capsys, tmp_path):
-    with RunDir(tmp_path).lock():
-        assert "another process is at work" in refusal(capsys, tmp_path, *DIGITS)
-
-
-def test_out_of_memory_names_the_batch_size(capsys, tmp_path, monkeypatch):
-    def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2.00 GiB")
-
-    monkeypatch.setattr(Trainer, "update", full)
-    tmp_path.joinpath("run").mkdir()
-    said = refusal(capsys, tmp_path / "run", *DIGITS)
-    assert "out of memory on --device cpu at batch size 8" in said
-    assert not list(tmp_path.rglob("*.pt"))
-
-
-def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
-    def broken(*args):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr(Trainer, "update", broken)
-    with pytest.raises(RuntimeError, match="mat1"):
-        main([*DIGITS, "--output", str(tmp_path)])
-
-
-def test_a_loss_that_is_not_finite(capsys, tmp_path):
-    tmp_path.joinpath("run").mkdir()
-    said = refusal(capsys, tmp_path / "run", *DIGITS, "--lr", "1e38", "--optimizer", "sgd")
-    assert re.search(r"seed 1, step 0, epoch 1: the loss is not finite at update \d; try a smaller --lr", said)
-
-
-def test_a_full_disk_is_one_line_and_the_run_goes_on(capsys, tmp_path):
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    words = [*DIGITS, "--width", "8", "--output", str(tmp_path / "run")]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # bytes; a training state takes more
-    try:
-        status = main(words)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    said = capsys.readouterr().err
-    assert status == 2
-    assert re.fullmatch(r"self_distiller\.py: error: [^\n]*File too large[^\n]*\n", said)
-    assert not list(tmp_path.rglob("*.tmp")) + list(tmp_path.rglob("*.pt"))
-    assert main(words) == 0
-    assert main([*words[:-1], str(tmp_path / "whole")]) == 0
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
-
-
-# ------------------------------------------------------------------------------------------------------- a whole run
-
-
 def test_a_run_ends_with_its_table_its_files_and_silence_on_standard_error(capsys, tmp_path):
     assert main([*DIGITS, "--output", str(tmp_path / "run"), "--alpha", "0", "1", "--seed", "1", "2"]) == 0
     out, err = capsys.readouterr()
@@ -426,3 +223,134 @@ def test_resume_takes_another_place_to_work(tmp_path):
     assert main([*DIGITS, "--output", str(tmp_path)]) == 0
     config = parse_config(["--resume", str(tmp_path), "--jobs", "2", "--threads", "3"])
     assert (config.run.jobs, config.run.threads, config.output) == (2, 3, tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------------- modes
+
+
+def test_the_modes_exclude_one_another(capsys, tmp_path):
+    assert "not allowed with argument" in refusal(capsys, tmp_path / "run", *DIGITS, "--estimate", "--preview")
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ("", "train"),
+        ("--estimate", "estimate"),
+        ("--preview --val-size 9", "preview"),
+        ("--alpha preview --val-size 9", "preview"),
+        ("--alpha preview --val-size 9 --estimate", "estimate"),
+        ("--report somewhere elsewhere", "report"),
+    ],
+)
+def test_the_mode_of_a_command(words, mode):
+    assert parse(words.split()).mode == mode
+
+
+def test_a_preview_needs_held_out_images(capsys, tmp_path):
+    assert "--preview needs held-out images" in refusal(capsys, tmp_path / "run", *DIGITS, "--preview")
+
+
+def test_a_preview_trains_the_teacher_and_the_run_continues_in_the_same_directory(capsys, tmp_path):
+    words = [*DIGITS, "--output", str(tmp_path / "run"), "--val-size", "40", "--alpha", "0.3"]
+    assert main([*words, "--preview"]) == 0
+    assert "Kernel twin of" in capsys.readouterr().out
+    before = (tmp_path / "run/seed_1/step_0/model.pt").read_bytes()
+    assert not list(tmp_path.rglob("alpha_*"))
+    assert main(words) == 0
+    assert "change against the teacher" in capsys.readouterr().out  # the page now shows the outcome too
+    assert (tmp_path / "run/seed_1/step_0/model.pt").read_bytes() == before
+    assert (tmp_path / "run/seed_1/alpha_0.3/step_1/model.pt").exists()
+
+
+def test_a_report_prints_the_tables_and_draws_the_figures_again(capsys, tmp_path):
+    run = tmp_path / "run"
+    assert main([*DIGITS, "--output", str(run)]) == 0
+    table = capsys.readouterr().out.split("\n\n")[1]
+    drawn = (run / "accuracy.png").read_bytes()
+    (run / "accuracy.png").unlink()
+    assert main(["--report", str(run)]) == 0
+    assert table in capsys.readouterr().out
+    assert (run / "accuracy.png").read_bytes() == drawn
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--report {run}", "holds no run (no config.toml in it)"),
+        ("--report {run} --lr 0.1", "leave other options out"),
+        ("--report {run} --resume {run}", "leave other options out"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_one_line(capsys, tmp_path, words, said):
+    assert main(words.format(run=tmp_path).split()) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ own network and data
+
+OWN_MODULE = """
+import numpy as np
+from torch import nn
+import distill
+
+def network(channels, classes):
+    layers = nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, classes)
+    return nn.Sequential(*layers)
+
+def data(folder):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 8, 8), np.uint8), np.arange(60) % 3
+    return distill.from_arrays(images[:40], labels[:40], images[40:], labels[40:])
+
+def no_network(channels, classes):
+    return "a network"
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch) -> Path:
+    """A user's module in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_module", raising=False)
+    (tmp_path / "own_module.py").write_text(OWN_MODULE)
+    return tmp_path
+
+
+OWN = ["--network", "own_module:network", "--dataset", "own_module:data", *["--max-epochs", "2", "--batch-size", "8"]]
+OWN += ["--distillation-steps", "1", "--device", "cpu", "--threads", "1", "--alpha", "0", "1"]
+
+
+def test_own_network_and_data_work_with_jobs_and_resume(own_module, capsys):
+    assert main([*OWN, "--output", "one"]) == 0
+    assert main([*OWN, "--output", "two", "--jobs", "2"]) == 0
+    (own_module / "two/seed_1/alpha_1/step_1/result.json").unlink()
+    assert main(["--resume", "two"]) == 0
+    assert "own_module:network" in capsys.readouterr().out
+    one, two = contents(own_module / "one"), contents(own_module / "two")
+    assert {name: value for name, value in one.items() if name.endswith((".pt", ".csv"))} == {
+        name: value for name, value in two.items() if name.endswith((".pt", ".csv"))
+    }
+    model = distill.load_model("one/seed_1/alpha_1/step_1")
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_the_default_directory_has_the_functions_names():
+    assert re.fullmatch(r"runs/data-network-[0-9a-f]{8}", str(parse_config(OWN).output))
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("no_such_module:f", "no_such_module"),
+        ("own_module:none", "none"),
+        ("own_module:no_network", "returned a str, not a torch.nn.Module"),
+        ("own_module:data", "failed"),
+    ],
+)
+def test_an_own_network_that_does_not_work_is_one_line(own_module, capsys, network, said):
+    assert said in refusal(capsys, own_module / "run", *OWN, "--network", network)

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.cli import main
 from distill.config import SECTION_OF, Config
 from distill.configfile import from_dict, read_toml
 from distill.data.source import Source, from_arrays
@@ -27,6 +30,13 @@ def leave_result(rundir: RunDir, **figures) -> Result:
     rest = {"model_sha256": "", "parent": None, "classes": [], "channels": 1, "model": {}, "reliability": DIAGRAM}
     write_json(rundir.model(result.seed, result.arm, result.step) / "result.json", FIGURES | figures | rest)
     return result
+
+
+# Options of a run of a second.
+DIGITS = shlex.split("""
+--dataset digits --train-size 40 --test-size 40 --resnet 8 --width 2 --max-epochs 2 --batch-size 8 --lr 0.01
+--distillation-steps 1 --device cpu --threads 1
+""")
 
 
 class Killed(BaseException):
@@ -122,3 +132,13 @@ def killed_at(file: str, occurrence: int) -> Iterator[None]:
         patch.setattr("distill.files.os.replace", dying)
         with pytest.raises(Killed):
             yield
+
+
+def refusal(capsys, run: Path, *words: str) -> str:
+    """The one line with which a command is refused, before it has made its run directory."""
+    existed = run.exists()
+    assert main([*words, "--output", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"self_distiller\.py: error: [^\n]+\n", said), said
+    assert run.exists() == existed
+    return said
