@@ -1,4 +1,4 @@
-"""twin.py: kernel ridge chains with an intercept, and best weights in [0, 1], against direct solves and grids."""
+"""kernel/twin.py: kernel ridge chains with an intercept, and best alphas in [0, 1], against direct solves and grids."""
 
 import itertools
 import math
@@ -69,18 +69,18 @@ def twin(kernel="rbf"):
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 @pytest.mark.parametrize("alphas", [(0.3, 0.3, 0.3), (0.0, 0.9, 0.2), (1.0, 0.0, 0.5)])
-def test_every_student_is_a_ridge_regression_with_an_intercept(kernel, alphas):
+def test_predictions_are_those_of_ridge_regressions_with_an_intercept(kernel, alphas):
     assert_allclose(twin(kernel).predict(alphas, [0, 1, 2, 3]), chain_directly(kernel, 0.3, alphas), atol=1e-10)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_the_limit_is_an_ordinary_fit_with_another_ridge(kernel):
+def test_limit_is_an_ordinary_fit_with_lam_over_alpha(kernel):
     X, Y, Z, _ = problem()
     c, b = ridge_with_intercept(raw_kernel(kernel, X, X), Y, 0.3 / 0.4)
     assert_allclose(twin(kernel).predict(0.4, [math.inf])[0], raw_kernel(kernel, X, Z) @ c + b, atol=1e-10)
 
 
-def test_without_ground_truth_the_limit_is_the_class_frequencies():
+def test_limit_without_ground_truth_is_the_class_frequencies():
     _, Y, _, _ = problem()
     assert_allclose(twin().predict(0, [math.inf])[0], np.tile(Y.mean(0), (Q, 1)), atol=1e-12)
 
@@ -103,7 +103,7 @@ def test_degrees_of_freedom_are_the_trace_of_the_hat_matrix(kernel):
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_neither_order_nor_units_of_anything_matter(kernel):
+def test_predictions_do_not_depend_on_order_or_units(kernel):
     X, Y, Z, T = problem()
     rng = np.random.default_rng(1)
     rows, columns, classes = rng.permutation(N), rng.permutation(P), rng.permutation(CLASSES)
@@ -112,7 +112,7 @@ def test_neither_order_nor_units_of_anything_matter(kernel):
     assert_allclose(other.predict(0.3, [0, 2]), expected, atol=1e-10)
 
 
-def test_features_that_say_nothing_are_zero():
+def test_standardised_constant_features_are_zero():
     X, _, Z, _ = problem()
     constant = np.full((N, 1), 0.1, np.float32), np.full((Q, 1), 5.0, np.float32)
     for with_it, without in zip(
@@ -121,7 +121,7 @@ def test_features_that_say_nothing_are_zero():
         assert_allclose(with_it, np.hstack([without, np.zeros((len(without), 1))]), atol=1e-12)
 
 
-def test_points_that_are_all_the_same_give_the_class_frequencies():
+def test_identical_points_give_the_class_frequencies():
     _, Y, _, T = problem()
     same = make_twin("rbf", np.ones((N, P)), Y, np.ones((Q, P)), T, lam=0.1)
     assert_allclose(same.predict(0.5, [0, 3]), np.broadcast_to(Y.mean(0), (2, Q, CLASSES)), atol=1e-12)
@@ -174,7 +174,7 @@ def noisy(kernel="linear", lam=0.02):
 
 
 @pytest.mark.parametrize("lam", [0.02, 0.5, 20.0])
-def test_greedy_weights_against_a_grid(lam):
+def test_greedy_alphas_against_a_grid(lam):
     found = noisy(lam=lam)
     clipped, free = greedy_within(found.residuals(4))
     grid = np.linspace(0, 1, 1001)
@@ -185,7 +185,7 @@ def test_greedy_weights_against_a_grid(lam):
 
 
 @pytest.mark.parametrize("lam", [0.02, 0.5, 20.0])
-def test_joint_weights_against_a_grid(lam):
+def test_joint_alphas_against_a_grid(lam):
     found = noisy(lam=lam)
     best = risk_of(found, joint_within(found.residuals(3)))
     grid = np.linspace(0, 1, 41)
@@ -195,7 +195,7 @@ def test_joint_weights_against_a_grid(lam):
     assert best <= risk_of(found, greedy_within(found.residuals(3))[0]) + 1e-12
 
 
-def test_joint_weights_in_the_range_are_those_of_the_theory():
+def test_joint_alphas_in_the_range_are_the_unconstrained_ones():
     residuals = np.random.default_rng(0).normal(size=(4, 50))
     weights, _ = krr.joint_weights(residuals)
     assert (weights > 0).all()
@@ -203,7 +203,7 @@ def test_joint_weights_in_the_range_are_those_of_the_theory():
     assert_allclose(joint_within(1e-9 * residuals), krr.weights_to_alphas(weights), rtol=1e-6)
 
 
-def test_cross_validated_weights_see_no_held_out_point():
+def test_cross_validated_alphas_use_no_held_out_point():
     X, Y, Z, T = problem()
     one, other = (make_twin("rbf", X, Y, z, t, lam=0.3) for z, t in ((Z, T), (Z[:5] + 1, T[:5])))
     schedules = [forecast(each, 3).schedules["cross-validated"].alphas for each in (one, other)]
@@ -223,7 +223,7 @@ def cross_validation(K, Y, lam):
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_the_ridge_is_the_one_that_cross_validation_prefers(kernel):
+def test_ridge_minimises_cross_validation(kernel):
     X, Y, Z, T = problem()
     found = make_twin(kernel, X, Y, Z, T)
     K = raw_kernel(kernel, X, X)
@@ -232,7 +232,7 @@ def test_the_ridge_is_the_one_that_cross_validation_prefers(kernel):
     assert lams[0] < found.lam < lams[-1]
 
 
-def test_cross_validation_does_not_mistake_an_interpolant_for_a_good_fit():
+def test_cross_validation_counts_the_intercept():
     """The intercept takes a degree of freedom; if that is forgotten, the least ridge seems to have no error at all."""
     rng = np.random.default_rng(0)
     X, Y = rng.normal(size=(50, 400)), np.eye(2)[rng.integers(0, 2, 50)]  # labels that have nothing to do with X
@@ -241,7 +241,7 @@ def test_cross_validation_does_not_mistake_an_interpolant_for_a_good_fit():
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_the_ridge_is_found_that_made_the_teacher(kernel):
+def test_ridge_of_the_teacher_is_recovered(kernel):
     X, Y, Z, T = problem()
     K = raw_kernel(kernel, X, X)
     lam = LAMS[60] * make_twin(kernel, X, Y, Z, T, lam=1).spectrum.d[0]
@@ -254,7 +254,7 @@ def test_the_ridge_is_found_that_made_the_teacher(kernel):
     assert make_twin(kernel, X, Y, Z, T, teacher_outputs=flat).lam == pytest.approx(LAMS[-1] * found.spectrum.d[0])
 
 
-def test_a_forecast_is_what_the_twin_says():
+def test_forecast_holds_the_twins_scores():
     each = twin()
     whole = forecast(each, 3)
     assert whole.steps.tolist() == [0, 1, 2, 3, math.inf]
@@ -271,6 +271,6 @@ def test_a_forecast_is_what_the_twin_says():
     assert whole.schedules["greedy"].error[1] <= whole.error[:, 1].min() + 1e-12
 
 
-def test_a_chain_without_students_is_refused():
+def test_forecast_without_students_is_an_error():
     with pytest.raises(ValueError, match="at least one student"):
         forecast(twin(), 0)
