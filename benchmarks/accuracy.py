@@ -18,11 +18,10 @@ from distill.arguments import refuse
 from distill.cli import parse
 from distill.config import Config
 from distill.errors import ConfigError, UserError
-from distill.reporting.plots import spread
-from distill.reporting.run_report import aligned
+from distill.reporting.statistics import interval, spread
+from distill.reporting.tables import aligned
 from distill.running import run as program
 from distill.training.device import pick_device
-from studies.analyse import interval
 
 Accuracies = dict[tuple[str | None, int], np.ndarray]  # (seeds,) by arm and step; the teacher's are None and 0
 

@@ -14,7 +14,7 @@ _HOME = {
     "RunConfig": "config",
     "UserError": "errors",
     "from_arrays": "data.source",
-    "Result": "store.rundir",
+    "Result": "store.results",
     "load_model": "chains.checkpoints",
     "run": "running.run",
 }

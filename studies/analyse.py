@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t
 
-from distill.arms import arm_name, prefixes
+from distill.arms import arm_name, arm_title, prefixes
 from distill.config import Config
 from distill.configfile import read_config
 from distill.errors import ConfigError, UserError
 from distill.files import write_atomically
-from distill.reporting.plots import COLOURS, MARKERS, spread, title
+from distill.reporting.statistics import interval, spread
+from distill.reporting.style import line_style, new_figure, styled
 from distill.store.results import Result
 from distill.store.rundir import RunDir
 
@@ -65,13 +65,6 @@ def read(path: Path) -> Study:
     return study
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval by Student's t; a single value has none (nan)."""
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    return float(values.mean()), float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
-
-
 def said(values: np.ndarray) -> str:
     """``+0.012 ± 0.034``, bold where the interval leaves 0 out."""
     mean, half = interval(values)
@@ -95,7 +88,7 @@ def tables(study: Study) -> str:
         ]
         for arm in study.arms:
             cells = [said(study.change(arm, k, figure)) for k in range(1, last + 1)]
-            lines.append(f"| {title(arm)} | {' | '.join(cells)} |")
+            lines.append(f"| {arm_title(arm)} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, *auto_lines(study)])
 
@@ -128,13 +121,10 @@ def auto_lines(study: Study) -> list[str]:
     ]
 
 
+@styled()
 def figure(studies: list[Study]):
     """Paired changes of accuracy and Brier score against step, a column per study, 95 % intervals."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(3.2 * len(studies), 6), layout="constrained")
-    FigureCanvasAgg(drawing)
+    drawing = new_figure(3.2 * len(studies), 6)
     axes = drawing.subplots(2, len(studies), squeeze=False, sharex="col")
     for column, study in enumerate(studies):
         steps = range(1, study.config.chain.distillation_steps + 1)
@@ -143,12 +133,12 @@ def figure(studies: list[Study]):
             for i, arm in enumerate(study.arms):
                 means, halves = zip(*(interval(study.change(arm, k, name)) for k in steps), strict=True)
                 at = [k + 0.07 * (i - len(study.arms) / 2) for k in steps]
-                style = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "markersize": 4, "linewidth": 1}
-                ax.errorbar(at, means, halves, **style, elinewidth=0.7, label=title(arm))
+                style = line_style(i) | {"markersize": 4, "linewidth": 1, "elinewidth": 0.7}
+                ax.errorbar(at, means, halves, label=arm_title(arm), **style)
             ax.axhline(0, color="0.5", linewidth=0.8)
             ax.grid(alpha=0.3)
             ax.set_ylabel(f"change of the {what}" if column == 0 else "")
-        axes[0, column].set_title(study.path.name.replace("_", ", "), fontsize=10)
+        axes[0, column].set_title(study.path.name.replace("_", ", "))
         axes[1, column].set_xlabel("distillation step")
     lines, labels = axes[0, 0].get_legend_handles_labels()
     drawing.legend(lines, labels, loc="outside upper center", ncols=7)

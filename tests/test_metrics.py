@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 from distill import metrics
-from distill.reporting.plots import diagnostics_figure
+from distill.reporting.plots import Run, diagnostics_figure
 from distill.running import run as sweep
 from distill.store.rundir import RunDir
 
@@ -203,9 +203,11 @@ def test_a_new_metric_is_one_entry(tmp_path, monkeypatch):
     assert tiny.result(tmp_path / "after/seed_1/alpha_0.3/step_1")["largest"] == value
     last = [list(row.items())[-1] for row in tiny.rows(tmp_path / "after/results.csv")]
     assert last == [("largest", str(result.largest)) for result in results]
-    assert diagnostics_figure(results, config.chain).axes[-1].get_title() == "largest logit"
+    shown = Run(config.chain, RunDir(config.output).records())
+    assert diagnostics_figure(shown).axes[-1].get_title() == "largest logit"
 
     old = RunDir(before.output).results()
     assert [result.largest for result in old] == [None, None]
     assert [result.test_acc for result in old] == [result.test_acc for result in results]
-    assert diagnostics_figure(old, before.chain).axes[-1].get_title() != "largest logit"
+    shown = Run(before.chain, RunDir(before.output).records())
+    assert diagnostics_figure(shown).axes[-1].get_title() != "largest logit"

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from distill.cli import main
-from distill.config import SECTION_OF, Config
+from distill.config import SECTION_OF, ChainConfig, Config
 from distill.configfile import from_dict, read_toml
 from distill.data.source import Source, from_arrays
+from distill.reporting.plots import Run
 from distill.store.results import Result, columns
 from distill.store.rundir import RunDir, write_json
 from distill.training import cuda_graph as graph
@@ -111,7 +112,6 @@ def contents(run: Path) -> dict:
         ".csv": rows,
         ".json": lambda path: None if path.name == "environment.json" else result(path),
         ".toml": lambda path: from_dict(read_toml(path)).identity,
-        ".svg": lambda path: None,  # Matplotlib writes the date into it
     }
     files = sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
     return {str(path.relative_to(run)): read.get(path.suffix, Path.read_bytes)(path) for path in files}
@@ -142,3 +142,30 @@ def refusal(capsys, run: Path, *words: str) -> str:
     assert re.fullmatch(r"self_distiller\.py: error: [^\n]+\n", said), said
     assert run.exists() == existed
     return said
+
+
+class Grid:
+    """The records of a finished grid of two alphas, three seeds and two students, with random accuracies."""
+
+    seeds = (1, 2, 3)
+    steps = (0, 1, 2)
+    chain = ChainConfig(alpha=(0.0, 0.6), distillation_steps=2)
+
+    def __init__(self) -> None:
+        self.accuracy = np.random.default_rng(0).random((3, 2, 3))  # of seed, alpha and step
+        self.accuracy[:, :, 0] = self.accuracy[:, :1, 0]  # the teacher is the same for every alpha
+
+    def records(self, seeds: tuple[int, ...] = seeds) -> list[dict]:
+        """The records, in no order."""
+        records = [
+            FIGURES | {"seed": seed, "arm": arm if k else None, "step": k, "test_acc": self.accuracy[i, j, k]}
+            for i, seed in enumerate(self.seeds)
+            for j, arm in enumerate(("0", "0.6"))
+            for k in self.steps
+            if seed in seeds and (k or not j)
+        ]
+        return [records[i] for i in np.random.default_rng(1).permutation(len(records))]
+
+    def run(self, seeds: tuple[int, ...] = seeds) -> Run:
+        """The run of some seeds."""
+        return Run(self.chain, self.records(seeds))

@@ -1,149 +1,163 @@
-"""The figures of a run directory, as Matplotlib Figures. Imports no torch."""
+"""The figures of a run. Imports no torch.
+
+To add a figure, write a function from a ``Run`` to a Matplotlib Figure and give it an entry in ``FIGURES``.
+"""
+
+from __future__ import annotations
 
 import math
-import statistics
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from distill import metrics
-from distill.arms import arm_name, arm_title, prefixes
+from distill.arms import TEACHER, Arm, arm_name, arm_title, prefixes
 from distill.config import ChainConfig
+from distill.reporting.statistics import spread
+from distill.reporting.style import line_style, new_figure, styled
 from distill.store.results import Result
 
-# Okabe & Ito's palette, which colour-blind readers can tell apart, and a marker each for print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+if typing.TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-Arms = dict[str, dict[int, list[float]]]
+MIN_IMAGES = 10  # of a bin in a reliability diagram
+PANELS = 4  # side by side
+
+ByArm = dict[str | None, dict[int, list[float]]]
 
 
-def by_arm(results: list[Result], chain: ChainConfig, figure: str = "test_acc") -> Arms:
-    """One figure of the results as ``{arm: {step: [a value per seed]}}``; every arm begins with the teacher it shares.
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the figures of a run show: its chains, and the result.json of each finished model."""
 
-    Models that are not finished, or have no such figure, are left out. Without students the only arm is ``teacher``.
+    chain: ChainConfig
+    records: list[dict[str, Any]]
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """The result of every finished model."""
+        return [Result.of(record) for record in self.records]
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms of the grid; the teacher alone if there are no students."""
+        return self.chain.arms or (TEACHER,)
+
+    def models(self, arm: Arm) -> list[tuple[str | None, int]]:
+        """The arm and step of each model of a chain, from the teacher on."""
+        names = [None, *map(arm_name, prefixes(arm))]
+        return [(name, self.chain.first_step + k) for k, name in enumerate(names)]
+
+    @property
+    def seeds_label(self) -> str:
+        """What is averaged, in words."""
+        seeds = sorted({result.seed for result in self.results})
+        return f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+
+
+def by_arm(run: Run, metric: str = "test_acc") -> ByArm:
+    """A metric as ``{arm: {step: [a value per seed]}}``. Every arm begins with the teacher, which all arms share.
+
+    Models that are not finished, or have no value, are left out. Without students the only arm is None, the teacher.
     """
     values: dict[tuple[str | None, int], list[float]] = {}
-    for result in results:
-        if (value := getattr(result, figure)) is not None:
+    for result in run.results:
+        value = getattr(result, metric)
+        if value is not None:
             values.setdefault((result.arm, result.step), []).append(value)
-    arms = {}
-    for arm in chain.arms or ((),):
-        models = [None, *map(arm_name, prefixes(arm))]
-        steps = {chain.first_step + k: values.get((name, chain.first_step + k)) for k, name in enumerate(models)}
-        arms[models[-1] or "teacher"] = {step: found for step, found in steps.items() if found}
-    return arms
+    return {
+        arm_name(arm): {model[1]: values[model] for model in run.models(arm) if model in values} for arm in run.arms
+    }
 
 
-def title(arm: str) -> str:
-    """``alpha = 0.6``; an estimated weight, and the teacher, are called by their names."""
-    return arm if arm == "teacher" else arm_title(arm)
-
-
-def spread(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def accuracy_figure(results: list[Result], chain: ChainConfig):
+@styled()
+def accuracy_figure(run: Run) -> Figure:
     """Test accuracy against step, a line per arm with its standard deviation over seeds."""
-    figure = _figure(6, 4)
-    axes = figure.add_subplot(xlabel="distillation step (0: teacher)", ylabel="test accuracy")
-    _draw_arms(axes, by_arm(results, chain))
-    axes.set_title(_over_seeds(results), fontsize=10)
+    figure = new_figure(6, 4)
+    axes = figure.add_subplot(xlabel="distillation step (0: teacher)", ylabel="test accuracy", title=run.seeds_label)
+    _draw_arms(axes, by_arm(run))
     axes.legend()
     return figure
 
 
-def diagnostics_figure(results: list[Result], chain: ChainConfig):
+@styled()
+def diagnostics_figure(run: Run) -> Figure:
     """Every metric with a label that the results have, against step, a panel each, with one legend."""
     labels = {metric.name: metric.label for metric in metrics.METRICS if metric.label is not None}
-    names = [name for name in labels if any(getattr(result, name) is not None for result in results)]
-    rows = math.ceil(len(names) / 4)
-    figure = _figure(12, 0.6 + 2.6 * rows)
+    names = [name for name in labels if any(getattr(result, name) is not None for result in run.results)]
+    rows = math.ceil(len(names) / PANELS)
+    figure = new_figure(12, 0.6 + 2.6 * rows)
     for i, name in enumerate(names):
-        axes = figure.add_subplot(rows, 4, i + 1)
-        axes.set_title(labels[name], fontsize=10)
-        if i + 4 >= len(names):
+        axes = figure.add_subplot(rows, PANELS, i + 1, title=labels[name])
+        if i + PANELS >= len(names):
             axes.set_xlabel("distillation step (0: teacher)")
-        _draw_arms(axes, by_arm(results, chain, name))
-    lines, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=8, title=_over_seeds(results))
+        _draw_arms(axes, by_arm(run, name))
+    lines, arms = figure.axes[0].get_legend_handles_labels()
+    figure.legend(lines, arms, loc="outside upper center", ncols=8, title=run.seeds_label)
     return figure
 
 
-def reliability_figure(records: list[dict], chain: ChainConfig):
+@styled()
+def reliability_figure(run: Run) -> Figure:
     """Reliability diagrams (Guo et al. 2017, arXiv 1706.04599), a panel per arm and a line per step, seeds pooled.
 
-    ``records`` are the contents of result.json. A bin is drawn at its mean confidence where it has ten images or more.
+    A bin is drawn at its mean confidence if it has ``MIN_IMAGES`` images.
     """
     from matplotlib import colormaps
 
-    sums: dict[tuple[str | None, int], list] = {}
-    for record in records:
-        sums.setdefault((record["arm"], record["step"]), []).append(record["reliability"])
-    arms = chain.arms or ((),)
-    columns = min(4, len(arms))
-    rows = math.ceil(len(arms) / columns)
-    figure = _figure(max(4, 2.8 * columns), 0.6 + 2.9 * rows)
+    diagrams: dict[tuple[str | None, int], list[dict[str, list[float]]]] = {}
+    for record in run.records:
+        if "reliability" in record:
+            diagrams.setdefault((record["arm"], record["step"]), []).append(record["reliability"])
+    columns = min(PANELS, len(run.arms))
+    rows = math.ceil(len(run.arms) / columns)
+    figure = new_figure(max(4, 2.8 * columns), 0.6 + 2.9 * rows)
     lines = {}
-    for i, arm in enumerate(arms):
-        models = [None, *map(arm_name, prefixes(arm))]
+    for i, arm in enumerate(run.arms):
         axes = figure.add_subplot(rows, columns, i + 1, aspect="equal", xlim=(0, 1), ylim=(0, 1))
-        axes.set_title(title(models[-1] or "teacher"), fontsize=10)
+        axes.set(title=arm_title(arm_name(arm)), xlabel="confidence", ylabel="accuracy")
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
-        for k, name in enumerate(models):
-            step = chain.first_step + k
-            if found := sums.get((name, step)):
+        models = run.models(arm)
+        for k, model in enumerate(models):
+            if model in diagrams:
                 colour = colormaps["viridis"](0.9 * k / max(1, len(models) - 1))
-                lines[f"step {step}"] = axes.plot(*_calibration(found), ".-", color=colour)[0]
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("accuracy")
+                (line,) = axes.plot(*_calibration(diagrams[model]), ".-", color=colour)
+                lines[f"step {model[1]}"] = line
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=8)
     return figure
 
 
-def _calibration(diagrams: list[dict]) -> tuple[list[float], list[float]]:
-    """Mean confidence and accuracy of each bin of ten images or more."""
-    count, confidence, correct = (
-        [sum(parts) for parts in zip(*(d[name] for d in diagrams), strict=True)]
+FIGURES: dict[str, Callable[[Run], Figure]] = {  # by the name of their files
+    "accuracy": accuracy_figure,
+    "diagnostics": diagnostics_figure,
+    "reliability": reliability_figure,
+}
+
+
+def _calibration(diagrams: list[dict[str, list[float]]]) -> tuple[list[float], list[float]]:
+    """Mean confidence and accuracy of each bin with enough images, over all diagrams together."""
+    sums = {
+        name: [sum(bins) for bins in zip(*(diagram[name] for diagram in diagrams), strict=True)]
         for name in ("count", "confidence", "correct")
-    )
-    bins = [i for i, n in enumerate(count) if n >= 10]
-    return [confidence[i] / count[i] for i in bins], [correct[i] / count[i] for i in bins]
+    }
+    shown = [i for i, count in enumerate(sums["count"]) if count >= MIN_IMAGES]
+    confidence = [sums["confidence"][i] / sums["count"][i] for i in shown]
+    return confidence, [sums["correct"][i] / sums["count"][i] for i in shown]
 
 
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _draw_arms(axes, arms: Arms) -> None:
+def _draw_arms(axes: Axes, arms: ByArm) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for i, (arm, steps) in enumerate(arms.items()):
         if not steps:
             continue
-        colour, marker = COLOURS[i % 7], MARKERS[i % 7]
-        means, sds = zip(*(spread(values) for values in steps.values()), strict=True)
-        # Arms stand a little apart, so that their bars can be told from each other.
+        means, deviations = zip(*(spread(values) for values in steps.values()), strict=True)
+        # Arms are a little apart, so that their bars can be told from each other.
         at = [step + 0.05 * (i - (len(arms) - 1) / 2) for step in steps]
-        axes.errorbar(
-            at,
-            means,
-            yerr=sds if any(sds) else None,
-            color=colour,
-            marker=marker,
-            markersize=4,
-            linestyle="--" if i >= 7 else "-",
-            capsize=2,
-            label=title(arm),
-        )
+        bars = deviations if any(deviations) else None
+        axes.errorbar(at, means, yerr=bars, markersize=4, capsize=2, label=arm_title(arm), **line_style(i))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-
-
-def _over_seeds(results: list[Result]) -> str:
-    seeds = len({result.seed for result in results})
-    return f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else f"seed {results[0].seed}"

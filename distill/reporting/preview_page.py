@@ -1,47 +1,50 @@
 """A preview as tables and as a figure. Imports no torch."""
 
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from distill.files import write_atomically
 from distill.kernel.twin import ALPHAS, Forecast, Schedule, scores
-from distill.reporting.plots import COLOURS, MARKERS
-from distill.reporting.run_report import aligned
+from distill.reporting.style import COLOURS, LINES, MARKERS, new_figure, styled
+from distill.reporting.tables import aligned
 
-SHOWN = range(0, len(ALPHAS), 4)  # of the map's alphas, in tables: 0, 0.2, ..., 1
-LINES = ("-", "--", ":")
-FONT = 8  # points, everywhere
-STYLE = {
-    **{name: FONT for name in ("font.size", "axes.titlesize", "axes.labelsize", "figure.titlesize", "legend.fontsize")},
-    "legend.title_fontsize": FONT,
-    **{"xtick.labelsize": FONT, "ytick.labelsize": FONT, "legend.frameon": False, "svg.hashsalt": "preview"},
-    **{"axes.spines.top": False, "axes.spines.right": False},
-}
+if typing.TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+
+TABLE_ALPHAS = range(0, len(ALPHAS), 4)  # positions of the alphas in tables: 0, 0.2, ..., 1
+CURVE_ALPHAS = (len(ALPHAS) - 1, len(ALPHAS) // 2, 0)  # positions of 1, 0.5 and 0
+NO_CHANGE = 1e-12  # an expected change below this is rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """An arm's weights, and its changes against the teacher in held-out squared error and accuracy, each (students,).
+    """An arm's alphas, and its changes against the teacher in held-out squared error and accuracy, each (students,).
 
-    ``expected``: the same two changes as each twin expects them of these weights, (twins, 2, students).
+    ``expected`` (twins, 2, students): the same two changes as each twin forecasts them for these alphas.
     """
 
     label: str
-    alphas: np.ndarray
-    error: np.ndarray
-    accuracy: np.ndarray
-    expected: np.ndarray
+    alphas: Array
+    error: Array
+    accuracy: Array
+    expected: Array
 
 
-def accord(expected, observed) -> tuple[float, float]:
-    """Pearson's correlation of changes, and the share that has the sign expected, where a change is expected at all.
+def compare(expected: Array, observed: Array) -> tuple[float, float]:
+    """Pearson's correlation of changes (students,), and the share of observed ones with the expected sign.
 
-    At alpha = 1 none is. NaN where nothing can be said.
+    The share is over the students for which a change is expected (at alpha = 1 none is). NaN if it is undefined.
     """
-    moved = np.abs(expected) > 1e-12
+    moved = np.abs(expected) > NO_CHANGE
     if not moved.any():
         return np.nan, np.nan
     share = (np.sign(expected) == np.sign(observed))[moved].mean()
@@ -52,152 +55,155 @@ def accord(expected, observed) -> tuple[float, float]:
 # ---- tables
 
 
-def tables(title: str, seen, forecasts: list[Forecast], outcomes: list[Outcome]) -> str:
-    """All that a preview (of ``preview.TwinInputs``) says, as text."""
+def tables(
+    title: str, predicted: Array, truth: Array, forecasts: Sequence[Forecast], outcomes: Sequence[Outcome]
+) -> str:
+    """The text of a preview.
+
+    ``predicted`` and ``truth``: the teacher's probabilities and the true labels, one-hot, of the held-out images, each
+    (q, classes).
+    """
     parts = [
-        f"Kernel twin of {title}, {len(seen.truth):,} held-out images\n"
+        f"Kernel twin of {title}, {len(truth):,} held-out images\n"
         "error: squared error against the true label, summed over classes; step 0 is the teacher",
-        _first_fits(seen, forecasts),
+        _first_fits(predicted, truth, forecasts),
     ]
-    for each in forecasts:
-        parts += [_map(each, "error", each.error, np.min), _map(each, "accuracy", each.accuracy, np.max)]
-        parts.append(_schedules(each))
+    for forecast in forecasts:
+        parts.append(_map(forecast, "error", forecast.error, np.min))
+        parts.append(_map(forecast, "accuracy", forecast.accuracy, np.max))
+        parts.append(_schedules(forecast))
     parts.append(_freedom(forecasts))
     if outcomes:
-        parts.append(_side_by_side(outcomes, [each.twin.name for each in forecasts]))
+        parts.append(_side_by_side(outcomes, [forecast.twin.name for forecast in forecasts]))
     return "\n\n".join(parts)
 
 
-def _first_fits(seen, forecasts: list[Forecast]) -> str:
-    error, accuracy = scores(seen.predicted, seen.truth)
-    rows = [["step 0", "lam", "df", "error", "accuracy", "names the network's class"]]
+def _first_fits(predicted: Array, truth: Array, forecasts: Sequence[Forecast]) -> str:
+    error, accuracy = scores(predicted, truth)
+    rows = [["step 0", "lam", "df", "error", "accuracy", "agrees with the network"]]
     rows.append(["network", "", "", f"{error:.4f}", f"{accuracy:.4f}", ""])
-    named = seen.predicted.argmax(1)
-    for each in forecasts:
-        share = (each.twin.predict(1, [0])[0].argmax(1) == named).mean()
-        figures = [f"{each.error[0, 0]:.4f}", f"{each.accuracy[0, 0]:.4f}", f"{share:.4f}"]
-        rows.append([each.twin.name, f"{each.twin.lam:.3g}", f"{each.freedom[0, 0]:.1f}", *figures])
+    classes = predicted.argmax(1)
+    for forecast in forecasts:
+        twin = forecast.twin
+        agreement = (twin.predict(1, [0])[0].argmax(1) == classes).mean()
+        metrics = [f"{forecast.error[0, 0]:.4f}", f"{forecast.accuracy[0, 0]:.4f}", f"{agreement:.4f}"]
+        rows.append([twin.name, f"{twin.lam:.3g}", f"{forecast.freedom[0, 0]:.1f}", *metrics])
     return aligned(rows)
 
 
-def _heading(steps: np.ndarray) -> list[str]:
+def _heading(steps: Array) -> list[str]:
     return ["∞" if step == np.inf else f"step {step:.0f}" for step in steps]
 
 
-def _map(each: Forecast, what: str, values: np.ndarray, best) -> str:
-    rows = [["alpha", *(f"{name} " for name in _heading(each.steps))]]
-    stars = best(values[SHOWN], axis=0)
-    for i in SHOWN:
+def _map(forecast: Forecast, metric: str, values: Array, best: Callable[..., Array]) -> str:
+    rows = [["alpha", *(f"{name} " for name in _heading(forecast.steps))]]
+    stars = best(values[TABLE_ALPHAS], axis=0)
+    for i in TABLE_ALPHAS:
         cells = (f"{v:.4f}{'*' if v == star else ' '}" for v, star in zip(values[i], stars, strict=True))
         rows.append([f"{ALPHAS[i]:g}", *cells])
-    return f"{each.twin.name}: held-out {what} of a constant alpha (* best of its column)\n{aligned(rows)}"
+    return f"{forecast.twin.name}: held-out {metric} of a constant alpha (* best of its column)\n{aligned(rows)}"
 
 
-def _schedules(each: Forecast) -> str:
-    rows = [["step", *(cell for name in each.schedules for cell in (f"{name} alpha", "error", "acc."))]]
-    for step in range(1, len(each.steps) - 1):
+def _schedules(forecast: Forecast) -> str:
+    rows = [["step", *(cell for name in forecast.schedules for cell in (f"{name} alpha", "error", "acc."))]]
+    for step in range(1, len(forecast.steps) - 1):
         row = [str(step)]
-        for schedule in each.schedules.values():
-            row += [_weight(schedule, step - 1), f"{schedule.error[step]:.4f}", f"{schedule.accuracy[step]:.4f}"]
+        for schedule in forecast.schedules.values():
+            row += [_alpha(schedule, step - 1), f"{schedule.error[step]:.4f}", f"{schedule.accuracy[step]:.4f}"]
         rows.append(row)
-    return f"{each.twin.name}: best weights in [0, 1] (before clipping); joint is for the last step\n{aligned(rows)}"
+    heading = f"{forecast.twin.name}: best alphas in [0, 1] (before clipping); joint is for the last step"
+    return f"{heading}\n{aligned(rows)}"
 
 
-def _weight(schedule: Schedule, i: int) -> str:
-    clipped = schedule.free is not None and schedule.free[i] != schedule.alphas[i]
-    return f"{schedule.alphas[i]:.3f}" + (f" ({schedule.free[i]:.2f})" if clipped else "")
+def _alpha(schedule: Schedule, i: int) -> str:
+    if schedule.free is None or schedule.free[i] == schedule.alphas[i]:
+        return f"{schedule.alphas[i]:.3f}"
+    return f"{schedule.alphas[i]:.3f} ({schedule.free[i]:.2f})"
 
 
-def _freedom(forecasts: list[Forecast]) -> str:
+def _freedom(forecasts: Sequence[Forecast]) -> str:
     rows = [["twin", "alpha", *_heading(forecasts[0].steps)]]
-    for each in forecasts:
-        for i in (0, len(ALPHAS) // 2, len(ALPHAS) - 1):
-            rows.append([each.twin.name, f"{ALPHAS[i]:g}", *(f"{value:.1f}" for value in each.freedom[i])])
+    for forecast in forecasts:
+        for i in reversed(CURVE_ALPHAS):
+            rows.append([forecast.twin.name, f"{ALPHAS[i]:g}", *(f"{value:.1f}" for value in forecast.freedom[i])])
     return f"effective degrees of freedom\n{aligned(rows)}"
 
 
-def _side_by_side(outcomes: list[Outcome], names: list[str]) -> str:
+def _side_by_side(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
     rows = [["arm", "step", "alpha", "error", *names, "accuracy", *names]]
-    for arm in outcomes:
-        for k, alpha in enumerate(arm.alphas):
-            error, accuracy = [arm.error[k], *arm.expected[:, 0, k]], [arm.accuracy[k], *arm.expected[:, 1, k]]
-            rows.append([arm.label, str(k + 1), f"{alpha:.3g}", *(f"{change:+.4f}" for change in error + accuracy)])
+    for outcome in outcomes:
+        for k, alpha in enumerate(outcome.alphas):
+            changes = [outcome.error[k], *outcome.expected[:, 0, k], outcome.accuracy[k], *outcome.expected[:, 1, k]]
+            rows.append([outcome.label, str(k + 1), f"{alpha:.3g}", *(f"{change:+.4f}" for change in changes)])
     lines = ["change against the teacher: as observed, and as each twin expects it", aligned(rows)]
     for i, name in enumerate(names):
-        said = (_said(what, *accord(*_pairs(outcomes, i, j))) for j, what in enumerate(("error", "accuracy")))
-        lines.append(f"{name}: {'; '.join(said)}")
+        words = [_format_comparison(what, *_pairs(outcomes, i, j)) for j, what in enumerate(("error", "accuracy"))]
+        lines.append(f"{name}: {'; '.join(words)}")
     return "\n".join(lines)
 
 
-def _said(what: str, correlation: float, share: float) -> str:
+def _format_comparison(metric: str, expected: Array, observed: Array) -> str:
+    correlation, share = compare(expected, observed)
     if np.isnan(share):
-        return f"{what}: no change expected"
+        return f"{metric}: no change expected"
     shown = "-" if np.isnan(correlation) else f"{correlation:+.2f}"
-    return f"{what}: correlation {shown}, as expected up or down in {share:.0%}"
+    return f"{metric}: correlation {shown}, as expected up or down in {share:.0%}"
 
 
-def _pairs(outcomes: list[Outcome], twin: int, what: int) -> tuple[np.ndarray, np.ndarray]:
-    """Expected and observed changes in error (0) or accuracy (1) of all students."""
-    expected = np.concatenate([arm.expected[twin, what] for arm in outcomes])
-    return expected, np.concatenate([(arm.error, arm.accuracy)[what] for arm in outcomes])
+def _pairs(outcomes: Sequence[Outcome], twin: int, metric: int) -> tuple[Array, Array]:
+    """Expected and observed changes in error (``metric`` 0) or accuracy (1) of all students."""
+    expected = np.concatenate([outcome.expected[twin, metric] for outcome in outcomes])
+    return expected, np.concatenate([(outcome.error, outcome.accuracy)[metric] for outcome in outcomes])
 
 
 # ---- the figure
 
 
-def draw(stem: Path, title: str, forecasts: list[Forecast], outcomes: list[Outcome]) -> None:
-    """Leave ``figure`` as stem.png and stem.svg."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        drawn = figure(title, forecasts, outcomes)
-        for kind, undated in (("png", {"Software": None}), ("svg", {"Date": None})):
-            content = BytesIO()
-            drawn.savefig(content, format=kind, dpi=150, metadata=undated)
-            write_atomically(stem.with_suffix(f".{kind}"), content.getvalue())
-
-
-def figure(title: str, forecasts: list[Forecast], outcomes: list[Outcome]):
-    """A row per twin (error, accuracy, best weights), then degrees of freedom and outcomes: a Matplotlib Figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+@styled()
+def figure(title: str, forecasts: Sequence[Forecast], outcomes: Sequence[Outcome]) -> Figure:
+    """A row per twin (error, accuracy, best alphas), then degrees of freedom and outcomes."""
     from matplotlib.lines import Line2D
 
-    drawn = Figure(figsize=(9.6, 2.55 * (len(forecasts) + 1)), layout="constrained")
-    FigureCanvasAgg(drawn)
-    drawn.suptitle(f"Kernel twin of {title}")
-    axes = drawn.subplots(len(forecasts) + 1, 3)
-    for row, each in zip(axes, forecasts, strict=False):
-        _draw_map(row[0], each, each.error, "held-out squared error", lower_is_better=True)
-        _draw_map(row[1], each, each.accuracy, "held-out accuracy", lower_is_better=False)
-        _draw_weights(row[2], each)
+    drawing = new_figure(9.6, 2.55 * (len(forecasts) + 1))
+    drawing.suptitle(f"Kernel twin of {title}")
+    axes = drawing.subplots(len(forecasts) + 1, 3)
+    for row, forecast in zip(axes, forecasts, strict=False):
+        _draw_map(row[0], forecast, forecast.error, "held-out squared error", lower_is_better=True)
+        _draw_map(row[1], forecast, forecast.accuracy, "held-out accuracy", lower_is_better=False)
+        _draw_alphas(row[2], forecast)
+    names = [forecast.twin.name for forecast in forecasts]
     _draw_freedom(axes[-1, 0], forecasts)
-    for j, what in enumerate(("squared error", "accuracy")):
-        _draw_outcome(axes[-1, 1 + j], j, what, [each.twin.name for each in forecasts], outcomes)
-    keys = [
-        Line2D(
-            [], [], color=COLOURS[i], marker=MARKERS[i], markersize=5, markerfacecolor=_fill(i), label=each.twin.name
-        )
-        for i, each in enumerate(forecasts)
-    ]
-    drawn.legend(handles=keys, loc="outside lower center", ncols=len(keys), title="twins, in the last row")
-    return drawn
+    for j, metric in enumerate(("squared error", "accuracy")):
+        _draw_outcome(axes[-1, 1 + j], j, metric, names, outcomes)
+    keys = [Line2D([], [], markersize=5, label=name, **_twin_style(i)) for i, name in enumerate(names)]
+    drawing.legend(handles=keys, loc="outside lower center", ncols=len(keys), title="twins, in the last row")
+    return drawing
 
 
-def _step_ticks(axes, steps, at) -> None:
+def _twin_style(i: int) -> dict[str, Any]:
+    """Colour and marker of a twin; the later ones are hollow, so that points on points can still be seen."""
+    return {"color": COLOURS[i], "marker": MARKERS[i], "markerfacecolor": COLOURS[i] if i == 0 else "none"}
+
+
+def _positions(steps: Array) -> Array:
+    """Where steps are drawn: the limit, which is last, is set apart."""
+    return np.arange(len(steps), dtype=np.float64) + np.where(steps == np.inf, 0.3, 0.0)
+
+
+def _step_ticks(axes: Axes, steps: Array, at: Array) -> None:
     every = max(1, (len(steps) + 6) // 8)
     shown = [i for i, step in enumerate(steps) if step == np.inf or i % every == 0]
     axes.set_xticks([at[i] for i in shown], ["∞" if steps[i] == np.inf else f"{steps[i]:.0f}" for i in shown])
     axes.set_xlabel("step")
 
 
-def _draw_map(axes, each: Forecast, values, what: str, *, lower_is_better: bool) -> None:
-    """Values (alphas, steps) as colours, light for good, the best after the teacher starred, the limit apart."""
+def _draw_map(axes: Axes, forecast: Forecast, values: Array, metric: str, *, lower_is_better: bool) -> None:
+    """Values (alphas, steps) as colours, light for good, the best student starred, the limit set apart."""
     # Near alpha = 0 the limit is so bad that it would take all the colours: the worst cells share the last one.
     ends = (values.min(), np.quantile(values, 0.9)) if lower_is_better else (np.quantile(values, 0.1), values.max())
     half = (ALPHAS[1] - ALPHAS[0]) / 2
     edges = np.append(ALPHAS - half, ALPHAS[-1] + half)
-    at = _positions(each.steps)
+    at = _positions(forecast.steps)
     for x, column in zip(at, values.T, strict=True):
         mesh = axes.pcolormesh(
             [x - 0.5, x + 0.5],
@@ -209,40 +215,42 @@ def _draw_map(axes, each: Forecast, values, what: str, *, lower_is_better: bool)
             rasterized=True,
         )
     students = values[:, 1:] if lower_is_better else -values[:, 1:]
-    row, column = np.unravel_index(np.argmin(students), students.shape)
-    axes.plot(at[column + 1], ALPHAS[row], "*", color="white", markeredgecolor="black", markersize=9, clip_on=False)
-    where = "the limit" if each.steps[column + 1] == np.inf else f"step {each.steps[column + 1]:.0f}"
+    best, step = np.unravel_index(np.argmin(students), students.shape)
+    axes.plot(at[step + 1], ALPHAS[best], "*", color="white", markeredgecolor="black", markersize=9, clip_on=False)
+    where = "the limit" if forecast.steps[step + 1] == np.inf else f"step {forecast.steps[step + 1]:.0f}"
     axes.set_title(
-        f"{each.twin.name}: {what}\nstep 0: {values[0, 0]:.3f}, best: {values[row, column + 1]:.3f} at {where}, "
-        f"alpha {ALPHAS[row]:g}"
+        f"{forecast.twin.name}: {metric}\nstep 0: {values[0, 0]:.3f}, best: {values[best, step + 1]:.3f} at {where}, "
+        f"alpha {ALPHAS[best]:g}"
     )
     axes.set(ylabel="alpha", ylim=(edges[0], edges[-1]))
-    _step_ticks(axes, each.steps, at)
+    _step_ticks(axes, forecast.steps, at)
     clipped = values.max() > ends[1] if lower_is_better else values.min() < ends[0]
-    axes.figure.colorbar(mesh, ax=axes, extend=("max" if lower_is_better else "min") if clipped else "neither")
+    beyond = "max" if lower_is_better else "min"
+    axes.figure.colorbar(mesh, ax=axes, extend=beyond if clipped else "neither")
 
 
-def _draw_weights(axes, each: Forecast) -> None:
-    steps = each.steps[1:-1]
-    for i, (name, schedule) in enumerate(each.schedules.items()):
-        look = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": (8, 5.5, 3)[i]}  # still seen where they agree
-        axes.plot(steps, schedule.alphas, LINES[i], label=name, clip_on=False, **look)
-    axes.set(title=f"{each.twin.name}: best weights in [0, 1]", ylabel="alpha", yticks=np.linspace(0, 1, 6))
-    axes.set_ylim(-0.05, 1.75)  # room for the legend above the weights
+def _draw_alphas(axes: Axes, forecast: Forecast) -> None:
+    steps = forecast.steps[1:-1]
+    sizes = (8, 5.5, 3)  # all can be seen where they agree
+    for i, (name, schedule) in enumerate(forecast.schedules.items()):
+        style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": sizes[i]}
+        axes.plot(steps, schedule.alphas, LINES[i], label=name, clip_on=False, **style)
+    axes.set(title=f"{forecast.twin.name}: best alphas in [0, 1]", ylabel="alpha", yticks=np.linspace(0, 1, 6))
+    axes.set_ylim(-0.05, 1.75)  # room for the legend above the alphas
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
     _step_ticks(axes, steps, steps)
 
 
-def _draw_freedom(axes, forecasts: list[Forecast]) -> None:
+def _draw_freedom(axes: Axes, forecasts: Sequence[Forecast]) -> None:
     from matplotlib.lines import Line2D
 
     at = _positions(forecasts[0].steps)
-    for i, each in enumerate(forecasts):
-        for line, k in zip(LINES, (len(ALPHAS) - 1, len(ALPHAS) // 2, 0), strict=True):
-            look = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "markerfacecolor": _fill(i)}
-            axes.plot(at[:-1], each.freedom[k, :-1], line, label=f"{ALPHAS[k]:g}", **look)
-            axes.plot(at[-1:], each.freedom[k, -1:], **look)
+    for i, forecast in enumerate(forecasts):
+        for line, k in zip(LINES, CURVE_ALPHAS, strict=True):
+            freedom = forecast.freedom[k]
+            axes.plot(at[:-1], freedom[:-1], line, label=f"{ALPHAS[k]:g}", markersize=4, **_twin_style(i))
+            axes.plot(at[-1:], freedom[-1:], markersize=4, **_twin_style(i))
     axes.set(title="effective degrees of freedom", yscale="log")
     axes.grid(alpha=0.3)
     keys = [Line2D([], [], color="0.2", linestyle=line) for line in LINES]
@@ -252,17 +260,8 @@ def _draw_freedom(axes, forecasts: list[Forecast]) -> None:
     _step_ticks(axes, forecasts[0].steps, at)
 
 
-def _positions(steps: np.ndarray) -> np.ndarray:
-    """Where steps are drawn: the limit, which is last, stands apart."""
-    return np.arange(len(steps)) + np.where(steps == np.inf, 0.3, 0.0)
-
-
-def _fill(i: int) -> str:
-    return COLOURS[i] if i == 0 else "none"  # so that points on points are still seen
-
-
-def _draw_outcome(axes, j: int, what: str, names: list[str], outcomes: list[Outcome]) -> None:
-    axes.set_title(f"change in held-out {what} against\nthe teacher (dashed: as expected)")
+def _draw_outcome(axes: Axes, j: int, metric: str, names: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    axes.set_title(f"change in held-out {metric} against\nthe teacher (dashed: as expected)")
     if not outcomes:
         axes.text(0.5, 0.5, "no students yet", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
@@ -271,8 +270,7 @@ def _draw_outcome(axes, j: int, what: str, names: list[str], outcomes: list[Outc
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.axline((0, 0), slope=1, color="0.5", linewidth=0.8, linestyle="--")
     for i, name in enumerate(names):
-        look = {"color": COLOURS[i], "markersize": 5, "markerfacecolor": _fill(i)}
-        axes.plot(*_pairs(outcomes, i, j), MARKERS[i], label=name, **look)
+        axes.plot(*_pairs(outcomes, i, j), linestyle="none", label=name, markersize=5, **_twin_style(i))
     axes.set(xlabel="expected by the twin", ylabel="observed")
     axes.locator_params(axis="x", nbins=5)
     axes.grid(alpha=0.3)

@@ -1,18 +1,16 @@
-"""The kernel twin of a trained network: what its chain should do, before it does it, and beside what it did.
+"""The kernel twin of a trained network: forecast the chains of a run, and compare them with what the students did.
 
-``python -m distill.preview RUN`` fits kernel ridge chains (distill.twin) in the place of a trained teacher's students
-and prints their held-out error and accuracy against alpha and step, their best weights and their degrees of freedom,
-in seconds and without training. There are three twins:
+Kernel ridge chains (``distill.kernel.twin``) take the place of a trained teacher's students. That gives their held-out
+error and accuracy against alpha and step, their best alphas and their degrees of freedom, in seconds and without
+training. There are three twins:
 
-  linear, rbf  on the features that the teacher hands to its last layer. These have learned from the labels already,
-               wrong ones included, and stay as they are, where every student of a network learns its own: what a chain
-               changes is understated. The ridge is the best by generalised cross-validation on the labels as given.
-  images       the rbf kernel on the images themselves, which know of no label: all of the fitting is the twin's, and
-               its ridge is the one that comes closest to the teacher's own outputs at the training images.
+  linear, rbf  on the teacher's features, the input of its last layer. The features were learned from the given labels,
+               wrong ones included, and stay fixed, whereas each student of a network learns its own: the effect of a
+               chain is understated. The ridge is the best by generalised cross-validation on the given labels.
+  images       the rbf kernel on the images themselves, which depend on no label: all fitting is the twin's. The ridge
+               is the one whose fit is closest to the teacher's own outputs at the training images.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -20,24 +18,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.arms import arm_name, prefixes
 from distill.chains.checkpoints import load_model
-from distill.config import CUSTOM_DATA, TrainConfig
+from distill.config import CUSTOM_DATA, Config, TrainConfig
 from distill.configfile import read_config
 from distill.data.source import Source
-from distill.errors import ConfigError, UserError
-from distill.kernel.twin import Forecast, Twin, forecast, make_twin
+from distill.errors import ConfigError
+from distill.kernel.twin import Forecast, forecast, make_twin
 from distill.randomness import generator
-from distill.reporting.preview_page import Outcome, draw, tables
+from distill.reporting import preview_page
+from distill.reporting.preview_page import Outcome
+from distill.reporting.style import save
 from distill.running.experiment import Experiment, prepare
 from distill.store.results import read_record
 from distill.store.rundir import RunDir
 from distill.training.batches import ImageStore, make_image_store
 from distill.training.device import place
 from distill.training.predict import predict_all
+
+Array = NDArray[np.float64]
 
 SIZE = 2000  # training images
 SIDE = 32  # pixels, of images as the features of a kernel
@@ -52,128 +55,134 @@ def page(
     source: Source | None = None,
     network: Callable[[], nn.Module] | None = None,
 ) -> str:
-    """Preview one seed (the first by default) of a run: leave seed_S/preview.png and .svg, return the tables.
+    """Preview one seed (the first by default) of a run: write seed_S/preview.png and .svg, return the tables.
 
-    ``size`` training images at most, ``lam`` as in ``preview``; ``source`` and ``network`` as they were given to
+    At most ``size`` training images are used; ``lam`` as in ``preview``. ``source`` and ``network`` are those given to
     ``distill.run``. Raises UserError.
     """
     if size < 2:
         raise ConfigError(f"--size must be at least 2 images, not {size}")
     run = Path(run)
-    lab = _lab(run, source, network)
-    seed = lab.config.chain.seed[0] if seed is None else seed
-    if seed not in lab.config.chain.seed:
-        raise ConfigError(f"{run} has no seed {seed}; it has {' '.join(map(str, lab.config.chain.seed))}")
-    teacher = _Teacher(lab, run, seed)
-    students = max(lab.config.chain.distillation_steps, 1)
-    seen = teacher.seen(size)
-    forecasts = preview(seen, students, lam)
+    experiment = _experiment(run, source, network)
+    chain = experiment.config.chain
+    if seed is None:
+        seed = chain.seed[0]
+    if seed not in chain.seed:
+        raise ConfigError(f"{run} has no seed {seed}; it has {' '.join(map(str, chain.seed))}")
+    teacher = _Teacher(experiment, run, seed)
+    inputs = teacher.inputs(size)
+    forecasts = preview(inputs, max(chain.distillation_steps, 1), lam)
     outcomes = outcomes_of(teacher, forecasts)
-    title = f"{run}, seed {seed}: {seen.features.shape[1]} features of {len(seen.features):,} training images"
-    text = tables(title, seen, forecasts, outcomes)
-    folder = run / f"seed_{seed}"
-    draw(folder / "preview", title, forecasts, outcomes)
-    return f"{text}\n\n{folder / 'preview.png'} and .svg have it as a figure"
+    title = f"{run}, seed {seed}: {inputs.features.shape[1]} features of {len(inputs.features):,} training images"
+    stem = run / f"seed_{seed}" / "preview"
+    save(preview_page.figure(title, forecasts, outcomes), stem)
+    text = preview_page.tables(title, inputs.predicted, inputs.held_out_true, forecasts, outcomes)
+    return f"{text}\n\n{stem}.png and .svg show it as a figure"
 
 
 @dataclass(frozen=True, eq=False)
 class TwinInputs:
-    """What the twins are made of, at n training images and q held-out ones: float32 features, float64 classes."""
+    """What the twins are made of, at n training images and q held-out ones."""
 
-    features: np.ndarray  # (n, p)
-    images: np.ndarray  # (n, pixels)
-    given: np.ndarray  # (n, classes) one-hot labels as given, corrupted ones among them
-    fitted: np.ndarray  # (n, classes) the teacher's probabilities
-    held_out_features: np.ndarray  # (q, p)
-    held_out_images: np.ndarray  # (q, pixels)
-    truth: np.ndarray  # (q, classes) one-hot true labels
-    predicted: np.ndarray  # (q, classes) the teacher's probabilities
-
-
-def preview(seen: TwinInputs, students: int, lam: float | None = None) -> list[Forecast]:
-    """The forecast of each twin for chains of so many students, from arrays; ``lam`` > 0 is the ridge of all."""
-
-    def twin(kernel: str, X, Z, **options) -> Twin:
-        return make_twin(kernel, X, seen.given, Z, seen.truth, lam=lam, **options)
-
-    features, images = (seen.features, seen.held_out_features), (seen.images, seen.held_out_images)
-    twins = (
-        twin("linear", *features),
-        twin("rbf", *features),
-        twin("rbf", *images, teacher_outputs=seen.fitted, name="images"),
-    )
-    return [forecast(each, students) for each in twins]
+    features: NDArray[np.float32]  # (n, p)
+    images: NDArray[np.float32]  # (n, pixels)
+    given: Array  # (n, classes) one-hot given labels, corrupted ones included
+    fitted: Array  # (n, classes) the teacher's probabilities
+    held_out_features: NDArray[np.float32]  # (q, p)
+    held_out_images: NDArray[np.float32]  # (q, pixels)
+    held_out_true: Array  # (q, classes) one-hot true labels
+    predicted: Array  # (q, classes) the teacher's probabilities
 
 
-# ---- the teacher and what it sees
+def preview(inputs: TwinInputs, students: int, lam: float | None = None) -> list[Forecast]:
+    """The forecast of each twin for chains of so many students; ``lam`` > 0 is the ridge of all twins."""
+    features = (inputs.features, inputs.given, inputs.held_out_features, inputs.held_out_true)
+    images = (inputs.images, inputs.given, inputs.held_out_images, inputs.held_out_true)
+    twins = [
+        make_twin("linear", *features, lam=lam),
+        make_twin("rbf", *features, lam=lam),
+        make_twin("rbf", *images, lam=lam, teacher_outputs=inputs.fitted, name="images"),
+    ]
+    return [forecast(twin, students) for twin in twins]
 
 
-def _lab(run: Path, source: Source | None, network) -> Experiment:
-    """The run's images and configuration, here: its device and precision may not exist on this machine."""
+# ---- the teacher and its predictions
+
+
+def _experiment(run: Path, source: Source | None, network: Callable[[], nn.Module] | None) -> Experiment:
+    """The run's configuration and images, on this machine, which may lack its device and precision."""
     if not (run / "config.toml").exists():
         raise ConfigError(f"{run} holds no run (no config.toml in it)")
     config = read_config(run / "config.toml")
-    for given, missing, what in (
-        (source, config.data.dataset == CUSTOM_DATA, "images"),
-        (network, config.model.is_python, "network"),
-    ):
-        if missing and given is None:
-            raise ConfigError(
-                f"this run's {what} came from Python: call distill.preview.page(run, source=..., network=...) there"
-            )
-    if config.chain.first_step:
-        raise ConfigError(f"{run} begins at step {config.chain.first_step}: the twin's step 0 is trained on the truth")
+    _check(run, config, source, network)
+    here = replace(config.run, output=str(run), device="auto", jobs=1)
+    train = replace(config.train, precision="fp32")
+    experiment = prepare(replace(config, run=here, train=train), source, network)
+    data = run / "data.sha256"
+    if data.exists() and data.read_text().strip() != experiment.source.fingerprint:
+        raise ConfigError(f"{run} was trained on other images or labels than those found now")
+    return experiment
+
+
+def _check(run: Path, config: Config, source: Source | None, network: Callable[[], nn.Module] | None) -> None:
+    """Raise ConfigError if this run cannot be previewed."""
+    missing = [
+        *(["images"] if config.data.dataset == CUSTOM_DATA and source is None else []),
+        *(["network"] if config.model.is_python and network is None else []),
+    ]
+    if missing:
+        raise ConfigError(
+            f"this run's {' and '.join(missing)} came from Python: "
+            "call distill.preview.page(run, source=..., network=...) there"
+        )
+    if config.chain.first_step > 0:
+        raise ConfigError(
+            f"{run} begins at step {config.chain.first_step}: the twin's step 0 is trained on the given labels"
+        )
     if config.data.val_size == 0:
         raise ConfigError(
-            f"{run} held no images out, and the test images are not for choosing: train with --val-size N"
+            f"{run} held no images out, and test images are not for choosing alpha: train with --val-size N"
         )
-    here = replace(config.run, output=str(run), device="auto", jobs=1)
-    lab = prepare(replace(config, run=here, train=replace(config.train, precision="fp32")), source, network)
-    data = run / "data.sha256"
-    if data.exists() and data.read_text().strip() != lab.source.fingerprint:
-        raise ConfigError(f"{run} was trained on other images or labels than those found now")
-    return lab
 
 
 class _Teacher:
-    """The trained teacher of one seed, and the images that the seed trains on and holds out."""
+    """The trained teacher of one seed, with the images that the seed trains on and holds out."""
 
-    def __init__(self, lab: Experiment, run: Path, seed: int):
-        self.lab, self.rundir, self.seed = lab, RunDir(run), seed
-        self.folder = self.rundir.model(seed, None, lab.config.chain.first_step)
+    def __init__(self, experiment: Experiment, run: Path, seed: int) -> None:
+        self.chain = experiment.config.chain
+        self.train = experiment.config.train
+        self.device = experiment.device
+        self.seed = seed
+        self.rundir = RunDir(run)
+        self.folder = self.rundir.model(seed, None, self.chain.first_step)
         if not (self.folder / "result.json").exists():
-            raise ConfigError(f"{self.folder} holds no finished teacher: train it first (--alpha 1 is enough)")
-        self.data = lab.dataset(seed)
-        self.val = make_image_store(self.data.val, lab.device)
-        self.truth = np.eye(len(self.data.classes))[self.data.val.true_labels]
-        self.model = place(load_model(self.folder, lab.network), lab.config.train, lab.device)
+            raise ConfigError(f"{self.folder} holds no finished teacher: train it first (--preview)")
+        self.data = experiment.dataset(seed)
+        assert self.data.val is not None, "_check refuses a run without held-out images"
+        self.val = self.data.val
+        self.held_out_true = np.eye(len(self.data.classes))[self.val.true_labels]
+        self.model = place(load_model(self.folder, experiment.network), self.train, self.device)
 
-    def seen(self, size: int) -> TwinInputs:
-        """Features at ``size`` training images and at all held-out ones, with what is known of their classes."""
+    def inputs(self, size: int) -> TwinInputs:
+        """Features, images, labels and predictions for ``size`` training images and all held-out ones."""
         train = self.data.train
-        rows = balanced_subset(train.labels, size, generator(self.seed, "preview"))
-        part = train.take(rows)
-        here, fitted = features(self.model, make_image_store(part, self.lab.device), self.lab.config.train)
-        there, predicted = features(self.model, self.val, self.lab.config.train)
+        part = train.take(balanced_subset(train.labels, size, generator(self.seed, "preview")))
+        part_features, fitted = features(self.model, make_image_store(part, self.device), self.train)
+        val_features, predicted = features(self.model, make_image_store(self.val, self.device), self.train)
         return TwinInputs(
-            features=here,
+            features=part_features,
             images=small(part.images),
             given=np.eye(len(self.data.classes))[part.labels],
             fitted=_probabilities(fitted),
-            held_out_features=there,
-            held_out_images=small(self.data.val.images),
-            truth=self.truth,
+            held_out_features=val_features,
+            held_out_images=small(self.val.images),
+            held_out_true=self.held_out_true,
             predicted=_probabilities(predicted),
         )
 
-    def score(self, folder: Path) -> tuple[float, float]:
-        """Squared error (summed over classes) and accuracy of a finished model on the held-out images."""
-        record = read_record(folder)
-        return record["val_brier"], record["val_acc"]
 
-
-def balanced_subset(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Ascending positions (min(size, n),) in labels (n,): as many of each class as there are, up to an equal share."""
+def balanced_subset(labels: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Ascending positions (min(size, n),) in labels (n,): of each class as many as there are, up to an equal share."""
     order = rng.permutation(len(labels))
     of_class = labels[order, None] == np.unique(labels)
     rank = np.empty(len(labels), dtype=np.int64)
@@ -181,106 +190,59 @@ def balanced_subset(labels: np.ndarray, size: int, rng: np.random.Generator) -> 
     return np.sort(order[rank[order].argsort(kind="stable")][:size])
 
 
-def features(model: nn.Module, pool: ImageStore, train: TrainConfig) -> tuple[np.ndarray, Tensor]:
-    """What reaches the last linear layer, (n, p) float32, and the logits (n, classes), in eval mode, not augmented.
+def features(model: nn.Module, images: ImageStore, train: TrainConfig) -> tuple[NDArray[np.float32], Tensor]:
+    """The input of the last linear layer, (n, p), and the logits (n, classes), in eval mode, not augmented.
 
-    Raises ConfigError for a network without a linear layer that sees each image once.
+    Raises ConfigError for a network without a linear layer that receives one row per image.
     """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ConfigError("the network has no linear layer whose input could be taken as features")
+        raise ConfigError("the network has no linear layer whose input could be used as features")
     caught: list[Tensor] = []
     hook = linear[-1].register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float().cpu()))
     try:
-        logits = predict_all(model, pool, train)
+        logits = predict_all(model, images, train)
     finally:
         hook.remove()
-    seen = torch.cat(caught) if caught else torch.empty(0, 0)
-    if seen.shape[:-1] != (len(pool),):
-        raise ConfigError("the network's last linear layer does not see each image once: it has no features to take")
-    return seen.numpy(), logits
+    found = torch.cat(caught) if caught else torch.empty(0, 0)
+    if found.shape[:-1] != (len(images),):
+        raise ConfigError("the network's last linear layer does not receive one row per image: it gives no features")
+    return found.numpy(), logits
 
 
-def small(images: np.ndarray) -> np.ndarray:
-    """Images (n, c, h, w) uint8 as rows (n, pixels) float32, averaged down to SIDE x SIDE where they are larger."""
-    side = tuple(min(length, SIDE) for length in images.shape[2:])
-    return functional.adaptive_avg_pool2d(torch.from_numpy(images).float(), side).flatten(1).numpy()
+def small(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Images (n, c, h, w) as rows (n, pixels), averaged down to SIDE x SIDE if they are larger."""
+    height, width = (min(length, SIDE) for length in images.shape[2:])
+    return functional.adaptive_avg_pool2d(torch.from_numpy(images).float(), (height, width)).flatten(1).numpy()
 
 
-def _probabilities(logits: Tensor) -> np.ndarray:
+def _probabilities(logits: Tensor) -> Array:
     return logits.double().softmax(1).numpy()
 
 
-# ---- what a chain did
+# ---- what the chains did
+
+
+def score(folder: Path) -> tuple[float, float]:
+    """Squared error (summed over classes) and accuracy of a finished model on the held-out images."""
+    record = read_record(folder)
+    return record["val_brier"], record["val_acc"]
 
 
 def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
-    """What came of each chain on the held-out images, as far as it is finished, beside what each twin expects."""
-    outcomes: dict[str, Outcome] = {}  # by name: unfinished chains may have the same beginning
-    first = teacher.score(teacher.folder)
-    for arm in teacher.lab.config.chain.arms:
+    """Each chain's changes on the held-out images, as far as it is finished, with each twin's forecast of them."""
+    outcomes: dict[str | None, Outcome] = {}  # by name: unfinished chains may share all their finished students
+    first = score(teacher.folder)
+    for arm in teacher.chain.arms:
         folders = [teacher.rundir.model(teacher.seed, arm_name(prefix), k) for k, prefix in enumerate(prefixes(arm), 1)]
         folders = list(takewhile(lambda folder: (folder / "result.json").exists(), folders))
         name = arm_name(arm[: len(folders)])
-        if len(folders) <= (len(outcomes[name].alphas) if name in outcomes else 0):
+        longest = len(outcomes[name].alphas) if name in outcomes else 0
+        if name is None or len(folders) <= longest:
             continue
         alphas = np.array([read_record(folder)["alpha"] for folder in folders])
-        error, accuracy = (np.array([teacher.score(folder) for folder in folders]) - first).T
+        error, accuracy = (np.array([score(folder) for folder in folders]) - first).T
         expected = [np.array(each.twin.score(alphas, np.arange(len(alphas) + 1))) for each in forecasts]
         changes = np.array([values[:, 1:] - values[:, :1] for values in expected])
         outcomes[name] = Outcome(name, alphas, error, accuracy, changes)
     return list(outcomes.values())
-
-
-# ---- the command
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
-
-
-def _positive(kind: type):
-    def number(text: str):
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
-        return value
-
-    number.__name__ = f"positive {kind.__name__}"  # argparse names it in its message
-    return number
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The options of ``python -m distill.preview``."""
-    parser = _Parser("distill.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="a run's directory, with at least one trained teacher")
-    parser.add_argument("--seed", type=int, metavar="S", help="which seed's teacher [default: the run's first]")
-    parser.add_argument(
-        "--size", type=_positive(int), default=SIZE, metavar="N", help=f"training images at most [default: {SIZE}]"
-    )
-    parser.add_argument(
-        "--lam",
-        type=_positive(float),
-        metavar="L",
-        help="ridge of all twins [default: as above]",
-    )
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit status: 0, or 2 for an error of the user's."""
-    try:
-        args = build_parser().parse_args(argv)
-        print(page(args.run, args.seed, size=args.size, lam=args.lam))
-        return 0
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        message = f"out of memory, lower --size ({error})"
-    except (UserError, OSError) as error:
-        message = str(error)
-    print(f"distill.preview: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

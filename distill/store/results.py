@@ -56,7 +56,7 @@ class Result:
         known: dict[str, Any] = {}
         for mapping in values:
             known.update(mapping)
-        own = {name: known[name] if name in REQUIRED else known.get(name) for name in FIELDS}
+        own: dict[str, Any] = {name: known[name] if name in REQUIRED else known.get(name) for name in FIELDS}
         return cls(**own, extra={name: known.get(name) for name in columns() if name not in FIELDS})
 
     def __getattr__(self, name: str) -> float | None:

@@ -1,9 +1,7 @@
-"""preview.py: the features of a trained teacher, what a chain did, and the page with both."""
+"""running/preview.py: the features of a trained teacher, what a chain did, and the page with both."""
 
 import itertools
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,20 +11,18 @@ import pytest
 import tiny
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from tiny import ROOT
 from torch import nn
 
 from distill.chains import checkpoints
 from distill.config import ChainConfig, TrainConfig
-from distill.configfile import to_toml
 from distill.data import source as data
 from distill.data.splits import Split
 from distill.errors import ConfigError
 from distill.kernel.twin import ALPHAS, make_twin
-from distill.reporting.preview_page import Outcome, accord, figure, tables
+from distill.reporting.preview_page import Outcome
 from distill.running import preview
 from distill.running import run as sweep
-from distill.running.preview import balanced_subset, features, main, outcomes_of, page, small
+from distill.running.preview import balanced_subset, features, outcomes_of, page, small
 from distill.store.results import columns, read_record
 from distill.store.rundir import RunDir, write_json
 from distill.training.batches import ImageStore, make_image_store
@@ -61,7 +57,8 @@ def own_run(run, tmp_path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """No figure: drawing takes seconds."""
-    monkeypatch.setattr(preview, "draw", lambda *args: None)
+    monkeypatch.setattr(preview.preview_page, "figure", lambda *args: None)
+    monkeypatch.setattr(preview, "save", lambda *args: None)
 
 
 def numbers(text: str, heading: str) -> list[list[str]]:
@@ -147,9 +144,7 @@ def leave(run: Path, folder: str, parent: str | None, alpha: float | None) -> No
 def outcomes_at(run: Path, alphas: tuple, schedules: tuple = ()) -> list[Outcome]:
     """Of seed 1 in a run directory, without twins."""
     chain = ChainConfig(alpha=alphas, alpha_schedule=schedules, distillation_steps=2)
-    score = preview._Teacher.score
-    teacher = SimpleNamespace(lab=SimpleNamespace(config=SimpleNamespace(chain=chain)), rundir=RunDir(run), seed=1)
-    teacher.folder, teacher.score = run / "seed_1/step_0", lambda folder: score(None, folder)
+    teacher = SimpleNamespace(chain=chain, rundir=RunDir(run), seed=1, folder=run / "seed_1/step_0")
     return outcomes_of(teacher, [])
 
 
@@ -176,23 +171,12 @@ def test_a_teacher_alone_has_no_outcome(tmp_path):
 
 
 def test_the_outcome_is_what_the_models_say_of_the_held_out_images(run):
-    teacher = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1)
+    teacher = preview._Teacher(preview._experiment(run, tiny.source(), None), run, 1)
     folder = run / "seed_1/alpha_0.3/step_2"
     p = preview.load_model(folder)(torch.from_numpy(teacher.data.val.images)).softmax(1).detach().numpy()
-    error = ((p - teacher.truth) ** 2).sum(1).mean()
+    error = ((p - teacher.held_out_true) ** 2).sum(1).mean()
     accuracy = (p.argmax(1) == teacher.data.val.true_labels).mean()
-    assert_allclose(teacher.score(folder), (error, accuracy), rtol=1e-5)
-
-
-def test_accord_by_hand():
-    expected, observed = np.array([0.0, 0.1, -0.2, 0.3]), np.array([0.5, 0.2, 0.1, 0.4])
-    correlation, share = accord(expected, observed)
-    assert correlation == pytest.approx(np.corrcoef(expected, observed)[0, 1])
-    assert share == pytest.approx(2 / 3)  # where nothing is expected there is no sign
-    assert np.isnan(accord(np.zeros(3), np.ones(3))).all()
-    for lone in (np.array([0.1]), np.full(3, 0.1)):  # of which there is no correlation
-        assert np.isnan(accord(lone, 2 * lone)[0])
-        assert accord(lone, 2 * lone)[1] == 1
+    assert_allclose(preview.score(folder), (error, accuracy), rtol=1e-5)
 
 
 # ---- the page
@@ -206,7 +190,7 @@ def test_a_page_from_end_to_end(run):
         table = numbers(text, f"{name}: held-out error")
         assert [row[0] for row in table] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
         assert all(len(row) == 1 + STUDENTS + 2 for row in table)
-        assert [row[0] for row in numbers(text, f"{name}: best weights")] == ["1", "2"]
+        assert [row[0] for row in numbers(text, f"{name}: best alphas")] == ["1", "2"]
     outcome = numbers(text, "change against the teacher")[:4]
     assert [row[:3] for row in outcome] == [["0.3", "1", "0.3"], ["0.3", "2", "0.3"], ["1", "1", "1"], ["1", "2", "1"]]
     for label, step, _, error, *expected, accuracy, _, _, _ in outcome:
@@ -223,7 +207,7 @@ def test_a_page_from_end_to_end(run):
 
 def test_the_twin_is_the_one_of_the_teachers_features(run):
     """One figure of the page by the long way: the model, its features, a ridge regression."""
-    teacher = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1)
+    teacher = preview._Teacher(preview._experiment(run, tiny.source(), None), run, 1)
     model, train, val = teacher.model, teacher.data.train, teacher.data.val
     with torch.no_grad():
         inner = [
@@ -237,20 +221,24 @@ def test_the_twin_is_the_one_of_the_teachers_features(run):
     assert (train.labels != train.true_labels).any()
     coefficients = np.linalg.solve(X.T @ X / 8 + 0.7 * np.eye(8), X.T @ (Y - Y.mean(0)) / 8)
     predicted = Y.mean(0) + Z @ coefficients
-    linear, *_ = preview.preview(teacher.seen(2000), STUDENTS, lam=0.7)
+    linear, *_ = preview.preview(teacher.inputs(2000), STUDENTS, lam=0.7)
     assert_allclose(linear.error[0, 0], ((predicted - T) ** 2).sum(1).mean(), rtol=1e-4)  # features are float32
     assert_allclose(linear.accuracy[0, 0], (predicted.argmax(1) == T.argmax(1)).mean())
 
 
 def test_the_twin_on_images_fits_the_labels_as_the_teacher_does(run):
-    seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
-    *_, images = preview.preview(seen, STUDENTS)
-    expected = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher_outputs=seen.fitted)
+    inputs = preview._Teacher(preview._experiment(run, tiny.source(), None), run, 1).inputs(2000)
+    *_, images = preview.preview(inputs, STUDENTS)
+    expected = make_twin(
+        "rbf", inputs.images, inputs.given, inputs.held_out_images, inputs.held_out_true, teacher_outputs=inputs.fitted
+    )
     assert images.twin.lam == expected.lam
     # Not bit for bit: products of one step may be summed in another order than those of several.
     assert_allclose(images.error[:, 0], expected.score(1, [0])[0][0], rtol=1e-12)
     assert len(images.error) == len(ALPHAS)
-    sure = make_twin("rbf", seen.images, seen.given, seen.held_out_images, seen.truth, teacher_outputs=seen.given)
+    sure = make_twin(
+        "rbf", inputs.images, inputs.given, inputs.held_out_images, inputs.held_out_true, teacher_outputs=inputs.given
+    )
     assert sure.lam < images.twin.lam
 
 
@@ -270,14 +258,6 @@ def test_a_network_and_images_from_python(tmp_path, undrawn):
         page(tmp_path / "run", source=tiny.source())
 
 
-def test_where_no_change_is_expected_the_page_says_so(run):
-    seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
-    forecasts = preview.preview(seen, STUDENTS)
-    none = Outcome("1", np.ones(2), np.array([0.1, 0.2]), np.array([0.3, 0.1]), np.zeros((3, 2, 2)))
-    last = tables("a title", seen, forecasts, [none]).splitlines()[-1]
-    assert last == "images: error: no change expected; accuracy: no change expected"
-
-
 def test_options_reach_the_twin(run, undrawn):
     assert "of 2 training images" in page(run, 2, size=2, source=tiny.source())
     text = page(run, 2, size=12, lam=0.25, source=tiny.source())
@@ -286,7 +266,7 @@ def test_options_reach_the_twin(run, undrawn):
     assert [row[:2] for row in first] == [[name, "0.25"] for name in TWINS]
 
 
-def test_the_test_images_have_no_say(own_run, undrawn):
+def test_the_test_images_change_nothing(own_run, undrawn):
     expected = page(own_run, source=tiny.source())
     source = tiny.source()
     other = data.from_arrays(
@@ -300,63 +280,12 @@ def test_the_test_images_have_no_say(own_run, undrawn):
     assert page(own_run, source=other) == expected
 
 
-def test_the_figure_shows_the_forecast_and_the_outcome(run):
-    seen = preview._Teacher(preview._lab(run, tiny.source(), None), run, 1).seen(2000)
-    forecasts = preview.preview(seen, STUDENTS)
-    changes = np.arange(12.0).reshape(3, 2, 2)
-    drawn = figure("a title", forecasts, [Outcome("0.3", np.full(2, 0.3), np.array([5.0, 6.0]), np.ones(2), changes)])
-    axes = drawn.axes[:12]
-    for i, each in enumerate(forecasts):
-        columns = np.hstack([mesh.get_array() for mesh in axes[3 * i].collections])
-        assert_allclose(columns.reshape(len(ALPHAS), -1), each.error)
-        lines = {line.get_label(): line.get_ydata() for line in axes[3 * i + 2].lines}
-        assert_array_equal(lines["greedy"], each.schedules["greedy"].alphas)
-        points = {line.get_label(): line for line in axes[10].lines}[each.twin.name]
-        assert_array_equal(points.get_xdata(), changes[i, 0])
-        assert_array_equal(points.get_ydata(), [5, 6])
-    assert "no students yet" in [text.get_text() for text in figure("", forecasts, []).axes[10].texts]
+# ---- errors
 
 
-# ---- errors, each one line and exit status 2
-
-
-def refusal(capsys, *argv: str) -> str:
-    assert main([str(word) for word in argv]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("distill.preview: error: ")
-    assert err.count("\n") == 1
-    return err
-
-
-def test_no_run(capsys, tmp_path):
-    assert "holds no run" in refusal(capsys, tmp_path / "none")
-
-
-def test_images_from_python(capsys, run):
-    assert "page(run, source=..., network=...)" in refusal(capsys, run)
-
-
-def digits(folder: Path, **options) -> Path:
-    """The configuration of a run on digits, with no model in it."""
-    folder.mkdir()
-    (folder / "config.toml").write_text(to_toml(tiny.config(folder, dataset="digits", **options)))
-    return folder
-
-
-def test_no_held_out_images(capsys, tmp_path):
-    assert "--val-size" in refusal(capsys, digits(tmp_path / "run"))
-
-
-def test_a_chain_that_begins_later(capsys, tmp_path):
-    run = digits(tmp_path / "run", val_size=50, teacher_ckpt="m.pt", teacher_step=2)
-    assert "begins at step 2" in refusal(capsys, run)
-
-
-def test_no_teacher_and_no_such_seed(capsys, tmp_path):
-    run = digits(tmp_path / "run", val_size=50)
-    assert "no finished teacher" in refusal(capsys, run)
-    assert "has no seed 7; it has 1" in refusal(capsys, run, "--seed", "7")
+def test_images_from_python(run):
+    with pytest.raises(ConfigError, match=r"images came from Python: call distill.preview.page\(run, source=..., "):
+        page(run)
 
 
 def test_other_images_than_the_runs(run):
@@ -369,28 +298,3 @@ def test_a_changed_teacher(own_run):
         file.write(b"x")
     with pytest.raises(ConfigError, match=r"model\.pt"):
         page(own_run, source=tiny.source())
-
-
-@pytest.mark.parametrize(
-    "words", [["--lam", "0"], ["--lam", "nan"], ["--size", "0"], ["--size", "1"], ["--size", "x"], ["--nonsense"]]
-)
-def test_bad_options(capsys, run, words):
-    assert words[0] in refusal(capsys, run, *words)
-
-
-def test_too_little_memory(capsys, run, monkeypatch):
-    def full(*args, **options):
-        raise MemoryError("n = 9 needs 3 arrays")
-
-    monkeypatch.setattr(preview, "page", full)
-    assert "lower --size" in refusal(capsys, run)
-
-
-@pytest.mark.slow
-def test_the_command_on_a_run_from_the_command_line(tmp_path):
-    config = tiny.config(tmp_path / "run", dataset="digits", train_size=60, val_size=50, test_size=20, alpha=0.3)
-    sweep.run(config)
-    words = [sys.executable, "-m", "distill.preview", str(tmp_path / "run"), "--size", "50"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "of 50 training images, 50 held-out images" in done.stdout
-    assert done.stderr == ""

@@ -1,0 +1,73 @@
+"""The look of all figures: one palette, one style, files that are the same bytes for the same figure."""
+
+from __future__ import annotations
+
+import io
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distill.files import Content, write_together
+
+if typing.TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart, and a marker each for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+LINES: tuple[Any, ...] = ("-", "--", ":")
+FONT = 8  # points, everywhere
+DPI = 150
+STYLE: dict[Any, Any] = {
+    "font.size": FONT,
+    "axes.titlesize": FONT,
+    "axes.labelsize": FONT,
+    "figure.titlesize": FONT,
+    "legend.fontsize": FONT,
+    "legend.title_fontsize": FONT,
+    "xtick.labelsize": FONT,
+    "ytick.labelsize": FONT,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "distill",
+}
+_UNDATED = {"png": {"Software": None}, "svg": {"Date": None}}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in this style: a context, or a decorator of a function that draws."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the ``i``-th of several arms; dashed after the seventh."""
+    i, again = i % len(COLOURS), i // len(COLOURS)
+    return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[min(again, 1)]}
+
+
+@styled()
+def save(figure: Figure, stem: Path) -> None:
+    """Write a figure as ``stem``.png and ``stem``.svg, without dates. Raises OSError."""
+    files: dict[Path, Content] = {}
+    for kind, metadata in _UNDATED.items():
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
+        files[stem.with_name(f"{stem.name}.{kind}")] = content.getvalue()
+    write_together(files)
