@@ -25,7 +25,7 @@ def forecasts() -> list[Forecast]:
 
 
 def text_of(forecasts: list[Forecast], outcomes: list[Outcome]) -> str:
-    truth = forecasts[0].twin.truth
+    truth = forecasts[0].twin.true
     return tables("a title", 0.9 * truth + 0.1 / 3, truth, forecasts, outcomes)
 
 
