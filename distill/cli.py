@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     mode.add_argument("--report", nargs="+", metavar="DIR", help="print the tables and draw the figures of runs")
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
-        for f in fields(cls):  # type: ignore[arg-type]
+        for f in fields(cls):
             _add_option(group, cls, f)
     return parser
 
@@ -76,8 +76,8 @@ def _add_option(group: argparse._ArgumentGroup, cls: type[Section], f: dataclass
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} [default: {default}]")
         return
     if f.default not in (None, ()):
-        default = " ".join(map(str, f.default)) if depth else f.default
-        text += f" [default: {default}]"
+        values = f.default if isinstance(f.default, tuple) else (f.default,)
+        text += f" [default: {' '.join(map(str, values))}]"
     choices = f.metadata["choices"]
     options: dict[str, Any] = {"nargs": "+"} if depth else {}
     if depth == 2:
@@ -234,7 +234,9 @@ def _run(experiment: Experiment, teachers_only: bool) -> None:
     config = experiment.config
     print(describe(experiment), flush=True)
     models = len(config.chain.seed) if teachers_only else count_models(config)
-    progress = Progress(models, config.train.epochs, config.run.jobs)
+    jobs = config.run.jobs
+    assert isinstance(jobs, int), "prepare_with_jobs makes jobs a number"
+    progress = Progress(models, config.train.epochs, jobs)
     try:
         run_experiment(experiment, progress, teachers_only=teachers_only)
     finally:

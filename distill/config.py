@@ -88,7 +88,7 @@ class Config:
         return {
             f"{section}.{f.name}": (getattr(getattr(self, section), f.name), f.default)
             for section, cls in SECTIONS.items()
-            for f in fields(cls)  # type: ignore[arg-type]
+            for f in fields(cls)
             if f.metadata["identity"]
         }
 

@@ -20,7 +20,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     for section, given in values.items():
         require(section in SECTIONS, f"unknown section [{section}]{nearest(section, SECTIONS)}")
         require(isinstance(given, dict), f"{section} must be a section: write [{section}] on a line of its own")
-        names = [f.name for f in fields(SECTIONS[section])]  # type: ignore[arg-type]
+        names = [f.name for f in fields(SECTIONS[section])]
         for name in given:
             if name not in names:
                 hint = f" (it belongs in [{SECTION_OF[name]}])" if name in SECTION_OF else nearest(name, names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from distill.errors import ConfigError
@@ -40,13 +40,14 @@ def require(condition: object, message: str) -> None:
         raise ConfigError(message)
 
 
+@dataclass(frozen=True)
 class Section:
     """Base class of a section: converts and checks all values on construction."""
 
     section: ClassVar[str]  # its name in TOML
 
     def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type] # subclasses are dataclasses
+        for f in fields(self):
             value = getattr(self, f.name)
             if value is not None or f.default is not None:
                 self._set(f.name, _checked(type(self), f, value))

@@ -339,4 +339,4 @@ class RunConfig(Section):
         )
         require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
         require(self.threads is None or 1 <= self.threads <= 1024, f"threads must be 1 to 1024, not {self.threads}")
-        require(self.jobs == "auto" or self.jobs >= 1, f"jobs must be at least 1, or auto, not {self.jobs}")
+        require(isinstance(self.jobs, str) or self.jobs >= 1, f"jobs must be at least 1, or auto, not {self.jobs}")

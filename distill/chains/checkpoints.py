@@ -89,7 +89,8 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     model = models.Classifier(network(), zeros, zeros)
     load_parameters(model, file)
     model.classes = tuple(record["classes"])
-    return place(model, TrainConfig(), torch.device("cpu")).eval()
+    place(model, TrainConfig(), torch.device("cpu"))
+    return model.eval()
 
 
 def network_factory(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:

@@ -68,10 +68,8 @@ class Session:
         """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation."""
         return predict_all(model, images, self.config.train)
 
-    def score(self, model: nn.Module, images: ImageStore | None) -> tuple[float | None, Tensor | None]:
-        """The mean loss against the true labels, and the logits (n, classes); None twice for no images."""
-        if images is None:
-            return None, None
+    def score(self, model: nn.Module, images: ImageStore) -> tuple[float, Tensor]:
+        """The mean loss against the true labels, and the logits (n, classes)."""
         logits = self.predict(model, images)
         if not logits.isfinite().all():
             raise ConfigError("the predictions of the given teacher are not finite")  # training would have raised

@@ -166,7 +166,7 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, li
     with ONE_AT_A_TIME:
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
-    alpha = 1.0
+    alpha: float | None = 1.0
     # At alpha = 1 the teacher has zero weight: skip its forward pass.
     if spec.teacher is not None and spec.target is not None and spec.target.uses_teacher:
         teacher = spec.teacher.model
@@ -175,13 +175,17 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, li
         train_metrics = fit.epoch(session.train, plan, len(data.classes), teacher, alpha, listener)
     except NotFiniteLossError as error:
         raise ConfigError(f"{spec.name}, epoch {epoch + 1}: {error}; try a smaller --lr") from None
-    val_loss, val_logits = session.score(fit.model, session.val)
+    val_loss = None
+    val_acc = None
+    if session.val is not None:
+        val_loss, val_logits = session.score(fit.model, session.val)
+        val_acc = metrics.accuracy(val_logits, session.val.labels)
     return {
         "epoch": epoch + 1,
         "lr": fit.lr,
         **{f"train_{name}": value for name, value in train_metrics.items()},
         "val_loss": val_loss,
-        "val_acc": None if val_logits is None else metrics.accuracy(val_logits, session.val.labels),
+        "val_acc": val_acc,
         "seconds": time.perf_counter() - started,
     }
 
@@ -197,7 +201,10 @@ def finish(
 ) -> None:
     """Score a model and leave it on disk: model.pt, then result.json; the training state is deleted."""
     test_loss, test_logits = session.score(model, session.test)
-    val_loss, val_logits = session.score(model, session.val)
+    val_loss = None
+    val_logits = None
+    if session.val is not None:
+        val_loss, val_logits = session.score(model, session.val)
     predictions = metrics.Predictions(
         test_logits=test_logits,
         test_labels=session.test.labels,

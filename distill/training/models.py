@@ -5,6 +5,7 @@ from contextlib import redirect_stderr
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from distill.config import CIFAR_RESNETS, ModelConfig
@@ -19,7 +20,11 @@ class Classifier(nn.Module):
     (n, classes). ``mean`` and ``std`` (c,) are in units of [0, 1].
     """
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor):
+    mean: Tensor
+    std: Tensor
+    classes: tuple[str, ...] = ()  # names, set by load_model
+
+    def __init__(self, network: nn.Module, mean: ArrayLike | Tensor, std: ArrayLike | Tensor) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone().view(-1, 1, 1))
