@@ -45,24 +45,3 @@ def exact_chain(K, y, lams, alphas, n_steps):
             alpha = mpmath.mpf(alphas[min(step, len(alphas)) - 1])
             target = alpha * y0 + (1 - alpha) * (M * c)
     return np.array(duals), np.array(fits)
-
-
-def diagonals_by_recursion(d, lams, alphas, n_steps):
-    """B^(1), ..., B^(n_steps) by the recursion itself, (n_steps, n); lam and alpha may differ by step.
-
-    ``lams``: a number or a sequence from fit 1, ``alphas``: a number or a sequence from fit 2; the last repeats.
-    """
-    lams = np.atleast_1d(lams)
-    alphas = np.atleast_1d(alphas)
-    B = [np.ones(len(d))]  # B^(0) = I
-    for step in range(1, n_steps + 1):
-        lam = lams[min(step, len(lams)) - 1]
-        alpha = alphas[min(max(step - 2, 0), len(alphas) - 1)]
-        # B^(tau) = A (alpha_tau I + (1 - alpha_tau) B^(tau-1))
-        B.append(d / (d + lam) * (alpha + (1 - alpha) * B[-1]))
-    return np.array(B[1:])
-
-
-def fitted_values(spectrum, y, B):
-    """y^(tau) = V B^(tau) V^T y at the training points, (steps, n), for diagonals B (steps, n)."""
-    return np.array([spectrum.V @ (diagonal * (spectrum.V.T @ y)) for diagonal in B])

@@ -113,6 +113,39 @@ def limit_diagonal(d: ArrayLike, lam: float, alpha: float) -> FloatArray:
     return diagonals(d, lam, alpha, math.inf)[0]
 
 
+def diagonals_by_recursion(d: FloatArray, lams: ArrayLike, alphas: ArrayLike, n_steps: int) -> FloatArray:
+    """B^(1), ..., B^(n_steps) by the recursion itself, (n_steps, n); lam and alpha may differ by step.
+
+    ``lams``: a number or a sequence from fit 1; ``alphas``: a number or a sequence from fit 2; the last repeats.
+    """
+    lams = np.atleast_1d(np.asarray(lams, dtype=np.float64))
+    alphas = as_schedule(alphas)
+    B = np.ones((n_steps + 1, len(d)))  # B^(0) = I
+    for tau in range(1, n_steps + 1):
+        A = shrinkage(d, float(lams[min(tau, len(lams)) - 1]))
+        alpha = alphas[min(max(tau - 2, 0), len(alphas) - 1)]
+        # B^(tau) = A (alpha_tau I + (1 - alpha_tau) B^(tau-1))
+        B[tau] = A * (alpha + (1 - alpha) * B[tau - 1])
+    return B[1:]
+
+
+def convergence_bound(
+    d: FloatArray, lam: float, alpha: float, steps: ArrayLike, first_distance: float = 1.0
+) -> FloatArray:
+    """Upper bounds (len(steps),) on ‖y^(tau) - y^(inf)‖, given ``first_distance`` = ‖y^(1) - y^(inf)‖.
+
+    They are rate^(tau-1) ‖y^(1) - y^(inf)‖. Raises DivergentChainError if there is no limit.
+    """
+    check_limit_exists(d, lam, alpha)
+    return convergence_rate(d, lam, alpha) ** (np.array(as_steps(steps)) - 1) * first_distance
+
+
+def fitted_values(spectrum: Spectrum, y: ArrayLike, B: ArrayLike) -> FloatArray:
+    """y^(tau) = V B^(tau) V^T y at the training points, (steps, n[, m]), for diagonals ``B`` (steps, n)."""
+    y = as_targets(y, len(spectrum.d))
+    return apply_filters(spectrum.V, np.asarray(B), product(spectrum.V.T, y))
+
+
 def dual_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
     """c^(tau), (len(steps), n[, m]), with f^(tau)(x) = k(x, X) c^(tau). Errors as in ``blend_filters``."""
     y = as_targets(y, len(spectrum.d))

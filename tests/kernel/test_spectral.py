@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kernels import diagonals_by_recursion, exact_chain, fitted_values, random_kernel, ridges
+from kernels import exact_chain, random_kernel, ridges
 
 from distill import krr
 from distill.kernel.arrays import EPS
@@ -32,7 +32,7 @@ def test_fits_equal_direct_solves(lam, alphas):
     # alpha outside [0, 1] makes the chain's coefficients grow, and rounding with them
     growth = 2 if min(alphas) >= 0 and max(alphas) <= 1 else 50
     tolerance = 50 * EPS * condition * growth
-    fitted = fitted_values(spectrum, y, krr.diagonals(spectrum.d, lam, alphas, range(1, 6)))
+    fitted = krr.fitted_values(spectrum, y, krr.diagonals(spectrum.d, lam, alphas, range(1, 6)))
     spectral = krr.dual_coefficients(spectrum, y, lam, alphas, range(1, 6))
     for computed, expected in ((fitted, fits), (spectral, duals)):
         scale = np.linalg.norm(expected, axis=1).max()
@@ -45,9 +45,9 @@ def test_recursion_of_these_tests_with_lam_and_alpha_by_step():
     lams = [0.3, 0.01, 2.0, 0.1]
     alphas = [0.5, -0.2, 0.8]
     spectrum = krr.decompose(K)
-    B = diagonals_by_recursion(spectrum.d, lams, alphas, 6)
+    B = krr.diagonals_by_recursion(spectrum.d, lams, alphas, 6)
     _, fits = exact_chain(K, y, lams, alphas, 6)
-    np.testing.assert_allclose(fitted_values(spectrum, y, B), fits, atol=1e-13)
+    np.testing.assert_allclose(krr.fitted_values(spectrum, y, B), fits, atol=1e-13)
 
 
 def test_late_steps_against_extended_precision():
@@ -89,12 +89,12 @@ def test_huge_ridge_gives_targets_over_the_ridge(spectrum, data):
 def test_convergence_is_linear_with_the_rate(spectrum, data):
     for lam, alpha in [(0.2, 0.35), (0.2, 0.0), (0.01, 0.6), (1.0, -0.1), (0.3, 1.7)]:
         steps = np.arange(1, 30)
-        fits = fitted_values(spectrum, data.y, krr.diagonals(spectrum.d, lam, alpha, [*steps, math.inf]))
+        fits = krr.fitted_values(spectrum, data.y, krr.diagonals(spectrum.d, lam, alpha, [*steps, math.inf]))
         distance = np.linalg.norm(fits[:-1] - fits[-1], axis=1)
-        rate = krr.convergence_rate(spectrum.d, lam, alpha)
-        bound = rate ** (steps - 1) * distance[0]
+        bound = krr.convergence_bound(spectrum.d, lam, alpha, steps, distance[0])
         assert (distance <= bound * (1 + 1e-9) + 1e-14).all()
         assert distance[20] == 0 or bound[20] < 1e6 * distance[20]
+        rate = krr.convergence_rate(spectrum.d, lam, alpha)
         assert rate == pytest.approx(abs(1 - alpha) * spectrum.d[0] / (spectrum.d[0] + lam))
 
 
@@ -102,6 +102,8 @@ def test_divergence_is_an_error(spectrum):
     for alpha in (-0.2, 2.2):
         with pytest.raises(krr.DivergentChainError, match="diverges"):
             krr.limit_diagonal(spectrum.d, 0.2, alpha)
+        with pytest.raises(krr.DivergentChainError, match="diverges"):
+            krr.convergence_bound(spectrum.d, 0.2, alpha, [3])
     # just inside the bound there is a limit
     edge = 1 - (spectrum.d[0] + 0.2) / spectrum.d[0]
     krr.limit_diagonal(spectrum.d, 0.2, edge + 1e-6)
@@ -146,7 +148,7 @@ def test_gcv_residuals_are_those_of_the_smoother(spectrum, K, data):
 @given(spectra, ridges, alphas_of_any_sign, st.integers(1, 40))
 def test_closed_form_equals_recursion(d, lam, alpha, n_steps):
     closed = krr.diagonals(d, lam, alpha, range(1, n_steps + 1))
-    recursion = diagonals_by_recursion(d, lam, alpha, n_steps)
+    recursion = krr.diagonals_by_recursion(d, lam, alpha, n_steps)
     growth = max(1, abs(1 - alpha)) ** n_steps  # of a rounding error along the recursion
     np.testing.assert_allclose(closed, recursion, rtol=1e-12, atol=1e-13 * growth)
 
@@ -154,7 +156,7 @@ def test_closed_form_equals_recursion(d, lam, alpha, n_steps):
 @given(spectra, ridges, st.lists(alphas_of_any_sign, min_size=1, max_size=5), st.integers(1, 12))
 def test_schedule_equals_recursion(d, lam, alphas, n_steps):
     closed = krr.diagonals(d, lam, alphas, range(1, n_steps + 1))
-    recursion = diagonals_by_recursion(d, lam, alphas, n_steps)
+    recursion = krr.diagonals_by_recursion(d, lam, alphas, n_steps)
     growth = max(1, *(abs(1 - alpha) for alpha in alphas)) ** n_steps
     np.testing.assert_allclose(closed, recursion, rtol=1e-12, atol=1e-13 * growth)
 

@@ -5,7 +5,6 @@ import math
 import matplotlib
 import numpy as np
 import pytest
-from kernels import diagonals_by_recursion, fitted_values
 
 from distill import krr
 from distill.kernel.toy import data as toy_data
@@ -107,8 +106,8 @@ def test_ratios_have_no_limit_without_ground_truth(drawn):
 def test_curves_are_the_fits_of_the_chain(drawn, folds):
     fits = drawn["distill_no_GT"].axes[0]
     at_points = next(line.get_ydata()[::20] for line in fits.lines if line.get_label() == "fit 6")
-    B = diagonals_by_recursion(folds[0].spectrum.d, 0.2, 0.0, 6)
-    expected = fitted_values(folds[0].spectrum, toy_data.toy().y, B)[5]
+    B = krr.diagonals_by_recursion(folds[0].spectrum.d, 0.2, 0.0, 6)
+    expected = krr.fitted_values(folds[0].spectrum, toy_data.toy().y, B)[5]
     np.testing.assert_allclose(at_points, expected, atol=1e-12)  # every twentieth point of the grid is a data point
 
 
