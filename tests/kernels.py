@@ -35,8 +35,11 @@ def exact_chain(K, y, lams, alphas, n_steps):
     """Dual coefficients and fitted values (n_steps, n) of each fit, by direct solves with 60 digits."""
     n = len(K)
     with mpmath.workdps(60):
-        M, target = mpmath.matrix(K.tolist()), mpmath.matrix(y.tolist())
-        y0, duals, fits = target.copy(), [], []
+        M = mpmath.matrix(K.tolist())
+        target = mpmath.matrix(y.tolist())
+        y0 = target.copy()
+        duals = []
+        fits = []
         for step in range(1, n_steps + 1):
             lam = mpmath.mpf(lams[min(step, len(lams)) - 1])
             c = mpmath.lu_solve(M + lam * mpmath.eye(n), target)

@@ -1,1 +1,1 @@
-"""Kernel ridge self-distillation in closed form. NumPy and SciPy only."""
+"""Kernel ridge self-distillation in closed form. The formulas need NumPy and SciPy, the estimators scikit-learn."""

@@ -5,7 +5,7 @@ alpha * y + (1 - alpha) * (predictions of the fit before). Kernels are those of 
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -208,12 +208,12 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
         outputs = self._predict_targets(X)
         return outputs[:, 1] - outputs[:, 0] if len(self.classes_) == 2 else outputs
 
-    def predict(self, X: Inputs) -> NDArray:
+    def predict(self, X: Inputs) -> NDArray[Any]:
         """Labels (q,)."""
         outputs = self._predict_targets(X)
         return self.classes_[np.argmax(outputs, axis=1)]
 
-    def staged_predict(self, X: Inputs, steps: Iterable[float] | None = None) -> Iterator[NDArray]:
+    def staged_predict(self, X: Inputs, steps: Iterable[float] | None = None) -> Iterator[NDArray[Any]]:
         """Yield the labels (q,) at each of ``steps``, as ``SelfDistilledKernelRidge.staged_predict``."""
         for outputs in self._staged_targets(X, steps):
             yield self.classes_[np.argmax(outputs, axis=1)]
@@ -234,6 +234,6 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
         return self._path(X, one_hot(y, classes), alphas, lams, steps, X_val, one_hot(y_val, classes))
 
 
-def one_hot(labels: ArrayLike, classes: NDArray) -> FloatArray:
+def one_hot(labels: ArrayLike, classes: NDArray[Any]) -> FloatArray:
     """One-hot labels (n, n_classes); a label that is not among ``classes`` is a row of zeros."""
     return (np.asarray(labels)[:, None] == classes).astype(np.float64)

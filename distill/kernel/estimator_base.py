@@ -35,7 +35,7 @@ class SelfDistilledBase(BaseEstimator):
         lam: float = 1.0,
         n_steps: float = 2,
         *,
-        kernel: str | Callable = "rbf",
+        kernel: str | Callable[..., float] = "rbf",
         gamma: float | None = None,
         degree: float = 3,
         coef0: float = 1,

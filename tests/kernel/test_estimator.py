@@ -51,7 +51,8 @@ def data():
 
 def chain_by_refits(X, y, X_new, lam, alphas, n_steps, sample_weight=None, **kernel):
     """Predictions of each fit, (n_steps, q), by scikit-learn's KernelRidge."""
-    target, out = y, []
+    target = y
+    out = []
     for step in range(n_steps):
         model = KernelRidge(alpha=lam, **kernel).fit(X, target, sample_weight)
         out.append(model.predict(X_new))
@@ -120,7 +121,8 @@ def test_whole_weights_are_copies_and_zero_leaves_out(data):
     np.testing.assert_allclose(weighted.predict(X_new), repeated.predict(X_new), atol=1e-12)
     assert not weighted.dual_coef_[weights == 0].any()
     # a point left out may make K singular without doing harm at lam = 0
-    twin, zero = np.vstack([X[:20], X[:1]]), np.r_[np.ones(20), 0]
+    twin = np.vstack([X[:20], X[:1]])
+    zero = np.r_[np.ones(20), 0]
     left_out = SelfDistilledKernelRidge(lam=0, gamma=5.0).fit(twin, np.r_[y[:20], 7.0], zero)
     np.testing.assert_allclose(left_out.predict(X[:20]), y[:20], atol=1e-10)
     # a number is a weight for all: the ridge counts that much less
@@ -134,7 +136,8 @@ def test_whole_weights_are_copies_and_zero_leaves_out(data):
 
 def test_precomputed_kernel(data):
     X, y, X_new = data
-    K, K_new = rbf_kernel(X), rbf_kernel(X_new, X)
+    K = rbf_kernel(X)
+    K_new = rbf_kernel(X_new, X)
     before = K.copy()
     for solver in ("eigh", "cholesky"):
         options = {"alpha": 0.3, "n_steps": 4, "solver": solver}
@@ -189,7 +192,9 @@ def test_pipeline_search_clone_and_pickle(data):
 def test_path_is_the_map_of_fits(data):
     X, y, X_new = data
     y_new = np.sin(X_new).sum(axis=1)
-    alphas, lams, steps = [0.0, 0.5, 1.0], [0.1, 2.0], [1, 3, math.inf]
+    alphas = [0.0, 0.5, 1.0]
+    lams = [0.1, 2.0]
+    steps = [1, 3, math.inf]
     for solver in ("auto", "eigh", "cholesky"):
         risk = SelfDistilledKernelRidge(gamma=0.3, solver=solver).path(X, y, alphas, lams, steps, X_new, y_new)
         assert risk.shape == (3, 2, 3)
@@ -227,7 +232,8 @@ def test_auto_on_a_held_out_fraction_is_best_there(noisy):
     options = {"lam": 20.0, "n_steps": 2, "gamma": 80.0, "validation_fraction": 0.25, "random_state": 5}
     model = SelfDistilledKernelRidge(alpha="auto", **options).fit(X, y)
     order = np.random.RandomState(5).permutation(400)
-    held_out, train = order[:100], order[100:]
+    held_out = order[:100]
+    train = order[100:]
     grid = model.alphas_[0] + np.linspace(-1, 1, 21)
     plain = SelfDistilledKernelRidge(gamma=80.0)
     risks = plain.path(X[train], y[train], grid, [20.0], [2], X[held_out], y[held_out]).ravel()

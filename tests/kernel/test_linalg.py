@@ -9,7 +9,8 @@ from distill.kernel import linalg
 
 def test_product_is_a_matrix_product_in_any_memory_order():
     rng = np.random.default_rng(0)
-    A, B = rng.standard_normal((3, 4)), rng.standard_normal((4, 5))
+    A = rng.standard_normal((3, 4))
+    B = rng.standard_normal((4, 5))
     for a in (A, np.asfortranarray(A), np.repeat(A, 2, axis=1)[:, ::2]):
         for b in (B, np.asfortranarray(B), B[:, 1], B[:, :1], np.repeat(B, 2, axis=0)[::-2][::-1]):
             np.testing.assert_allclose(linalg.product(a, b), a @ b, rtol=1e-14)
@@ -35,7 +36,8 @@ def test_eigenvalues_slightly_below_zero_are_set_to_zero():
 
 @pytest.mark.parametrize("n", [2, 3, 40])
 def test_tridiagonal_form(n):
-    K, rng = random_kernel(n, n), np.random.default_rng(n)
+    K = random_kernel(n, n)
+    rng = np.random.default_rng(n)
     before = K.copy()
     form = linalg.tridiagonalise(K)
     np.testing.assert_array_equal(K, before)

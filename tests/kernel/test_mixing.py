@@ -79,9 +79,11 @@ def test_joint_weights_are_a_chain_with_that_risk(data, K_new, spectrum):
 
 def test_alphas_without_held_out_data_come_near_the_best():
     rng = np.random.default_rng(0)
-    x, new = rng.uniform(size=1000), np.linspace(0, 1, 101)
+    x = rng.uniform(size=1000)
+    new = np.linspace(0, 1, 101)
     y = sinusoid(x) + 0.5 * rng.standard_normal(1000)
-    spectrum, K_new = krr.decompose(rbf(x, x)), rbf(new, x)
+    spectrum = krr.decompose(rbf(x, x))
+    K_new = rbf(new, x)
     by_gcv, _ = krr.greedy_alphas(krr.gcv_residuals(spectrum, y, 20.0, 2))
     powers = krr.predict(K_new, krr.power_coefficients(spectrum, y, 20.0, 2))
     _, (teacher, best) = krr.greedy_alphas(sinusoid(new) - powers)

@@ -37,8 +37,10 @@ def test_many_targets_by_tridiagonal_solves(K, K_new, points):
 @given(st.integers(0, 10**6), ridges, st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=3))
 def test_map_by_every_solver_is_that_of_single_chains(seed, lam, alphas):
     rng = np.random.default_rng(seed)
-    K, y = random_kernel(seed, 9), rng.standard_normal(9)
-    K_new, target = rng.standard_normal((5, 9)), rng.standard_normal(5)
+    K = random_kernel(seed, 9)
+    y = rng.standard_normal(9)
+    K_new = rng.standard_normal((5, 9))
+    target = rng.standard_normal(5)
     steps = [1, 3, 7]
     expected = np.empty((len(alphas), 3))
     for i, alpha in enumerate(alphas):
@@ -50,7 +52,9 @@ def test_map_by_every_solver_is_that_of_single_chains(seed, lam, alphas):
 
 
 def test_map_with_late_steps_limits_and_divergence(K, K_new, data, spectrum):
-    alphas, lams, steps = [-1.0, 0.0, 0.35, 2.5], [0.05, 0.2], [1, 4, 10**6, math.inf]
+    alphas = [-1.0, 0.0, 0.35, 2.5]
+    lams = [0.05, 0.2]
+    steps = [1, 4, 10**6, math.inf]
     risk = krr.risk_map(spectrum, data.y, K_new, data.truth, alphas, lams, steps)
     assert risk.shape == (4, 2, 4)
     for i, alpha in enumerate(alphas):
@@ -73,7 +77,10 @@ def test_auto_takes_the_cheapest_solver_for_a_map(monkeypatch):
     assert krr.choose_map_solver(10_000, 10, 100, 100) == "cholesky"
     assert krr.choose_map_solver(11, 10, 100, 100) == "eigh"  # eigenvectors of 11 points cost nothing
     rng = np.random.default_rng(0)
-    K, y, K_new, target = random_kernel(0, 300), rng.standard_normal(300), rng.standard_normal((5, 300)), np.ones(5)
+    K = random_kernel(0, 300)
+    y = rng.standard_normal(300)
+    K_new = rng.standard_normal((5, 300))
+    target = np.ones(5)
     expected = krr.risk_map(K, y, K_new, target, [0.3], [0.1, 1, 2], [1, 2], solver="eigh")
     with monkeypatch.context() as patch:
         patch.setattr(riskmap, "decompose", lambda *_, **__: pytest.fail("eigh was taken"))

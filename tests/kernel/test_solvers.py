@@ -74,7 +74,8 @@ def test_divergence_is_an_error(K, data, solver):
 
 
 def test_one_point():
-    K, y = np.array([[2.0]]), np.array([3.0])
+    K = np.array([[2.0]])
+    y = np.array([3.0])
     for solver in ("eigh", "cholesky"):
         chain = krr.chain(K, y, 1.0, 0.5, [1, 2, math.inf], solver=solver)
         # A = 2/3: B = 2/3, 2/3 (1/2 + 1/3) = 5/9, and (1/2 * 2)/(1/2 * 2 + 1) = 1/2 in the limit; c = B y / d
@@ -88,7 +89,8 @@ def test_kernel_of_zeros_predicts_zero():
 
 
 def test_repeated_points(data):
-    x, y = np.repeat(data.x, 2), np.repeat(data.y, 2)
+    x = np.repeat(data.x, 2)
+    y = np.repeat(data.y, 2)
     K = rbf(x, x)
     twice = krr.chain(K, y, 0.2, 0.35, STEPS)
     # two copies of each point count as one point with half the ridge
@@ -124,7 +126,8 @@ def test_auto_takes_the_cheaper_solver():
     assert krr.choose_solver(2000, 10, 100) == "cholesky"
     assert krr.choose_solver(2000, 50, 1000) == "eigh"
     assert krr.choose_solver(2000, 1, 10**6) == "eigh"
-    K, y = random_kernel(0, 300), np.ones(300)
+    K = random_kernel(0, 300)
+    y = np.ones(300)
     assert krr.chain(K, y, 0.1, 0.3, [1, 2, 3]).solver == "cholesky"
     assert krr.chain(K, y, 0.1, 0.3, [10**6]).solver == "eigh"
     assert krr.chain(K, y, 0.1, -0.01, [math.inf]).solver == "eigh"  # whether it exists takes an eigenvalue
@@ -135,7 +138,8 @@ def test_auto_takes_the_cheaper_solver():
 
 
 def test_condition_by_cholesky_is_a_bound_or_an_estimate():
-    K, y = random_kernel(9, 30, rank=20), np.ones(30)
+    K = random_kernel(9, 30, rank=20)
+    y = np.ones(30)
     exact = krr.chain(K, y, 1e-3, 0.5, [1], solver="eigh").condition
     bound = krr.chain(K, y, 1e-3, 0.5, [1], solver="cholesky").condition
     assert exact <= bound <= 5 * exact

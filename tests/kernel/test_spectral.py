@@ -57,13 +57,15 @@ def test_late_steps_against_extended_precision():
             expected = []
             for value in map(mpmath.mpf, d.tolist()):
                 A = value / (value + mpmath.mpf(lam))
-                q, limit = (1 - mpmath.mpf(alpha)) * A, alpha * value / (alpha * value + mpmath.mpf(lam))
+                q = (1 - mpmath.mpf(alpha)) * A
+                limit = alpha * value / (alpha * value + mpmath.mpf(lam))
                 expected.append(float(limit + q ** (step - 1) * (A - limit)))
         np.testing.assert_allclose(krr.diagonals(d, lam, alpha, step)[0], expected, rtol=1e-12, atol=1e-300)
 
 
 def test_alpha_one_is_constant_and_alpha_zero_vanishes(spectrum):
-    d, lam = spectrum.d, 0.2
+    d = spectrum.d
+    lam = 0.2
     B = krr.diagonals(d, lam, 1.0, [1, 2, 100, 10**9, math.inf])
     np.testing.assert_allclose(B, np.tile(d / (d + lam), (5, 1)), rtol=1e-14)
     assert not krr.limit_diagonal(d, lam, 0.0).any()

@@ -19,18 +19,24 @@ from distill.kernel.twin import (
     standardise,
 )
 
-N, Q, P, CLASSES = 40, 25, 6, 3
+N = 40
+Q = 25
+P = 6
+CLASSES = 3
 
 
 def problem(seed: int = 0, noise: float = 0.5):
     """Features (N, P) and (Q, P) of other means and units, one-hot labels: some wrong, the held-out ones right."""
     rng = np.random.default_rng(seed)
     weights = rng.normal(size=(P, CLASSES))
-    X, Z = rng.normal(size=(N, P)), rng.normal(size=(Q, P))
-    labels, truth = (X @ weights).argmax(1), (Z @ weights).argmax(1)
+    X = rng.normal(size=(N, P))
+    Z = rng.normal(size=(Q, P))
+    labels = (X @ weights).argmax(1)
+    truth = (Z @ weights).argmax(1)
     wrong = rng.random(N) < noise
     labels[wrong] = rng.integers(0, CLASSES, wrong.sum())
-    scale, shift = rng.uniform(0.1, 10, P), rng.normal(size=P)
+    scale = rng.uniform(0.1, 10, P)
+    shift = rng.normal(size=P)
     return X * scale + shift, np.eye(CLASSES)[labels], Z * scale + shift, np.eye(CLASSES)[truth]
 
 
@@ -54,8 +60,10 @@ def ridge_with_intercept(K, target, lam):
 def chain_directly(kernel, lam, alphas):
     """Held-out predictions of every fit, each student fitted by a solve of its own to its blended targets."""
     X, Y, Z, _ = problem()
-    K, K_new = raw_kernel(kernel, X, X), raw_kernel(kernel, X, Z)
-    target, out = Y, []
+    K = raw_kernel(kernel, X, X)
+    K_new = raw_kernel(kernel, X, Z)
+    target = Y
+    out = []
     for alpha in [*alphas, 0.0]:
         c, b = ridge_with_intercept(K, target, lam)
         out.append(K_new @ c + b)
@@ -106,7 +114,9 @@ def test_degrees_of_freedom_are_the_trace_of_the_hat_matrix(kernel):
 def test_predictions_do_not_depend_on_order_or_units(kernel):
     X, Y, Z, T = problem()
     rng = np.random.default_rng(1)
-    rows, columns, classes = rng.permutation(N), rng.permutation(P), rng.permutation(CLASSES)
+    rows = rng.permutation(N)
+    columns = rng.permutation(P)
+    classes = rng.permutation(CLASSES)
     other = make_twin(kernel, -7 * X[rows][:, columns] + 3, Y[rows][:, classes], -7 * Z[:, columns] + 3, T, lam=0.3)
     expected = twin(kernel).predict(0.3, [0, 2])[:, :, classes]
     assert_allclose(other.predict(0.3, [0, 2]), expected, atol=1e-10)
@@ -163,8 +173,12 @@ def risk_of(twin, alphas):
 def noisy(kernel="linear", lam=0.02):
     """A problem where distillation helps: many directions, many wrong labels, hardly any ridge."""
     rng = np.random.default_rng(3)
-    X, Z, weights = rng.normal(size=(60, 30)), rng.normal(size=(200, 30)), np.zeros((30, 2))
-    X[:, :3], Z[:, :3], weights[:3] = 3 * X[:, :3], 3 * Z[:, :3], rng.normal(size=(3, 2))
+    X = rng.normal(size=(60, 30))
+    Z = rng.normal(size=(200, 30))
+    weights = np.zeros((30, 2))
+    X[:, :3] = 3 * X[:, :3]
+    Z[:, :3] = 3 * Z[:, :3]
+    weights[:3] = rng.normal(size=(3, 2))
     X += X[:, :3] @ rng.normal(size=(3, 30))  # features that agree: large eigenvalues
     Z += Z[:, :3] @ rng.normal(size=(3, 30))
     labels = (X @ weights).argmax(1)
@@ -235,7 +249,8 @@ def test_ridge_minimises_cross_validation(kernel):
 def test_cross_validation_counts_the_intercept():
     """The intercept takes a degree of freedom; if that is forgotten, the least ridge seems to have no error at all."""
     rng = np.random.default_rng(0)
-    X, Y = rng.normal(size=(50, 400)), np.eye(2)[rng.integers(0, 2, 50)]  # labels that have nothing to do with X
+    X = rng.normal(size=(50, 400))
+    Y = np.eye(2)[rng.integers(0, 2, 50)]  # labels that have nothing to do with X
     found = make_twin("rbf", X, Y, X[:5], Y[:5])
     assert found.lam == pytest.approx(10 * found.spectrum.d[0])
 

@@ -65,7 +65,7 @@ def render(figure: Figure, file_format: str, dpi: int) -> bytes:
 
 
 def _shades(count: int) -> FloatArray:
-    """`count` colours from light to dark."""
+    """``count`` colours from light to dark."""
     return matplotlib.colormaps["cividis_r"](np.linspace(0.12, 1, count))
 
 

@@ -23,7 +23,8 @@ def test_leave_one_out_is_refits_without_each_point(capsys, tmp_path):
     path = write_csv(tmp_path / "points.csv", {"y": y, "x": x})
     _, out, _ = run(capsys, "--data", path, "--alpha", 0.3, "--no-figures")
     assert "leave-one-out mean squared error over 12 points" in out
-    x, y = np.array(x), np.array(y)
+    x = np.array(x)
+    y = np.array(y)
     errors = np.zeros((6, 12))
     for i in range(12):
         keep = np.arange(12) != i
@@ -93,8 +94,10 @@ def test_kernels_are_scikit_learns():
     from sklearn.gaussian_process.kernels import Matern
     from sklearn.metrics.pairwise import laplacian_kernel, polynomial_kernel, rbf_kernel
 
-    x, z = np.linspace(-1, 1, 5), np.linspace(0, 2, 4)
-    X, Z = x[:, None], z[:, None]
+    x = np.linspace(-1, 1, 5)
+    z = np.linspace(0, 2, 4)
+    X = x[:, None]
+    Z = z[:, None]
     expected = {
         "rbf": rbf_kernel(X, Z, gamma=3),
         "laplacian": laplacian_kernel(X, Z, gamma=3),

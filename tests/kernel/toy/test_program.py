@@ -48,9 +48,9 @@ def test_csv_holds_the_losses_in_full(capsys, tmp_path):
     assert [row["alpha"] for row in table] == ["0.35"] * 7 + ["-0.5"] * 7 + ["schedule"] * 7
     assert [row["step"] for row in table[:7]] == ["1", "2", "3", "4", "5", "6", "inf"]
     data = toy_data.toy()
-    parts, _ = toy_data.make_folds(data, "rbf", 80.0, 0)
+    folds, _ = toy_data.make_folds(data, "rbf", 80.0, 0)
     expected = [
-        toy_data.chain_losses(parts, 0.2, alpha, [1, 2, 3, 4, 5, 6, math.inf]) for alpha in (0.35, -0.5, (0.2, 0.4))
+        toy_data.chain_losses(folds, 0.2, alpha, [1, 2, 3, 4, 5, 6, math.inf]) for alpha in (0.35, -0.5, (0.2, 0.4))
     ]
     # Shortest digits lose nothing. The tolerance is for arrays at other addresses, which BLAS may sum in another order.
     np.testing.assert_allclose([float(row["loss"]) for row in table], np.ravel(expected), rtol=1e-13)
@@ -76,7 +76,8 @@ def test_schedules_and_auto(capsys):
     # y1, then 0.2, then 0.4 for ever, by direct solves
     data = toy_data.toy()
     K, K_new = (toy_data.kernel_matrix("rbf", x, data.x, 80.0) for x in (data.x, data.x_truth))
-    target, losses = data.y, []
+    target = data.y
+    losses = []
     for alpha in (0.2, 0.4, 0.4, 0.4, 0.4, 0.4):
         c = np.linalg.solve(K + 0.2 * np.eye(11), target)
         losses.append(f"{np.mean((K_new @ c - data.truth) ** 2):.5f}")
