@@ -1,4 +1,4 @@
-"""What finished runs say about the weight of the ground truth, as Markdown tables and a figure.
+"""What finished runs show about alpha, as Markdown tables and a figure.
 
     python -m studies.analyse RUN [RUN ...] [--figure FILE.png]
 
@@ -23,10 +23,12 @@ from distill.reporting.style import line_style, new_figure, styled
 from distill.store.results import Result
 from distill.store.rundir import RunDir
 
+METRICS = {"test_acc": "test accuracy", "test_brier": "test Brier score"}
+
 
 @dataclass(frozen=True)
 class Study:
-    """A run, its results by (seed, arm up to the model, step); the teacher's arm is None."""
+    """A run, and its results by seed, name of the arm up to the model, and step; the teacher's arm is None."""
 
     path: Path
     config: Config
@@ -34,89 +36,96 @@ class Study:
 
     @property
     def arms(self) -> dict[str, list[str]]:
-        """The chains by their names, each with the names of its students' models, step by step."""
+        """The names of the arms, each with the names of its students, step by step."""
         return {arm_name(arm): [*map(arm_name, prefixes(arm))] for arm in self.config.chain.arms}
 
-    def change(self, arm: str, step: int, figure: str) -> np.ndarray:
-        """(seeds,): a figure of the student at a step less that of its seed's teacher."""
+    def teachers(self, metric: str) -> np.ndarray:
+        """A metric of the teachers (seeds,)."""
+        return np.array([getattr(self.results[seed, None, 0], metric) for seed in self.config.chain.seed])
+
+    def change(self, arm: str, step: int, metric: str) -> np.ndarray:
+        """A metric of an arm's student less that of its seed's teacher (seeds,)."""
         model = self.arms[arm][step - 1]
-        return np.array(
-            [
-                getattr(self.results[seed, model, step], figure) - getattr(self.results[seed, None, 0], figure)
-                for seed in self.config.chain.seed
-            ]
-        )
+        students = [getattr(self.results[seed, model, step], metric) for seed in self.config.chain.seed]
+        return np.array(students) - self.teachers(metric)
 
     def cost(self, arms: Iterable[str]) -> tuple[int, float]:
-        """Trainings and their seconds of some arms, probes among them, the teacher aside."""
-        mine = [
-            r for r in self.results.values() if r.epochs and r.arm in {a for arm in arms for a in (arm, f"{arm} probe")}
-        ]
-        return len(mine), sum(r.seconds for r in mine)
+        """The number of trainings of these arms and their seconds, with probes and without the teacher."""
+        names = {name for arm in arms for name in (arm, f"{arm} probe")}
+        trained = [result for result in self.results.values() if result.epochs and result.arm in names]
+        return len(trained), sum(result.seconds for result in trained)
 
 
 def read(path: Path) -> Study:
-    """The study in a run directory."""
-    study = Study(path, read_config(path / "config.toml"), {(r.seed, r.arm, r.step): r for r in RunDir(path).results()})
+    """The study in a run directory. Raises ConfigError if a model is missing."""
+    results = {(result.seed, result.arm, result.step): result for result in RunDir(path).results()}
+    study = Study(path, read_config(path / "config.toml"), results)
     models = [(None, 0), *((model, k) for arm in study.arms.values() for k, model in enumerate(arm, start=1))]
     for seed in study.config.chain.seed:
-        if missing := [model for model in models if (seed, *model) not in study.results]:
+        missing = [model for model in models if (seed, *model) not in study.results]
+        if missing:
             raise ConfigError(f"{path} is not finished: seed {seed} lacks {len(missing)} models")
     return study
 
 
-def said(values: np.ndarray) -> str:
-    """``+0.012 ± 0.034``, bold where the interval leaves 0 out."""
+def format_change(values: np.ndarray) -> str:
+    """Mean and 95 % interval, ``+0.012 ± 0.034``; bold if the interval excludes 0."""
     mean, half = interval(values)
     text = f"{mean:+.3f} ± {half:.3f}"
     return f"**{text}**" if abs(mean) > half else text
 
 
 def tables(study: Study) -> str:
-    """Paired changes by arm and step, and what auto found at what cost."""
-    last = study.config.chain.distillation_steps
+    """Paired changes by arm and step, and auto's result and cost."""
+    steps = range(1, study.config.chain.distillation_steps + 1)
     lines = [f"### {study.path.name}", ""]
-    for figure, what in (("test_acc", "test accuracy"), ("test_brier", "test Brier score")):
-        teacher = [study.results[seed, None, 0] for seed in study.config.chain.seed]
-        values = [getattr(r, figure) for r in teacher]
+    for metric, what in METRICS.items():
+        mean, sd = spread(study.teachers(metric).tolist())
+        seeds = len(study.config.chain.seed)
         lines += [
-            f"Change of the {what} against the teacher ({spread(values)[0]:.3f} ± "
-            f"{spread(values)[1]:.3f} over {len(values)} seeds), mean and 95 % interval:",
+            f"Change of the {what} against the teacher ({mean:.3f} ± {sd:.3f} over {seeds} seeds), mean and 95 % "
+            "interval:",
             "",
-            "| arm | " + " | ".join(f"step {k}" for k in range(1, last + 1)) + " |",
-            "|---" * (last + 1) + "|",
+            "| arm | " + " | ".join(f"step {step}" for step in steps) + " |",
+            "|---" * (len(steps) + 1) + "|",
         ]
         for arm in study.arms:
-            cells = [said(study.change(arm, k, figure)) for k in range(1, last + 1)]
+            cells = [format_change(study.change(arm, step, metric)) for step in steps]
             lines.append(f"| {arm_title(arm)} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, *auto_lines(study)])
 
 
 def auto_lines(study: Study) -> list[str]:
-    """Where auto lands against the grid: error, rank, cost.
+    """How auto compares with the grid: error, rank, cost; empty if there is no auto.
 
-    The grid's own choice is by the held-out images, as a user would make it: by the test images it would be an oracle.
+    The grid's alpha is chosen on the held-out images, as a user would choose it: on test images it would be an oracle.
     """
     if "auto" not in study.arms:
         return []
-    last, grid = study.config.chain.distillation_steps, [arm for arm in study.arms if arm != "auto"]
+    seeds = study.config.chain.seed
+    last = study.config.chain.distillation_steps
+    grid = [arm for arm in study.arms if arm != "auto"]
     error = {arm: study.change(arm, last, "val_brier").mean() for arm in study.arms}
     accuracy = {arm: study.change(arm, last, "val_acc").mean() for arm in study.arms}
-    best, most = min(grid, key=error.get), max(grid, key=accuracy.get)
-    worse = study.change("auto", last, "test_brier") - study.change(best, last, "test_brier")
-    less = study.change("auto", last, "test_acc") - study.change(most, last, "test_acc")
+    least_error = min(grid, key=error.__getitem__)
+    most_accurate = max(grid, key=accuracy.__getitem__)
+    brier = study.change("auto", last, "test_brier") - study.change(least_error, last, "test_brier")
+    acc = study.change("auto", last, "test_acc") - study.change(most_accurate, last, "test_acc")
     rank = 1 + sum(error[arm] < error["auto"] for arm in grid)
-    (mine, seconds), (theirs, whole) = study.cost(["auto"]), study.cost(grid)
-    alphas = [[study.results[seed, "auto", k].alpha for seed in study.config.chain.seed] for k in range(1, last + 1)]
-    shown = "; ".join(f"step {k}: " + ", ".join(f"{a:.2f}" for a in row) for k, row in enumerate(alphas, start=1))
+    auto_trainings, auto_seconds = study.cost(["auto"])
+    grid_trainings, grid_seconds = study.cost(grid)
+    alphas = []
+    for step in range(1, last + 1):
+        taken = [study.results[seed, "auto", step].alpha for seed in seeds]
+        alphas.append(f"step {step}: " + ", ".join(f"{alpha:.2f}" for alpha in taken))
     return [
-        f"- Alphas that auto took, by seed: {shown}.",
+        f"- Alphas that auto took, by seed: {'; '.join(alphas)}.",
         f"- At step {last}, by the held-out Brier score: rank {rank} of {len(grid) + 1}. On the test images: "
-        f"Brier score {said(worse)} against the grid's choice by that score (alpha = {best}); "
-        f"accuracy {said(less)} against its choice by held-out accuracy (alpha = {most}).",
-        f"- Cost: {mine} trainings and {seconds:.0f} s against the grid's {theirs} and {whole:.0f} s "
-        f"({seconds / whole:.0%}), not counting teachers.",
+        f"Brier score {format_change(brier)} against the grid's choice by that score (alpha = {least_error}); "
+        f"accuracy {format_change(acc)} against its choice by held-out accuracy (alpha = {most_accurate}).",
+        f"- Cost: {auto_trainings} trainings and {auto_seconds:.0f} s against the grid's {grid_trainings} and "
+        f"{grid_seconds:.0f} s ({auto_seconds / grid_seconds:.0%}), not counting teachers.",
         "",
     ]
 
@@ -128,7 +137,7 @@ def figure(studies: list[Study]):
     axes = drawing.subplots(2, len(studies), squeeze=False, sharex="col")
     for column, study in enumerate(studies):
         steps = range(1, study.config.chain.distillation_steps + 1)
-        for row, (name, what) in enumerate((("test_acc", "test accuracy"), ("test_brier", "test Brier score"))):
+        for row, (name, what) in enumerate(METRICS.items()):
             ax = axes[row, column]
             for i, arm in enumerate(study.arms):
                 means, halves = zip(*(interval(study.change(arm, k, name)) for k in steps), strict=True)
@@ -146,6 +155,7 @@ def figure(studies: list[Study]):
 
 
 def main() -> None:
+    """Print the tables, and draw the figure if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the changes of all runs")

@@ -1,4 +1,4 @@
-"""Who may import whom: packages import only the packages listed for them, and some never import torch."""
+"""Who may import whom, which packages never import torch, and how long files and functions may be."""
 
 import ast
 import subprocess
@@ -126,3 +126,33 @@ except SystemExit as end:
     loaded = modules_after(program)
     assert "distill.cli" in loaded
     assert not loaded & {"torch", "torchvision", "numpy", "scipy", "matplotlib"}
+
+
+PYTHON_FILES = [
+    path for top in ("distill", "tests", "benchmarks", "studies") for path in sorted((ROOT / top).rglob("*.py"))
+]
+MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 60
+# Files and functions that are longer, still to be split.
+TOO_LONG = {
+    "tests/running/test_run.py",
+    "tests/training/test_cuda_graph.py",
+    "tests/training/test_engine.py",
+}
+
+
+def long_functions(path: Path) -> list[str]:
+    """The functions of a file, nested ones too, that are longer than allowed: ``path::name``."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION:
+            found.append(f"{path.relative_to(ROOT).as_posix()}::{node.name}")
+    return found
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_and_functions_are_short(path):
+    name = path.relative_to(ROOT).as_posix()
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES or name in TOO_LONG, f"{lines} lines"
+    assert set(long_functions(path)) <= TOO_LONG
