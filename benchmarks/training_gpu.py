@@ -33,8 +33,8 @@ from benchmarks.options import DEPTHS, Parser, cuda, positive
 from distill.config import ModelConfig, TrainConfig
 from distill.data.splits import Dataset
 from distill.environment import available_cores, set_environment
-from distill.running.cost import ConcurrentTrial, Trial
 from distill.running.experiment import versions
+from distill.running.trial import ConcurrentTrial, Trial
 from distill.training import augment, models
 from distill.training import cuda_graph as graph
 from distill.training.batches import make_image_store

@@ -17,6 +17,9 @@ _HOME = {
     "Result": "store.results",
     "load_model": "chains.checkpoints",
     "run": "running.run",
+    "create_run": "running.run",
+    "units": "running.unit",
+    "train_unit": "running.unit",
 }
 __all__ = sorted(_HOME)
 

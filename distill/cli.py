@@ -194,8 +194,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _estimate(command: Command) -> None:
-    from distill.running.cost import done_in, format_remaining, measure, prepare_with_jobs, tell
-    from distill.running.experiment import describe, memory_errors
+    from distill.running.cost import done_in, measure
+    from distill.running.describe import describe, format_cost, format_remaining
+    from distill.running.experiment import memory_errors
+    from distill.running.jobs import prepare_with_jobs
     from distill.store.rundir import RunDir
 
     config = command.config
@@ -205,15 +207,15 @@ def _estimate(command: Command) -> None:
         print(describe(experiment), flush=True)
         done = done_in(config)
         cost = measure(experiment)
-        print(tell(cost))
+        print(format_cost(cost))
         if done:
             print(format_remaining(cost, done))
 
 
 def _train(command: Command) -> None:
     from distill.reporting.run_report import report
-    from distill.running.cost import prepare_with_jobs
     from distill.running.experiment import memory_errors
+    from distill.running.jobs import prepare_with_jobs
 
     config = command.config
     preview = command.mode == "preview"
@@ -227,7 +229,8 @@ def _train(command: Command) -> None:
 
 
 def _run(experiment: Experiment, teachers_only: bool) -> None:
-    from distill.running.experiment import count_models, describe
+    from distill.running.describe import describe
+    from distill.running.experiment import count_models
     from distill.running.progress import Progress
     from distill.running.run import run_experiment
 

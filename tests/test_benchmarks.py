@@ -13,8 +13,8 @@ import torch
 from benchmarks import accuracy, kernel, obvious, training, training_gpu, variants
 from benchmarks.variants import INGREDIENTS, OBVIOUS, Process, Workload
 from distill.config import ModelConfig
-from distill.running import cost as estimate
 from distill.running import run as sweep
+from distill.running import trial
 from distill.training import optim
 from distill.training.fit import Trainer
 from distill.training.predict import predict, soft_targets
@@ -187,7 +187,7 @@ def small_gpu(stand_in, monkeypatch):
     monkeypatch.setattr(training_gpu, "ModelConfig", lambda **_: ModelConfig(resnet=8, width=2))
     for name, value in {"IMAGES": 512, "BURST": 8, "JOBS": (1, 2)}.items():
         monkeypatch.setattr(training_gpu, name, value)
-    monkeypatch.setattr(estimate, "BURST_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "BURST_SECONDS", 0.01)
     monkeypatch.setattr(training_gpu, "set_up", lambda train, device, threads: None)  # it refuses tf32 on a CPU
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     for name in ("allow_tf32", "benchmark"):  # as they are, and so again after the test

@@ -5,7 +5,8 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -169,3 +170,11 @@ class Grid:
     def run(self, seeds: tuple[int, ...] = seeds) -> Run:
         """The run of some seeds."""
         return Run(self.chain, self.records(seeds))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 300.0) -> None:
+    """Return as soon as ``condition()`` holds; fail after so many seconds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)

@@ -11,10 +11,10 @@ from distill.config import Config
 from distill.data.splits import Dataset
 from distill.errors import ConfigError
 from distill.losses import loss_function
-from distill.randomness import ONE_AT_A_TIME, torch_seed
+from distill.randomness import torch_seed
 from distill.training.batches import ImageStore, make_image_store
 from distill.training.device import place
-from distill.training.models import Classifier
+from distill.training.models import Classifier, quiet_rng
 from distill.training.objective import one_hot
 from distill.training.predict import predict_all
 
@@ -49,7 +49,7 @@ class Session:
 
     def new_model(self, step: int) -> Classifier:
         """A model on the CPU with initial parameters drawn from (seed, step)."""
-        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+        with quiet_rng():
             torch.manual_seed(torch_seed(self.seed, "init", step))
             return Classifier(self.make_network(), self.data.mean, self.data.std)
 

@@ -1,122 +1,146 @@
-"""Chain side by side: every chain of a grid is a task for one of a few processes or, on a CUDA device, threads.
+"""Where the units of a run are trained: in this thread, in processes or, on a CUDA device, in threads.
 
 Threads share one copy of each seed's images and one CUDA context; each has a stream of its own, on which its models'
-graphs are captured and replayed. This has not run on a device yet: it is tested with threads on a CPU.
+graphs are captured and replayed. The threads have not run on a device yet: they are tested on a CPU.
 """
 
-import gc
 import io
 import multiprocessing
 import os
-import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
-from distill.arms import Arm, arm_name, disjoint_groups, students
+from distill.arms import arm_name, students
 from distill.chains.chain import Chain
 from distill.config import Config
 from distill.errors import UserError
-from distill.running.experiment import Experiment, prepare
+from distill.running.experiment import Experiment, job_count
+from distill.running.unit import Unit, open_run, student_units, train_arms, train_unit
+from distill.running.watch import RunWatcher
 from distill.store.results import Result
 from distill.store.rundir import RunDir
 from distill.training.fit import EpochSums
 from distill.training.listener import Listener
 
+POLL_SECONDS = 0.2  # between two looks at the run directory
 
-def side_by_side(lab: Experiment, listener) -> None:
-    """Teachers, then arms, as tasks for ``jobs`` processes or threads. An arm is ready once its seed's teacher is.
 
-    Arms whose first students are the same are one task: they may share more.
-    """
-    (_in_threads if uses_threads(lab.device) else _in_processes)(lab, listener)
+class Executor:
+    """Trains units. Leaving its ``with`` block waits for what runs, or stops it if an error ends the block."""
+
+    def submit(self, unit: Unit) -> Future[Any]:
+        """Have a unit trained; the future is done when it is."""
+        raise NotImplementedError
+
+    def report(self) -> None:
+        """Report progress that the listener has not received otherwise."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Clean up."""
+
+
+def make_executor(experiment: Experiment, listener: Listener) -> Executor:
+    """The executor for an experiment's number of jobs and its device."""
+    if job_count(experiment.config) == 1:
+        return Serial(experiment, listener)
+    if uses_threads(experiment.device):
+        return Threads(experiment, listener)
+    return Processes(experiment.config, listener)
 
 
 def uses_threads(device: torch.device) -> bool:
-    """Threads where the device does the work; processes on a CPU, where Python's own work would hold threads up."""
+    """Whether jobs are threads: on a device that does the work. On a CPU threads would contend for Python's lock."""
     return device.type == "cuda"
 
 
-def _work_off(lab: Experiment, submit: Callable[[int, tuple[Arm, ...]], Future]) -> None:
-    """Submit a task for each seed's teacher (no arms), and one for each group of its arms when it is done."""
-    chain = lab.config.chain
-    tasks = {submit(seed, ()): seed for seed in chain.seed}
-    while tasks:
-        for task in wait(tasks, return_when=FIRST_COMPLETED).done:
-            seed, finished = tasks.pop(task), task.result()
-            if not finished:
-                tasks |= {submit(seed, arms): seed for arms in disjoint_groups(chain.arms)}
+def work_off(config: Config, executor: Executor, teachers_only: bool = False) -> None:
+    """Train all units of a run: submit every seed's teacher and, when one is finished, the units of its students."""
+    running: dict[Future[Any], Unit] = {}
+
+    def proceed(timeout: float) -> None:
+        for future in wait(running, timeout, FIRST_COMPLETED).done:
+            unit = running.pop(future)
+            future.result()  # raises what ended the unit
+            if not unit.arms and not teachers_only:
+                running.update({executor.submit(each): each for each in student_units(config, unit.seed)})
+
+    for seed in config.chain.seed:
+        teacher = Unit(seed)
+        running[executor.submit(teacher)] = teacher
+        proceed(timeout=0)  # the serial executor has finished it: its students come next, while its images are there
+    while running:
+        proceed(POLL_SECONDS)
+        executor.report()
 
 
-def _in_processes(lab: Experiment, listener) -> None:
-    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or torch's threads
-    messages, over, others = context.Queue(), threading.Event(), set(multiprocessing.active_children())
+class Serial(Executor):
+    """Trains each unit at once, in the calling thread. Keeps the images of one seed in device memory."""
 
-    def listen() -> None:
-        while not (over.is_set() and messages.empty()):
-            with suppress(queue.Empty):
-                method, *arguments = messages.get(timeout=0.2)
-                with suppress(OSError, UserError):  # results.csv is written again at the end, where an error is told of
-                    getattr(listener, method)(*arguments)
+    def __init__(self, experiment: Experiment, listener: Listener):
+        self.experiment = experiment
+        self.listener = listener
+        self.chain: Chain | None = None
 
-    def submit(seed: int, arms: tuple[Arm, ...]) -> Future:
-        with _out_of_ctrl_c():
-            return workers.submit(_work, seed, arms)
-
-    reader = threading.Thread(target=listen, daemon=True)
-    reader.start()
-    workers = ProcessPoolExecutor(lab.config.run.jobs, context, _start_worker, (lab.config, messages))
-    try:
-        _work_off(lab, submit)
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process ended at once: killed, perhaps for lack of memory (the same command goes on, maybe with "
-            'fewer --jobs), or, from Python, for want of an `if __name__ == "__main__":` around the call'
-        ) from None
-    except BaseException:
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()  # each model's last finished epoch is on disk
-        raise
-    finally:
-        workers.shutdown(wait=True, cancel_futures=True)
-        over.set()
-        reader.join()
+    def submit(self, unit: Unit) -> Future[Any]:
+        if self.chain is None or self.chain.session.seed != unit.seed:
+            self.chain = None  # frees the last seed's images first
+            self.chain = self.experiment.chains(unit.seed, RunDir(self.experiment.config.output), self.listener)
+        future: Future[Any] = Future()
+        future.set_result(train_arms(self.chain, unit.arms))
+        return future
 
 
-def _in_threads(lab: Experiment, listener) -> None:
-    rundir, listener, seeds = RunDir(lab.config.output), _Locked(listener), {}
-    groups_left = dict.fromkeys(lab.config.chain.seed, len(disjoint_groups(lab.config.chain.arms)))
+class Threads(Executor):
+    """Trains units in threads that share each seed's images and teacher."""
 
-    def work(seed: int, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
-        if not arms:
-            seeds[seed] = lab.chains(seed, rundir, listener)
-            _share_teacher(seeds[seed])
-        for arm in arms:
-            seeds[seed].run(arm)
-        with listener.lock:
-            groups_left[seed] -= bool(arms)
-            if not groups_left[seed]:
-                del seeds[seed]
-                gc.collect()  # a teacher and its chains refer to each other: their images would stay
-        return arms
+    def __init__(self, experiment: Experiment, listener: Listener):
+        config = experiment.config
+        self.experiment = experiment
+        self.listener = _OneAtATime(listener)
+        self.chains: dict[int, Chain] = {}
+        self.units_left = {seed: len(student_units(config, seed)) for seed in config.chain.seed}
+        self.pool = job_threads(experiment.device, job_count(config))
 
-    workers = job_threads(lab.device, lab.config.run.jobs)
-    try:
-        _work_off(lab, lambda seed, arms: workers.submit(work, seed, arms))
-    except BaseException:
-        listener.over.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
-        raise
-    finally:
-        workers.shutdown(wait=True, cancel_futures=True)
+    def submit(self, unit: Unit) -> Future[Any]:
+        return self.pool.submit(self._train, unit)
+
+    def _train(self, unit: Unit) -> None:
+        seed = unit.seed
+        if unit.arms:
+            train_arms(self.chains[seed], unit.arms)
+        else:
+            self.chains[seed] = self.experiment.chains(seed, RunDir(self.experiment.config.output), self.listener)
+            _share_teacher(self.chains[seed])
+        with self.listener.lock:
+            if unit.arms:
+                self.units_left[seed] -= 1
+            if self.units_left[seed] == 0:
+                del self.chains[seed]  # frees its images
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.listener.over.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
+        self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
-    """So many threads, each with a CUDA stream of its own; torch keeps the current device and stream by thread."""
+    """A pool of threads, each with a CUDA stream of its own; torch keeps the current device and stream per thread."""
 
     def own_stream() -> None:
         if device.type == "cuda":
@@ -125,12 +149,13 @@ def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(jobs, initializer=own_stream)
 
 
-def _share_teacher(chains: Chain) -> None:
-    """Train a seed's teacher and have it on the device before several streams ask for it at once."""
-    teacher, chain = chains.teacher, chains.session.config.chain
+def _share_teacher(chain: Chain) -> None:
+    """Train a seed's teacher and put it on the device before several streams need it at once."""
+    teacher = chain.teacher
+    config = chain.session.config.chain
     folders = (
-        chains.rundir.model(chains.session.seed, arm_name(prefix), chain.first_step + len(prefix))
-        for prefix in students(chain.arms)
+        chain.rundir.model(chain.session.seed, arm_name(prefix), config.first_step + len(prefix))
+        for prefix in students(config.arms)
     )
     if not all((folder / "result.json").exists() for folder in folders):
         teacher.test_logits  # noqa: B018 - reads the model; ends with a copy to the host
@@ -140,11 +165,13 @@ class _Over(Exception):
     """The run is being stopped."""
 
 
-class _Locked(Listener):
-    """Progress in threads, told one at a time; ends a thread at its chunk's end once ``over`` is set."""
+class _OneAtATime(Listener):
+    """Passes on progress from several threads, one event at a time; stops a thread at its chunk's end if ``over``."""
 
-    def __init__(self, listener):
-        self.listener, self.lock, self.over = listener, threading.Lock(), threading.Event()
+    def __init__(self, listener: Listener):
+        self.listener = listener
+        self.lock = threading.Lock()
+        self.over = threading.Event()
 
     def note(self, text: str) -> None:
         with self.lock:
@@ -154,7 +181,7 @@ class _Locked(Listener):
         if self.over.is_set():
             raise _Over
 
-    def end_epoch(self, name: str, row: dict) -> None:
+    def end_epoch(self, name: str, row: dict[str, Any]) -> None:
         with self.lock:
             self.listener.end_epoch(name, row)
 
@@ -163,9 +190,42 @@ class _Locked(Listener):
             self.listener.end_model(result)
 
 
+class Processes(Executor):
+    """Trains units in processes, which read everything from the run directory; so does their progress."""
+
+    def __init__(self, config: Config, listener: Listener):
+        self.path = config.output
+        self.watcher = RunWatcher(config, listener)
+        self.others = set(multiprocessing.active_children())
+        context = multiprocessing.get_context("spawn")  # a forked process cannot use torch's threads
+        self.pool = ProcessPoolExecutor(job_count(config), context, initializer=_start_worker)
+
+    def submit(self, unit: Unit) -> Future[Any]:
+        with _out_of_ctrl_c():
+            return self.pool.submit(_train_quietly, self.path, unit)
+
+    def report(self) -> None:
+        self.watcher.look()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        broken = isinstance(error, BrokenProcessPool)
+        if error is not None and not broken:
+            for process in set(multiprocessing.active_children()) - self.others:
+                process.terminate()  # each model's last finished epoch is on disk
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        if broken:
+            raise UserError(
+                "a worker process ended unexpectedly: killed, perhaps for lack of memory (run the same command to "
+                "resume, maybe with fewer --jobs); or, from Python, the call is not under "
+                '`if __name__ == "__main__":`'
+            ) from None
+
+
 @contextmanager
-def _out_of_ctrl_c():
-    """Processes started here never see Ctrl-C, which a terminal sends to all: their parent tells them when to end."""
+def _out_of_ctrl_c() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, which a terminal sends to all: their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -176,42 +236,19 @@ def _out_of_ctrl_c():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Messenger(Listener):
-    """Progress in a worker process, told to its parent."""
-
-    def __init__(self, messages):
-        self.put = messages.put
-
-    def note(self, text: str) -> None:
-        self.put(("note", text))
-
-    def end_epoch(self, name: str, row: dict) -> None:
-        self.put(("end_epoch", name, row))
-
-    def end_model(self, result: Result) -> None:
-        self.put(("end_model", result))
-
-
-_worker: tuple[Experiment, _Messenger]  # a worker process's own
-
-
-def _start_worker(config: Config, messages) -> None:
-    global _worker
+def _start_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with redirect_stderr(io.StringIO()):  # the parent has said all there is to say of the images
-        lab = prepare(config)  # read again: the images are too much to pass on while processes start
-    _worker = lab, _Messenger(messages)
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)  # a parent that was killed must not leave a second writer in the run directory
 
 
-def _work(seed: int, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
-    """Train one seed's teacher, and then the students of these arms (none: the teacher alone); returns ``arms``."""
-    lab, listener = _worker
-    chains = lab.chains(seed, RunDir(lab.config.output), listener)
-    for arm in arms or ((),):
-        chains.run(arm)
-    return arms
+def _train_quietly(path: Path, unit: Unit) -> None:
+    """Train a unit in a worker process."""
+    with redirect_stderr(io.StringIO()):  # the parent has already reported on the images
+        open_run(path)
+    train_unit(path, unit.seed, unit.arms)

@@ -1,60 +1,98 @@
-"""Many chains: every seed's teacher once, then every alpha's students, one after the other or side by side."""
+"""A whole run: every seed's teacher once, then the students of every arm, one after the other or side by side."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
-import torch
 from torch import nn
 
-from distill.config import PREVIEW, Config
+from distill.config import Config
 from distill.data.source import Source
-from distill.running.cost import prepare_with_jobs
-from distill.running.executors import side_by_side
-from distill.running.experiment import Experiment, memory_errors, versions
+from distill.running.executors import make_executor, work_off
+from distill.running.experiment import Experiment, caller_unaffected, versions
+from distill.running.jobs import prepare_with_jobs
 from distill.store.results import Result
 from distill.store.rundir import RunDir
 from distill.training.listener import Listener
 
 
 def run(
-    config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, listener=None
+    config: Config,
+    source: Source | None = None,
+    network: Callable[[], nn.Module] | None = None,
+    listener: Listener | None = None,
 ) -> list[Result]:
-    """Run every chain of a grid and return all results; what an earlier run of the same directory finished is kept.
+    """Train every chain of a grid and return all results; models that are finished in the directory are kept.
 
-    ``source`` (see ``from_arrays``) and ``network`` stand in for the data set and the ResNet of the configuration;
+    ``source`` (see ``from_arrays``) and ``network`` replace the data set and the network of the configuration;
     ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
     Raises UserError (ConfigError, DataError) with a one-line message.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    # The caller's own draws go on as if nothing had happened, on CUDA too where it is in use.
-    with torch.random.fork_rng(devices), memory_errors(config):
+    with caller_unaffected(config):
         return run_experiment(prepare_with_jobs(config, source, network), listener or Listener())
 
 
-def run_experiment(lab: Experiment, listener, teachers_only: bool = False) -> list[Result]:
-    """``run``, with everything in place. ``teachers_only`` trains no student (a preview)."""
-    config, rundir = lab.config, RunDir(lab.config.output)
-    for seed in config.chain.seed:
-        data = lab.dataset(seed)  # refused now rather than after hours of other seeds
-    if config.chain.teacher_ckpt is not None:
-        lab.check_teacher(data)
+def create_run(config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None) -> Path:
+    """Make the directory of a run, train nothing, and return its path, for ``units`` and ``train_unit``.
+
+    Arguments and errors are those of ``run``. A directory that holds this run is kept as it is.
+    """
+    with caller_unaffected(config):
+        experiment = prepare_with_jobs(config, source, network)
+        _check(experiment)
+        rundir = RunDir(experiment.config.output)
+        with rundir.lock():
+            _begin(experiment, rundir, Listener())
+        return rundir.path
+
+
+def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bool = False) -> list[Result]:
+    """Train all units of an experiment, or only its teachers (for a preview), and return all results."""
+    _check(experiment)
+    rundir = RunDir(experiment.config.output)
     with rundir.lock():
-        rundir.open(config, lab.source.fingerprint)
-        if teachers_only:
-            config = replace(config, chain=replace(config.chain, alpha=(PREVIEW,), alpha_schedule=()))
-            lab = replace(lab, config=config)
-        facts = versions(lab.device)
-        for key in ("device", "threads"):
-            if (before := rundir.environments()) and before[-1].get(key, facts[key]) != facts[key]:
-                listener.note(f"{key} was {before[-1][key]}, is {facts[key]}: not the bits of an uninterrupted run")
-        rundir.write_environment(**facts)
-        listener.begin(sum(result.epochs > 0 or result.arm is not None for result in rundir.results()))
-        if config.run.jobs > 1:
-            side_by_side(lab, listener)
-        else:
-            for seed in config.chain.seed:
-                chains = lab.chains(seed, rundir, listener)
-                for arm in config.chain.arms or ((),):
-                    chains.run(arm)
+        _begin(experiment, rundir, listener)
+        results = rundir.results()
+        listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
+        recorder = _Recorder(rundir, listener)
+        with make_executor(experiment, recorder) as executor:
+            work_off(experiment.config, executor, teachers_only)
         rundir.write_finished()
         return rundir.write_results()
+
+
+def _check(experiment: Experiment) -> None:
+    """Refuse every seed's data, or the given teacher, now rather than after hours of training other seeds."""
+    chain = experiment.config.chain
+    for seed in chain.seed:
+        data = experiment.dataset(seed)
+    if chain.teacher_ckpt is not None:
+        experiment.check_teacher(data)
+
+
+def _begin(experiment: Experiment, rundir: RunDir, listener: Listener) -> None:
+    """Write what describes the run; report a device or a number of threads that is not the last process's."""
+    rundir.open(experiment.config, experiment.source.fingerprint)
+    facts = versions(experiment.device)
+    before = rundir.environments()
+    for key in ("device", "threads"):
+        if before and before[-1].get(key, facts[key]) != facts[key]:
+            listener.note(
+                f"{key} changed from {before[-1][key]} to {facts[key]}: "
+                "the last bits may differ from those of an uninterrupted run"
+            )
+    rundir.write_environment(**facts)
+
+
+class _Recorder:
+    """``listener``, with results.csv rewritten before a finished model is reported."""
+
+    def __init__(self, rundir: RunDir, listener: Listener):
+        self._rundir = rundir
+        self._listener = listener
+
+    def __getattr__(self, name: str):
+        return getattr(self._listener, name)
+
+    def end_model(self, result: Result) -> None:
+        self._rundir.write_results()
+        self._listener.end_model(result)

@@ -1,7 +1,8 @@
 """Residual networks by depth and stem, and the classifier that carries its own normalisation."""
 
 import sys
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.config import CIFAR_RESNETS, ModelConfig
 from distill.errors import ConfigError
+from distill.randomness import ONE_AT_A_TIME
 from distill.training.convolutions import ProductConv2d, suits
 
 
@@ -33,6 +35,13 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         return self.network((x - self.mean) / self.std)
+
+
+@contextmanager
+def quiet_rng() -> Iterator[None]:
+    """Make a network without a trace in torch's generator on the CPU, and while no other thread draws from it."""
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+        yield
 
 
 def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:

@@ -1,0 +1,178 @@
+"""Timed bursts of a run's own training, of one model or of several at the same time. Writes no run."""
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from distill.config import TrainConfig
+from distill.data.splits import Dataset
+from distill.errors import ConfigError
+from distill.running.executors import job_threads
+from distill.running.experiment import Experiment
+from distill.training import augment
+from distill.training.batches import make_image_store
+from distill.training.device import place
+from distill.training.fit import NotFiniteLossError, Trainer
+from distill.training.listener import Notes
+from distill.training.models import Classifier, quiet_rng
+from distill.training.optim import updates_per_epoch
+from distill.training.predict import predict_all
+
+WARM_UP = 3  # updates before a burst
+BURST_SECONDS = 1.0  # of a timed burst, roughly; it has three updates at least
+BURSTS = 3  # of a teacher and of a student, in turn
+EVALUATED = 256  # images of a timed evaluation
+
+
+class Trial:
+    """A data set on the device, and bursts of training on it; ``make_network()`` makes a new network."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        make_network: Callable[[], nn.Module],
+        train: TrainConfig,
+        device: torch.device,
+        augmented: bool = True,
+    ):
+        self.data = data
+        self.make_network = make_network
+        self.train = train
+        self.device = device
+        self.images = make_image_store(data.train, device)
+        self.teacher = place(self._model(), train, device).requires_grad_(False).eval()
+        n = len(self.images)
+        self.plan = augment.plan(0, 0, 0, n, data.train.images.shape[-1], augmented, data.flip)
+        self.updates = updates_per_epoch(n, train.batch_size)
+        self.listener = Notes()
+
+    def _model(self) -> Classifier:
+        with quiet_rng():
+            return Classifier(self.make_network(), self.data.mean, self.data.std)
+
+    def fit(self) -> Trainer:
+        """A new model in training."""
+        return Trainer(self._model(), self.train, self.device)
+
+    def burst(self, fit: Trainer, taught: bool, updates: int) -> float:
+        """Seconds of this many updates (at most an epoch of them), with a teacher's forward pass or without."""
+        updates = min(updates, self.updates)
+        fit.epochs = 0
+        plan = self.plan[: updates * self.train.batch_size]
+        teacher = self.teacher if taught else None
+        started = time.perf_counter()
+        try:
+            fit.epoch(self.images, plan, len(self.data.classes), teacher, 0.5, self.listener)  # waits at its end
+        except NotFiniteLossError as error:
+            raise ConfigError(f"{error}; try a smaller --lr") from None
+        return time.perf_counter() - started
+
+    def warmed_up(self, taught: bool) -> tuple[Trainer, int]:
+        """A model in training after a first burst, and the number of updates of its timed bursts."""
+        fit = self.fit()
+        self.burst(fit, taught, WARM_UP)
+        update = self.burst(fit, taught, WARM_UP) / min(WARM_UP, self.updates)
+        updates = min(max(WARM_UP, round(BURST_SECONDS / update)), self.updates)
+        self.burst(fit, taught, updates)  # CUDA searches algorithms again for a teacher's pass of another size
+        return fit, updates
+
+    def update_seconds(self) -> list[tuple[float, float]]:
+        """Seconds of an update of a teacher and of a student; one pair per burst, taken in turn after a warm-up."""
+        teacher, teacher_updates = self.warmed_up(taught=False)
+        student, student_updates = self.warmed_up(taught=True)
+        return [
+            (
+                self.burst(teacher, False, teacher_updates) / teacher_updates,
+                self.burst(student, True, student_updates) / student_updates,
+            )
+            for _ in range(BURSTS)
+        ]
+
+    def evaluation(self) -> float:
+        """Seconds of evaluating one image."""
+        n = min(EVALUATED, len(self.data.test))
+        images = make_image_store(self.data.test.take(np.arange(n)), self.device)
+        predict_all(self.teacher, images, self.train)
+        started = time.perf_counter()
+        predict_all(self.teacher, images, self.train)  # waits at its end
+        return (time.perf_counter() - started) / n
+
+    def checkpoint(self) -> float:
+        """Seconds of writing one training state to memory; the disk is not measured."""
+        fit = self.fit()
+        self.burst(fit, False, 1)
+        started = time.perf_counter()
+        torch.save(fit.state_dict(), io.BytesIO())
+        return time.perf_counter() - started
+
+
+def trial_of(experiment: Experiment) -> Trial:
+    """A trial of an experiment's own training, on its first seed's images."""
+    config = experiment.config
+    data = experiment.dataset(config.chain.seed[0])
+    return Trial(data, experiment.make_network(data), config.train, experiment.device, config.data.augment)
+
+
+class ConcurrentTrial:
+    """Several students of a trial trained at the same time, in threads with a stream each, as CUDA jobs are.
+
+    The threads stay, because cuDNN remembers the algorithms that it has found per thread. Every student trains for the
+    same number of updates, however many there are.
+    """
+
+    def __init__(self, trial: Trial, most: int):
+        self.trial = trial
+        self.threads = job_threads(trial.device, most)
+        self.updates: int | None = None  # of a student's burst
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.threads.shutdown()
+
+    def images_per_second(self, jobs: int) -> float:
+        """Images per second of this many students together."""
+        if self.updates is None:
+            if self.trial.device.type == "cuda":
+                torch.cuda.synchronize(self.trial.device)  # the teacher was put there on another stream
+            self.updates = self.threads.submit(lambda: self.trial.warmed_up(taught=True)[1]).result()
+        ready = threading.Barrier(jobs)
+        tasks: list[Future[tuple[float, float]]] = []
+        try:
+            for _ in range(jobs):
+                tasks.append(self.threads.submit(self._work, ready, self.updates))
+            wait(tasks)
+        except BaseException:
+            ready.abort()
+            raise
+        for error in (task.exception() for task in tasks):
+            if error is not None and not isinstance(error, threading.BrokenBarrierError):
+                raise error
+        begun, ended = zip(*(task.result() for task in tasks), strict=True)
+        return jobs * self.updates * self.trial.train.batch_size / (max(ended) - min(begun))
+
+    def _work(self, ready: threading.Barrier, updates: int) -> tuple[float, float]:
+        """The times at which a burst began and ended, after one burst that is not timed."""
+        try:
+            fit = self.trial.fit()
+            self.trial.burst(fit, True, WARM_UP)  # captures its graph
+            ready.wait()
+            self.trial.burst(fit, True, updates)
+            ready.wait()
+            started = time.perf_counter()
+            self.trial.burst(fit, True, updates)
+            return started, time.perf_counter()
+        except BaseException:
+            ready.abort()  # or the others would wait for ever
+            raise

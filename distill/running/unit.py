@@ -1,0 +1,116 @@
+"""One unit of work: a seed's teacher, or the students of some arms of the grid, trained from a run directory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+
+from torch import nn
+
+from distill.arms import TEACHER, arm_name, disjoint_groups
+from distill.chains.chain import Chain
+from distill.config import Config
+from distill.configfile import read_config
+from distill.data.source import Source
+from distill.errors import ConfigError
+from distill.running.experiment import Experiment, caller_unaffected, prepare
+from distill.store.results import Result
+from distill.store.rundir import RunDir
+from distill.training.listener import Listener
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a run that is trained in one go. Units of a run share no model that they train."""
+
+    seed: int
+    arms: tuple[str, ...] = ()  # as in the names of folders; empty: the seed's teacher
+
+
+def student_units(config: Config, seed: int) -> list[Unit]:
+    """The units of a seed's students. Arms that share students are in one unit."""
+    return [Unit(seed, tuple(str(arm_name(arm)) for arm in group)) for group in disjoint_groups(config.chain.arms)]
+
+
+def units(run_directory: str | PathLike[str]) -> list[Unit]:
+    """All units of a run: first every seed's teacher, then the students, which need the teacher of their seed."""
+    config = _config(Path(run_directory))
+    teachers = [Unit(seed) for seed in config.chain.seed]
+    return teachers + [unit for seed in config.chain.seed for unit in student_units(config, seed)]
+
+
+def train_unit(
+    run_directory: str | PathLike[str],
+    seed: int,
+    arms: Sequence[str] = (),
+    listener: Listener | None = None,
+    source: Source | None = None,
+    network: Callable[[], nn.Module] | None = None,
+) -> list[Result]:
+    """Train one unit of a run: the teacher of ``seed`` or, if ``arms`` are given, the students of these arms.
+
+    Any process on any machine that sees the run directory and the data may call this; ``create_run`` makes the
+    directory, ``units`` lists its units. ``arms`` are named as their folders are, such as ``0.6`` or ``auto``. Students
+    need the finished teacher of their seed. Models that are finished are kept, interrupted ones are resumed.
+    ``source`` and ``network`` are those given to ``create_run``, if any.
+
+    Returns the results of the unit's models. Raises UserError with a one-line message.
+
+    A unit takes no lock: the lock on the directory only keeps a second ``run`` out. Whoever calls this must see to it
+    that no two processes train the same unit, or units whose arms begin alike, and that no ``run`` is at work in the
+    directory. When all units are done, ``run`` with the same configuration trains nothing and completes the directory.
+    """
+    path = Path(run_directory)
+    config = _config(path)
+    if seed not in config.chain.seed:
+        raise ConfigError(f"{path} has no seed {seed}; it has {' '.join(map(str, config.chain.seed))}")
+    known = [str(arm_name(arm)) for arm in config.chain.arms]
+    for arm in arms:
+        if arm not in known:
+            raise ConfigError(f"{path} has no arm {arm}; it has {' '.join(known)}")
+    rundir = RunDir(path)
+    if arms and not (rundir.model(seed, None, config.chain.first_step) / "result.json").exists():
+        raise ConfigError(f"the teacher of seed {seed} in {path} is not finished: train it first")
+    with caller_unaffected(config):
+        experiment = open_run(path, source, network)
+        return train_arms(experiment.chains(seed, rundir, listener or Listener()), arms)
+
+
+def train_arms(chain: Chain, arms: Sequence[str]) -> list[Result]:
+    """Train the students of some arms of a seed, or its teacher if there are none. Returns each model's result once."""
+    by_name = {arm_name(arm): arm for arm in chain.session.config.chain.arms}
+    chosen = [by_name[name] for name in arms] or [TEACHER]
+    return list(dict.fromkeys(result for arm in chosen for result in chain.run(arm)))
+
+
+def open_run(
+    run_directory: Path, source: Source | None = None, network: Callable[[], nn.Module] | None = None
+) -> Experiment:
+    """The experiment of a run directory; the images stay in memory for the next call on the same run.
+
+    Raises ConfigError if the directory holds no run, or if the images are not those it was begun with.
+    """
+    config = _config(run_directory)
+    if source is None and network is None:
+        experiment = _prepared(config)
+        experiment.set_up()  # another run may have changed torch's switches since
+    else:
+        experiment = prepare(config, source, network)
+    recorded = (run_directory / "data.sha256").read_text().strip()
+    if recorded != experiment.source.fingerprint:
+        raise ConfigError(f"{run_directory} holds a run on other images or labels than those found here")
+    return experiment
+
+
+@lru_cache(maxsize=1)
+def _prepared(config: Config) -> Experiment:
+    return prepare(config)
+
+
+def _config(run_directory: Path) -> Config:
+    file = run_directory / "config.toml"
+    if not file.exists():
+        raise ConfigError(f"{run_directory} holds no run (no config.toml in it)")
+    config = read_config(file)
+    return replace(config, run=replace(config.run, output=str(run_directory)))

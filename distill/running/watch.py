@@ -1,0 +1,86 @@
+"""Progress read from a run directory, whichever process works there."""
+
+import csv
+from contextlib import suppress
+from pathlib import Path
+
+from distill.arms import PROBE, Estimated, arm_name, prefixes
+from distill.chains.estimated_alpha import Choice, format_choice
+from distill.config import Config
+from distill.errors import UserError
+from distill.store.results import Result, name_model, read_record
+from distill.store.rundir import RunDir
+from distill.training.listener import Listener
+
+Row = dict[str, int | float | None]
+
+
+class RunWatcher:
+    """Turns what appears in a run directory after it is made into progress events: epochs, results, estimates."""
+
+    def __init__(self, config: Config, listener: Listener):
+        self.listener = listener
+        self.held_out = config.data.val_size
+        models = _models(config)
+        self.unfinished = {folder: name for folder, name in models.items() if not _is_finished(folder)}
+        self.rows = {folder: read_metrics(folder) for folder in self.unfinished}
+
+    def look(self) -> None:
+        """Report what has appeared since the last call."""
+        for folder, name in list(self.unfinished.items()):
+            finished = _is_finished(folder)  # before its epochs are read: none may be missed
+            self._report_epochs(folder, name)
+            if finished:
+                del self.unfinished[folder]
+                self._report_result(folder, name)
+
+    def _report_epochs(self, folder: Path, name: str) -> None:
+        before = self.rows[folder]
+        rows = read_metrics(folder)
+        trained_again = rows[: len(before)] != before
+        for row in rows if trained_again else rows[len(before) :]:
+            self.listener.end_epoch(name, row)
+        self.rows[folder] = rows
+
+    def _report_result(self, folder: Path, name: str) -> None:
+        with suppress(UserError):  # a damaged file: whoever needs the model says so
+            record = read_record(folder)
+            if "auto" in record:
+                values = {key: value for key, value in record["auto"].items() if key != "val_brier"}
+                self.listener.note(f"{name}: {format_choice(Choice(**values), self.held_out)}")
+            self.listener.end_model(Result.of(record))
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """The rows of a model's metrics.csv, one per epoch; empty fields are None. No rows if there is no file."""
+    try:
+        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+            return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
+
+
+def _number(column: str, text: str) -> int | float | None:
+    if text == "":
+        return None
+    return int(text) if column == "epoch" else float(text)
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "result.json").exists()
+
+
+def _models(config: Config) -> dict[Path, str]:
+    """The folder and the name of every model of a grid, teachers before students, probes before their students."""
+    rundir = RunDir(config.output)
+    step = config.chain.first_step
+    found: dict[Path, str] = {}
+    for seed in config.chain.seed:
+        found[rundir.model(seed, None, step)] = name_model(seed, None, step)
+        for prefix in (prefix for arm in config.chain.arms for prefix in prefixes(arm)):
+            arm = arm_name(prefix)
+            folder = rundir.model(seed, arm, step + len(prefix))
+            if isinstance(prefix[-1], Estimated):
+                found[folder / "probe"] = name_model(seed, f"{arm}{PROBE}", step + len(prefix))
+            found[folder] = name_model(seed, arm, step + len(prefix))
+    return found

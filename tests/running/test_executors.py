@@ -1,0 +1,100 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, config, contents, rows, wait_for
+
+import distill
+from distill.errors import UserError
+
+
+def test_two_jobs_give_the_bits_of_one(tmp_path, folder):
+    options = folder | {"alpha": [0, 0.5], "seed": [1, 2], "distillation_steps": 1, "max_epochs": 1}
+    one = distill.run(config(tmp_path / "one", **options))
+    two = distill.run(config(tmp_path / "two", jobs=2, **options))
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert [(r.seed, r.alpha, r.step) for r in two] == [(r.seed, r.alpha, r.step) for r in one]
+
+
+def test_a_users_error_in_a_worker_is_the_same_one_line(tmp_path, folder):
+    with pytest.raises(UserError, match="loss is not finite at update"):
+        distill.run(config(tmp_path, **folder, jobs=2, lr=1e38, optimizer="sgd"))
+
+
+def workers(run: Path) -> list[int]:
+    """The processes that have this run's directory on their command line or that of their parent, by /proc."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                command = (process / "cmdline").read_bytes()
+                parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            found[int(process.name)] = (command, parent)
+    mine = {pid for pid, (command, _) in found.items() if str(run).encode() in command}
+    return sorted(mine | {pid for pid, (_, parent) in found.items() if parent in mine})
+
+
+def alive(pids: list[int]) -> list[int]:
+    left = []
+    for pid in pids:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            continue
+        if stat.rpartition(")")[2].split()[0] != "Z":
+            left.append(pid)
+    return left
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_parent_and_the_run_goes_on_exactly(tmp_path, folder, ending):
+    options = folder | {"alpha": [0, 0.5], "max_epochs": 15}
+    run = tmp_path / "parts"
+    words = [f"--{name}={value}" for name, value in options.items() if name != "alpha"]
+    words += ["--resnet=8", "--width=2", "--batch-size=8", "--lr=0.01", "--distillation-steps=2", "--threads=1"]
+    words += ["--device=cpu", "--jobs=2", f"--output={run}", "--alpha", "0", "0.5"]
+    parent = subprocess.Popen(
+        [sys.executable, "self_distiller.py", *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with parent:
+        wait_for(lambda: list(run.rglob("alpha_*/step_1/training_state.pt")) or parent.poll() is not None)
+        assert parent.poll() is None
+        pids = workers(run)
+        assert len(pids) >= 3
+        if ending == signal.SIGINT:
+            os.killpg(parent.pid, ending)  # as Ctrl-C does: everyone in the terminal's group
+        else:
+            parent.kill()
+        said = parent.communicate(timeout=300)[1]
+    wait_for(lambda: not alive(pids), seconds=30)
+    assert "Traceback" not in said
+    assert parent.returncode == (-signal.SIGKILL if ending == signal.SIGKILL else 130)
+    assert len(rows(run / "results.csv")) < 5
+    distill.run(config(run, **options))
+    distill.run(config(tmp_path / "whole", **options))
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_a_worker_that_was_killed_is_one_line(tmp_path, folder):
+    def kill_one():
+        wait_for(lambda: list(tmp_path.rglob("training_state.pt")))
+        multiprocessing.active_children()[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with pytest.raises(UserError, match="a worker process ended unexpectedly: killed"):
+        distill.run(config(tmp_path, **folder, jobs=2, max_epochs=1000))
+    killer.join()

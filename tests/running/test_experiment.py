@@ -1,0 +1,25 @@
+import pytest
+import torch
+from tiny import config, source
+
+import distill
+from distill.errors import UserError
+from distill.running import experiment
+from distill.running.experiment import count_models, prepare
+
+
+def test_a_given_teacher_is_not_counted_as_a_model_to_train(tmp_path):
+    c = config(tmp_path, alpha=[0, 1], seed=[1, 2, 3], teacher_ckpt="teacher.pt", distillation_steps=4)
+    assert count_models(c) == 3 * 2 * 4
+
+
+def test_jobs_need_what_a_configuration_can_name(tmp_path):
+    with pytest.raises(UserError, match="jobs"):
+        distill.run(config(tmp_path / "run", jobs=2), source=source())
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_jobs_than_a_device_has_streams_for_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "pick_device", lambda name: torch.device("cuda"))
+    with pytest.raises(UserError, match="--jobs 17: at most 16 on a CUDA device"):
+        prepare(config(tmp_path, jobs=17), source())
