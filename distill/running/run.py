@@ -53,8 +53,7 @@ def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bo
         _begin(experiment, rundir, listener)
         results = rundir.results()
         listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
-        recorder = _Recorder(rundir, listener)
-        with make_executor(experiment, recorder) as executor:
+        with make_executor(experiment, listener) as executor:
             work_off(experiment.config, executor, teachers_only)
         rundir.write_finished()
         return rundir.write_results()
@@ -81,18 +80,3 @@ def _begin(experiment: Experiment, rundir: RunDir, listener: Listener) -> None:
                 "the last bits may differ from those of an uninterrupted run"
             )
     rundir.write_environment(**facts)
-
-
-class _Recorder:
-    """``listener``, with results.csv rewritten before a finished model is reported."""
-
-    def __init__(self, rundir: RunDir, listener: Listener):
-        self._rundir = rundir
-        self._listener = listener
-
-    def __getattr__(self, name: str):
-        return getattr(self._listener, name)
-
-    def end_model(self, result: Result) -> None:
-        self._rundir.write_results()
-        self._listener.end_model(result)

@@ -21,6 +21,8 @@ class RunWatcher:
     def __init__(self, config: Config, listener: Listener):
         self.listener = listener
         self.held_out = config.data.val_size
+        if config.train.fast_dev_run:
+            self.held_out = min(self.held_out, 2 * config.train.batch_size)
         models = _models(config)
         self.unfinished = {folder: name for folder, name in models.items() if not _is_finished(folder)}
         self.rows = {folder: read_metrics(folder) for folder in self.unfinished}

@@ -1,16 +1,20 @@
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, config, contents, rows, wait_for
+from tiny import ROOT, config, contents, rows, source, wait_for
 
 import distill
 from distill.errors import UserError
+from distill.running.experiment import Experiment
+from distill.training.listener import Listener
 
 
 def test_two_jobs_give_the_bits_of_one(tmp_path, folder):
@@ -98,3 +102,37 @@ def test_a_worker_that_was_killed_is_one_line(tmp_path, folder):
     with pytest.raises(UserError, match="a worker process ended unexpectedly: killed"):
         distill.run(config(tmp_path, **folder, jobs=2, max_epochs=1000))
     killer.join()
+
+
+def test_a_serial_run_holds_the_images_of_one_seed(tmp_path, monkeypatch):
+    """Without waiting for Python's cycle collector."""
+    distill.run(config(tmp_path / "first"), source=source())  # torch keeps frames of the first optimiser of a process
+    alive, make = [], Experiment.chains
+
+    def chains(self, *arguments):
+        assert [session() for session in alive] == [None] * len(alive)
+        chain = make(self, *arguments)
+        alive.append(weakref.ref(chain.session))
+        return chain
+
+    monkeypatch.setattr(Experiment, "chains", chains)
+    gc.disable()
+    try:
+        options = {"alpha": [0.5, "auto"], "val_size": 6, "distillation_steps": 1, "max_epochs": 1}
+        distill.run(config(tmp_path / "run", seed=[1, 2, 3], **options), source=source())
+    finally:
+        gc.enable()
+    assert [session() for session in alive] == [None] * 3
+
+
+def test_a_serial_run_finishes_a_seed_before_the_next(tmp_path):
+    class Order(Listener):
+        def __init__(self):
+            self.seeds = []
+
+        def end_model(self, result):
+            self.seeds.append(result.seed)
+
+    order = Order()
+    distill.run(config(tmp_path, seed=[2, 1], max_epochs=1), source=source(), listener=order)
+    assert order.seeds == [2, 2, 2, 1, 1, 1]

@@ -1,9 +1,11 @@
 """executors.Threads: what a CUDA device uses, here on a CPU."""
 
+import gc
 import shutil
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -138,6 +140,25 @@ def test_threads_that_are_stopped_end_at_a_chunk_and_go_on_exactly(tmp_path, fol
     distill.run(config(tmp_path / "run", jobs=2, **options))
     distill.run(config(tmp_path / "whole", **options))
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_threads_release_the_images_of_a_finished_seed(tmp_path, folder, threads, monkeypatch):
+    """Without waiting for Python's cycle collector."""
+    distill.run(config(tmp_path / "first", **folder))  # torch keeps frames of the first optimiser of a process
+    sessions, make = [], Experiment.chains
+
+    def chains(self, *arguments):
+        chain = make(self, *arguments)
+        sessions.append(weakref.ref(chain.session))
+        return chain
+
+    monkeypatch.setattr(Experiment, "chains", chains)
+    gc.disable()
+    try:
+        distill.run(config(tmp_path / "run", jobs=2, seed=[1, 2], alpha=[0, 1], max_epochs=1, **folder))
+    finally:
+        gc.enable()
+    assert [session() for session in sessions] == [None, None]
 
 
 @pytest.mark.gpu
