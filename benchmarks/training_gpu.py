@@ -30,6 +30,7 @@ from benchmarks import common
 from benchmarks.common import ALPHA, CLASSES, MEAN, RESULTS, STD, classifier, plain_classifier, plain_network
 from benchmarks.obvious import Images, Obvious, loader
 from benchmarks.options import DEPTHS, Parser, cuda, positive
+from distill.arms import Fixed
 from distill.config import ModelConfig, TrainConfig
 from distill.data.splits import Dataset
 from distill.environment import available_cores, set_environment
@@ -37,7 +38,7 @@ from distill.running.experiment import versions
 from distill.running.trial import ConcurrentTrial, Trial
 from distill.training import augment, models
 from distill.training import cuda_graph as graph
-from distill.training.batches import make_image_store
+from distill.training.batches import Batch, make_image_store
 from distill.training.device import place, set_up
 from distill.training.fit import Trainer
 from distill.training.listener import Notes
@@ -90,11 +91,11 @@ class EngineRun:
     def burst(self, updates: int) -> Burst:
         """So many updates of the engine, as in an epoch of a chain."""
         plan = augment.plan(0, 0, 0, IMAGES, 32, True, True)[: updates * self.train.batch_size]
-        return lambda: self.fit.epoch(self.store, plan, CLASSES, self.teacher, ALPHA, self.listener)
+        return lambda: self.fit.epoch(self.store, plan, CLASSES, self.teacher, Fixed(ALPHA), self.listener)
 
     def replays(self, updates: int) -> Burst:
         """So many replays of the captured graph, back to back on one chunk; needs a burst before it."""
-        captured = self.fit.replayed[1]
+        captured = self.fit.captured[1]
 
         def replay() -> None:
             for i in range(updates):
@@ -113,15 +114,15 @@ class EngineRun:
         """So many updates on one batch on the device: forward, loss, backward, optimiser; and the teacher's pass."""
         teaching = self.teaching(updates)
         fit = Trainer(classifier(self.model, 0), self.train, self.device)
-        batch = self.train.batch_size
-        images = self.store.images[:batch]
-        truth = one_hot(self.store.labels[:batch], CLASSES)
-        rate = torch.tensor(self.train.lr, device=self.device)
+        size = self.train.batch_size
+        images = self.store.images[:size]
         soft = soft_targets(self.teacher, images, self.train)
+        batch = Batch(images, one_hot(self.store.labels[:size], CLASSES), soft)
+        rate = torch.tensor(self.train.lr, device=self.device)
         fit.model.train()
 
         def update() -> None:
-            fit.update(images, truth, soft, self.objective, rate)
+            fit.update(batch, self.objective, rate)
 
         if captured:
             for group in fit.optimizer.param_groups:
@@ -129,7 +130,7 @@ class EngineRun:
             recording = graph.Recording(self.store.images.device)
             recording.warm_up(update)
             recording.capture(update)
-            recording.kept = fit, images, truth, soft, rate  # a graph does not keep the memory that it works on
+            recording.kept = fit, batch, rate  # a graph does not keep the memory that it works on
             update = recording.replay
 
         def burst() -> None:
@@ -244,7 +245,7 @@ def kernel_time(depths: list[int], rounds: int, device: torch.device) -> list[di
         updates = updates_of(batch)
         run.burst(updates)()
         row = {"resnet": resnet, "batch": batch, "step": common.step_name(student), "notes": run.listener.notes}
-        if run.fit.replayed is not None:
+        if run.fit.captured is not None:
             bursts = {"engine": run.burst(updates), "graph": run.replays(updates), "teacher": run.teaching(updates)}
             times = interleaved(bursts, rounds, device, device_seconds)
             row |= {f"{name}_ms": 1e3 * statistics.median(taken) / updates for name, taken in times.items()}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import ALPHA, CLASSES, LR, MEAN, REG_COEF, STD, plain_network, random_split
 from benchmarks.obvious import Images, Obvious, loader
+from distill.arms import Fixed
 from distill.config import TrainConfig
 from distill.data.splits import Split
 from distill.environment import SETTINGS, available_cores
@@ -171,7 +172,7 @@ def _engine_burst(
     listener = Notes()
 
     def burst() -> None:
-        fit.epoch(store, plan, CLASSES, teacher, ALPHA, listener)
+        fit.epoch(store, plan, CLASSES, teacher, Fixed(ALPHA), listener)
         if listener.notes:  # a slow path must not pass for the engine
             raise SystemExit(f"{name}: {listener.notes[0]}")
 

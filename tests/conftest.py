@@ -41,10 +41,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def captures_begin_anew(monkeypatch):
-    """A capture that failed in one test ends none in another."""
+def reset_captures():
+    """A capture that failed in one test disables none in another."""
     if graph := sys.modules.get("distill.training.cuda_graph"):
-        monkeypatch.setattr(graph, "_failure", None)
+        graph.GRAPHS.reset()
 
 
 def patterned_images(labels: np.ndarray, classes: int, size: int, seed: int) -> np.ndarray:
@@ -141,7 +141,7 @@ def stand_in(monkeypatch):
 
     StandIn.made = []
     monkeypatch.setattr(graph, "Recording", StandIn)
-    monkeypatch.setattr(graph, "possible", lambda device: True)
+    monkeypatch.setattr(graph.GraphCapture, "can_capture", staticmethod(lambda device: True))
     monkeypatch.setattr(optim, "folds", lambda *_: False)  # as on CUDA: on a CPU an optimiser's first step is another
     monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
     return StandIn

@@ -1,6 +1,7 @@
 """One model of a chain: in training with its state on disk, and finished."""
 
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill import metrics
-from distill.arms import Target
+from distill.arms import Fixed, Target
 from distill.chains.checkpoints import DamagedFileError, read_tensors, write_tensors
 from distill.chains.session import Session
 from distill.errors import ConfigError
@@ -23,6 +24,7 @@ from distill.store.rundir import RunDir, write_csv
 from distill.training import augment
 from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
+from distill.training.objective import StudentTarget
 
 STATE = "training_state.pt"
 METRICS = (
@@ -166,15 +168,15 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, li
     with ONE_AT_A_TIME:
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
-    alpha: float | None = 1.0
+    target: StudentTarget = Fixed(1.0)
     # At alpha = 1 the teacher has zero weight: skip its forward pass.
     if spec.teacher is not None and spec.target is not None and spec.target.uses_teacher:
         teacher = spec.teacher.model
-        alpha = spec.alpha
+        target = typing.cast(StudentTarget, spec.target)  # an estimated alpha is a number by now
     try:
-        train_metrics = fit.epoch(session.train, plan, len(data.classes), teacher, alpha, listener)
+        train_metrics = fit.epoch(session.train, plan, len(data.classes), teacher, target, listener)
     except NotFiniteLossError as error:
-        raise ConfigError(f"{spec.name}, epoch {epoch + 1}: {error}; try a smaller --lr") from None
+        raise ConfigError(f"{spec.name}, epoch {epoch + 1}: {error}; {error.advice}") from None
     val_loss = None
     val_acc = None
     if session.val is not None:

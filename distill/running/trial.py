@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.arms import Fixed
 from distill.config import TrainConfig
 from distill.data.splits import Dataset
 from distill.errors import ConfigError
@@ -70,9 +71,9 @@ class Trial:
         teacher = self.teacher if taught else None
         started = time.perf_counter()
         try:
-            fit.epoch(self.images, plan, len(self.data.classes), teacher, 0.5, self.listener)  # waits at its end
+            fit.epoch(self.images, plan, len(self.data.classes), teacher, Fixed(0.5), self.listener)  # waits at its end
         except NotFiniteLossError as error:
-            raise ConfigError(f"{error}; try a smaller --lr") from None
+            raise ConfigError(f"{error}; {error.advice}") from None
         return time.perf_counter() - started
 
     def warmed_up(self, taught: bool) -> tuple[Trainer, int]:

@@ -1,8 +1,10 @@
-"""Images in memory, and an epoch's augmented images in chunks.
+"""Images in memory, an epoch's augmented images in chunks, and mini-batches with their targets.
 
-Images stay uint8 in memory on the device (or on the host, where they do not fit, copied one chunk ahead). An epoch
-goes by in chunks of some thousand images: a chunk is gathered and augmented at once.
+Images stay uint8 in device memory; if they do not fit, they stay on the host and are copied one chunk ahead. An epoch
+is processed in chunks of about a thousand images, each gathered and augmented at once.
 """
+
+from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
@@ -14,8 +16,8 @@ from torch import Tensor
 from distill.data.splits import Split
 from distill.training import augment
 
-CHUNK_PIXELS = 2**20  # of the images augmented at once: 1,024 of CIFAR
-RESIDENT_SHARE = 0.5  # of the free device memory that a training set may take before it stays on the host
+CHUNK_PIXELS = 2**20  # per chunk: 1,024 images of CIFAR
+RESIDENT_SHARE = 0.5  # the largest share of free device memory for a training set; a larger one stays on the host
 _own = threading.local()
 
 
@@ -31,9 +33,28 @@ class ImageStore:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Images with their targets: a mini-batch, or a chunk of several."""
+
+    images: Tensor  # (m, c, h, w) uint8
+    given: Tensor  # (m, classes) float32, the given labels as one-hot rows
+    soft: Tensor | None  # (m, classes) float32, the teacher's part of the target; None without a teacher
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        return Batch(self.images[rows], self.given[rows], None if self.soft is None else self.soft[rows])
+
+
 def make_image_store(split: Split, device: torch.device, resident: bool | None = None) -> ImageStore:
-    """Put a split into device memory where it takes no more than half of what is free, else into pinned host memory."""
-    # Strides anew: an axis of one channel may have any, and by them convolutions choose their kernel and last bits.
+    """Put a split into device memory if it takes at most half of what is free, else into pinned host memory.
+
+    ``resident`` decides it for a CUDA device instead.
+    """
+    # Normalise strides: a length-1 axis may carry any stride, and the backend picks its kernel, hence the last bits, by
+    # stride.
     images = torch.from_numpy(split.images).flatten().view(split.images.shape)
     labels = torch.from_numpy(split.labels).to(device)
     if device.type == "cuda":
@@ -45,38 +66,43 @@ def make_image_store(split: Split, device: torch.device, resident: bool | None =
     return ImageStore(images, labels, device)
 
 
-def chunk_size(pool: ImageStore, batch_size: int) -> int:
-    """Images per chunk: about CHUNK_PIXELS, a multiple of the batch size. Depends on nothing but these two."""
-    h, w = pool.images.shape[2:]
+def chunk_size(store: ImageStore, batch_size: int) -> int:
+    """Images per chunk: about CHUNK_PIXELS pixels, and a multiple of the batch size."""
+    h, w = store.images.shape[2:]
     return max(1, CHUNK_PIXELS // (h * w * batch_size)) * batch_size
 
 
-def _copy_stream(device: torch.device):
-    """This thread's own: torch has 32 streams a device and gives them out in turn: a new one may be another's."""
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One copy stream per thread and device. torch hands out 32 streams in turn, so a new one may be in use already."""
     streams = _own.__dict__.setdefault("streams", {})
     if device not in streams:
         streams[device] = torch.cuda.Stream(device)
     return streams[device]
 
 
-def chunks(pool: ImageStore, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order, fetched a chunk ahead."""
-    resident = pool.images.device.type == pool.device.type
-    ahead = None if resident else _copy_stream(pool.labels.device)
-    order, plan = plan.order, plan.to(pool.device)  # waits for the device, once an epoch
+def chunks(store: ImageStore, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order.
+
+    Images on the host are copied one chunk ahead.
+    """
+    resident = store.images.device.type == store.device.type
+    ahead = None if resident else _copy_stream(store.labels.device)
+    order = plan.order
+    plan = plan.to(store.device)  # waits for the device, once an epoch
 
     def fetch(start: int) -> Tensor:
         if ahead is None:
-            return pool.images[plan.order[start : start + size]]
+            return store.images[plan.order[start : start + size]]
         with torch.cuda.stream(ahead):
-            return pool.images[order[start : start + size]].pin_memory().to(pool.device, non_blocking=True)
+            return store.images[order[start : start + size]].pin_memory().to(store.device, non_blocking=True)
 
     following = fetch(0)
     for start in range(0, len(plan), size):
-        images, part = following, plan[start : start + size]
+        images = following
+        part = plan[start : start + size]
         if ahead is not None:
             torch.cuda.current_stream().wait_stream(ahead)
             images.record_stream(torch.cuda.current_stream())
         if start + size < len(plan):
             following = fetch(start + size)
-        yield augment.apply(images, part), pool.labels[part.order]
+        yield augment.apply(images, part), store.labels[part.order]

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import TrainConfig
-from distill.training import cuda_graph as graph
 from distill.training.batches import ImageStore, chunk_size
+from distill.training.cuda_graph import GRAPHS
 from distill.training.device import autocast
 
 PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, small enough for most devices
@@ -16,7 +16,7 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
     """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
     model.eval()
     parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
-    with graph.alone(train.graph, images, "eval", train.precision), autocast(train, images.device):
+    with GRAPHS.guard(train.graph, images, "eval", train.precision), autocast(train, images.device):
         return torch.cat([model(part).float() for part in parts])
 
 

@@ -252,7 +252,7 @@ def test_weights_that_the_last_update_made_infinite_are_noticed(tmp_path, monkey
         return out
 
     monkeypatch.setattr(Trainer, "update", bad_at_last)
-    with pytest.raises(UserError, match=r"step 0, epoch 1: the loss is not finite at update 5"):
+    with pytest.raises(UserError, match=r"step 0, epoch 1: a parameter is not finite after update 5"):
         distill.run(config(tmp_path), source=source())
     assert not list(tmp_path.rglob("*.pt"))
 

@@ -1,5 +1,7 @@
 """convolutions.py: products without padding are the whole convolution, whatever its shape, layout and precision."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -128,7 +130,11 @@ def test_a_device_without_a_rule_and_the_compiler_take_torchs(whole_convolutions
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "size"), RESNETS)
 def test_bf16_is_as_near_as_torchs(kernel, stride, size, bias):
-    """Under autocast, both against float64: outputs and gradients are bf16's, weights' gradients float32's."""
+    """Under autocast, both against float64: outputs and gradients are bf16's, weights' gradients float32's.
+
+    torch's own error is a yardstick only if it is finite: oneDNN's AMX kernels sometimes give NaN weight gradients for
+    maps of one pixel (compare uxlfoundation/oneDNN#5717). Twice bf16's rounding unit, 2^-7, bounds ours in any case.
+    """
     exact, _ = pair(kernel, stride, kernel // 2, bias)
     images = torch.randn(64, 3, size, size).contiguous(memory_format=torch.channels_last)
     expected, errors = outcome(exact, images.double()), []
@@ -138,7 +144,9 @@ def test_bf16_is_as_near_as_torchs(kernel, stride, size, bias):
         assert [t.dtype for t in found] == [torch.bfloat16, *[torch.float32] * (2 + bias)]
         errors.append([((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True)])
     for theirs, ours in zip(*errors, strict=True):
-        assert ours <= 1.5 * theirs + 1e-3
+        assert ours <= 2**-6
+        if math.isfinite(theirs):
+            assert ours <= 1.5 * theirs + 1e-3
 
 
 def test_no_gradient_is_made_that_nobody_asked_for():

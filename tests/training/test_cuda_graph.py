@@ -20,11 +20,12 @@ from tiny import StandIn, config, contents, killed_at, source
 from torch import nn
 
 import distill
+from distill.arms import Fixed
 from distill.config import ModelConfig, TrainConfig
 from distill.data.splits import Split
 from distill.training import augment
 from distill.training import cuda_graph as graph
-from distill.training.batches import ImageStore, make_image_store
+from distill.training.batches import Batch, ImageStore, make_image_store
 from distill.training.device import set_up
 from distill.training.fit import EpochSums, Trainer
 from distill.training.listener import Listener, Notes
@@ -70,7 +71,7 @@ def train_on(fit: Trainer, n: int, epochs, alpha: float | None = 0.4, pool=None,
     pool = pool or pool_of(n, fit.device)
     teacher = None if alpha is None else classifier(seed=9).to(fit.device).requires_grad_(False).eval()
     plans = [augment.plan(1, 1, epoch, n, 8, augment=True, flip=True) for epoch in epochs]
-    return [fit.epoch(pool, plan, CLASSES, teacher, 1.0 if alpha is None else alpha, listener) for plan in plans]
+    return [fit.epoch(pool, plan, CLASSES, teacher, Fixed(1.0 if alpha is None else alpha), listener) for plan in plans]
 
 
 def everything(fit: Trainer) -> dict[str, torch.Tensor]:
@@ -150,7 +151,7 @@ def test_progress_is_told_of_every_image_that_is_replayed(stand_in):
 
 def test_a_cpu_captures_nothing_and_its_rates_are_numbers(monkeypatch):
     """Without a CUDA device nothing is captured, and the learning rate is a number."""
-    monkeypatch.setattr(graph, "Updates", None)
+    monkeypatch.setattr(graph, "CapturedUpdates", None)
     fit = fit_of()
     train_on(fit, 22, range(1))
     assert type(fit.optimizer.param_groups[0]["lr"]) is float
@@ -266,16 +267,16 @@ def test_a_failed_capture_is_ended_for_an_old_torch(monkeypatch):
 
 def test_a_graph_is_freed_neither_in_a_capture_nor_by_a_thread_that_would_wait(monkeypatch):
     FakeCuda(monkeypatch, in_a_thread=True)
-    monkeypatch.setattr(graph, "_discarded", [])
+    graph.GRAPHS.discarded.clear()
     kept, free = [graph.Recording(CUDA) for _ in range(3)], []
 
     def discard():
         kept.pop()
-        free.append(not graph._discarded)
+        free.append(not graph.GRAPHS.discarded)
 
     capturing = graph.Recording(CUDA)
     capturing.capture(discard)
-    with graph._lock:
+    with graph.GRAPHS.lock:
         thread = threading.Thread(target=discard)
         thread.start()
         thread.join(timeout=10)
@@ -285,23 +286,22 @@ def test_a_graph_is_freed_neither_in_a_capture_nor_by_a_thread_that_would_wait(m
 
 def test_layers_run_alone_once_where_another_thread_may_capture(stand_in, monkeypatch):
     """Of a shape, in a thread: cuDNN has searched by then."""
-    monkeypatch.setattr(graph, "_own", threading.local())
 
     def alone(n: int, how: str = "eval", captures: bool = True) -> bool:
-        with graph.alone(captures, torch.zeros(n, 3), how):
-            return graph._lock._is_owned()
+        with graph.GRAPHS.guard(captures, torch.zeros(n, 3), how):
+            return graph.GRAPHS.lock._is_owned()
 
     assert [alone(8), alone(8), alone(7), alone(8, "update"), alone(7)] == [True, False, True, True, False]
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(alone, 8).result()
     assert not alone(9, captures=False)
-    with pytest.raises(ZeroDivisionError), graph.alone(True, torch.zeros(6, 3)):
+    with pytest.raises(ZeroDivisionError), graph.GRAPHS.guard(True, torch.zeros(6, 3)):
         raise ZeroDivisionError
     assert alone(6)  # it may not have searched
-    monkeypatch.setattr(graph, "_failure", "once")  # none will capture
+    monkeypatch.setattr(graph.GRAPHS, "failure", "once")  # none will capture
     assert not alone(9)
-    monkeypatch.setattr(graph, "_failure", None)
-    monkeypatch.setattr(graph, "possible", lambda device: False)
+    monkeypatch.setattr(graph.GRAPHS, "failure", None)
+    monkeypatch.setattr(graph.GraphCapture, "can_capture", staticmethod(lambda device: False))
     assert not alone(9)
 
 
@@ -309,10 +309,9 @@ def test_a_network_runs_alone_but_for_its_replays(stand_in, monkeypatch):
     alone, forward = [], Classifier.forward
 
     def seen(self, x):
-        alone.append(graph._lock._is_owned())
+        alone.append(graph.GRAPHS.lock._is_owned())
         return forward(self, x)
 
-    monkeypatch.setattr(graph, "_own", threading.local())
     monkeypatch.setattr(Classifier, "forward", seen)
     fit = fit_of()
     train_on(fit, 8, [0])
@@ -333,16 +332,16 @@ def test_what_is_put_back_after_a_failed_warm_up_waits_for_it(monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ no trace
 
 
-def captured(fit: Trainer) -> graph.Updates:
+def captured(fit: Trainer) -> graph.CapturedUpdates:
     """The graph that this model's first chunk would be captured with; nothing has been replayed yet."""
     pool = pool_of(8, fit.device)
     truth = torch.eye(CLASSES, device=fit.device)[pool.labels]
 
-    def update(images, truth, soft, rate):
-        return fit.update(images, truth, soft, Objective("mse", 1.0, 1.0), rate + 0.1)
+    def update(batch, rate):
+        return fit.update(batch, Objective("mse", 1.0, 1.0), rate + 0.1)
 
     fit.model.train()
-    return graph.Updates(update, fit.model, fit.optimizer, pool.images, truth, None, BATCH, 2)
+    return graph.GRAPHS.record(update, fit.model, fit.optimizer, Batch(pool.images, truth, None), BATCH, 2)
 
 
 def check_no_trace(fit: Trainer) -> None:
@@ -402,7 +401,7 @@ def test_a_failed_capture_is_told_of_once_and_changes_nothing(stand_in, monkeypa
     assert train_on(fit, 22, rest, listener=listener) == train_on(eager, 22, rest)
     assert_same_bits(everything(fit), everything(eager))
     assert listener.notes == [
-        "no CUDA graph, updates go on one by one: operation not permitted when stream is capturing"
+        "CUDA graph capture failed (operation not permitted when stream is capturing); using eager updates"
     ]
     assert len(stand_in.made) == 1
 
@@ -422,7 +421,7 @@ def test_an_optimisers_state_that_was_half_made_is_made_anew(stand_in, monkeypat
     fit, eager, listener = fit_of(), fit_of(graph=False), Notes()
     assert train_on(fit, 22, [0], listener=listener) == train_on(eager, 22, [0])
     assert_same_bits(everything(fit), everything(eager))
-    assert listener.notes == ["no CUDA graph, updates go on one by one: CUDA out of memory"]
+    assert listener.notes == ["CUDA graph capture failed (CUDA out of memory); using eager updates"]
 
 
 def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first(stand_in, monkeypatch):
@@ -437,7 +436,7 @@ def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first
     for fit in fits:
         train_on(fit, 22, range(1), listener=listener)
     assert (
-        listener.notes == ["no CUDA graph, updates go on one by one: not while capturing"] * 2
+        listener.notes == ["CUDA graph capture failed (not while capturing); using eager updates"] * 2
     )  # a person sees it once
     assert len(stand_in.made) == 1
     assert_same_bits(everything(fits[0]), everything(fits[2]))
@@ -457,10 +456,10 @@ def test_after_a_lack_of_memory_others_may_capture(stand_in, monkeypatch):
         patch.setattr(StandIn, "capture", short_of_memory)
         fit, listener = fit_of(), Notes()
         train_on(fit, 8, [0], listener=listener)
-    assert listener.notes == ["no CUDA graph, updates go on one by one: CUDA out of memory"]
-    assert fit.replayed is None
+    assert listener.notes == ["CUDA graph capture failed (CUDA out of memory); using eager updates"]
+    assert fit.captured is None
     train_on(other := fit_of(), 8, [0])
-    assert other.replayed is not None
+    assert other.captured is not None
 
 
 def test_after_a_failed_warm_up_other_models_are_captured(stand_in, monkeypatch):
@@ -483,7 +482,8 @@ def test_a_network_that_draws_is_not_captured_and_draws_the_same(stand_in):
         train_on(fit, 22, range(2), listener=listener)
         models.append(everything(fit))
         assert (
-            listener.notes == ["no CUDA graph, updates go on one by one: the network draws random numbers"] * captures
+            listener.notes
+            == ["CUDA graph capture failed (the network draws random numbers); using eager updates"] * captures
         )
     assert_same_bits(*models)
 
@@ -491,7 +491,7 @@ def test_a_network_that_draws_is_not_captured_and_draws_the_same(stand_in):
 def test_a_network_whose_dropout_is_off_is_captured(stand_in):
     fit = fit_of(network=lambda: nn.Sequential(nn.Dropout(0.0), nn.Flatten(), nn.Linear(192, CLASSES)))
     train_on(fit, 22, range(1))
-    assert fit.replayed is not None
+    assert fit.captured is not None
 
 
 def test_what_was_captured_is_used_for_nothing_else(stand_in):
@@ -537,12 +537,12 @@ def test_stopping_and_going_on_gives_the_same_bits(stand_in, optimizer):
 def test_a_training_moves_between_devices(stand_in, monkeypatch, there):
     """Its file holds nothing that another device could not read, and the rates go on as they should."""
     first, second = fit_of(lr_schedule="cosine"), fit_of(lr_schedule="cosine")
-    monkeypatch.setattr(graph, "possible", lambda device: there)
+    monkeypatch.setattr(graph.GraphCapture, "can_capture", staticmethod(lambda device: there))
     first = fit_of(lr_schedule="cosine")
     train_on(first, 22, range(1))
     state = reloaded(first)
     assert type(state["optimizer"]["param_groups"][0]["lr"]) is float
-    monkeypatch.setattr(graph, "possible", lambda device: not there)
+    monkeypatch.setattr(graph.GraphCapture, "can_capture", staticmethod(lambda device: not there))
     second = fit_of(lr_schedule="cosine")
     second.load_state_dict(state)
     train_on(second, 22, range(1, 3))
@@ -629,7 +629,7 @@ def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch
         train_on(eager, 22, [epoch], alpha)
         for name, value in everything(eager).items():
             torch.testing.assert_close(everything(replayed)[name], value, rtol=1e-3, atol=1e-4)
-    assert replayed.replayed is not None
+    assert replayed.captured is not None
 
 
 @pytest.mark.gpu
@@ -699,7 +699,7 @@ def test_on_a_gpu_images_from_the_host_train_the_same_bits(deterministic, monkey
     for resident in (True, False):
         fit = fit_of(CUDA)
         train_on(fit, 41, range(2), pool=pool_of(41, CUDA, resident))
-        assert fit.replayed is not None
+        assert fit.captured is not None
         models.append(everything(fit))
     assert_same_bits(*models)
 
@@ -724,6 +724,6 @@ def test_a_gpus_training_goes_on_on_a_cpu_and_back(deterministic):
         train_on(after, 22, [epoch])
     whole = fit_of(CUDA)
     train_on(whole, 22, range(3))
-    assert whole.replayed is not None
+    assert whole.captured is not None
     for name, value in everything(whole).items():
         torch.testing.assert_close(everything(fits[2])[name], value, rtol=1e-2, atol=1e-3)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
+from distill.arms import Fixed
 from distill.config import TrainConfig
 from distill.data.splits import Split
 from distill.errors import ConfigError
@@ -134,7 +135,7 @@ def plain_epochs(student, teacher, split, train, alpha, epochs, dtype):
 def ours(student, teacher, split, train, alpha, epochs):
     fit, pool = Trainer(student, train, CPU), make_image_store(split, CPU)
     for epoch in range(epochs):
-        figures = fit.epoch(pool, plan_of(len(split), epoch), CLASSES, teacher, alpha, SHOW)
+        figures = fit.epoch(pool, plan_of(len(split), epoch), CLASSES, teacher, Fixed(alpha), SHOW)
     return fit.model, figures, [p.grad for p in fit.parameters]
 
 
@@ -211,7 +212,7 @@ def test_an_update_from_a_state_with_moments_is_that_of_a_plain_loop(options):
     """The second update, made again in float64 from the weights and moments after the first."""
     train, split, teacher = TrainConfig(**{**PAPER, **options}), split_of(8), a_teacher()
     fit, pool = Trainer(classifier(), train, CPU), make_image_store(split, CPU)
-    fit.epoch(pool, plan_of(8)[:4], CLASSES, teacher, 0.35, SHOW)
+    fit.epoch(pool, plan_of(8)[:4], CLASSES, teacher, Fixed(0.35), SHOW)
     exact = copy.deepcopy(fit.model).double()
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
     optimizer = adam(exact.parameters(), lr=train.lr, weight_decay=train.weight_decay)
@@ -221,7 +222,7 @@ def test_an_update_from_a_state_with_moments_is_that_of_a_plain_loop(options):
         held.update({name: held[name].double() for name in ("exp_avg", "exp_avg_sq")})
     before = [p.detach().clone() for p in exact.parameters()]
     second = plan_of(8)[4:]
-    fit.epoch(pool, second, CLASSES, teacher, 0.35, SHOW)
+    fit.epoch(pool, second, CLASSES, teacher, Fixed(0.35), SHOW)
     images = augment.apply(pool.images[second.order], second).double() / 255
     truth = F.one_hot(pool.labels[second.order], CLASSES).double()
     with torch.no_grad():
@@ -247,13 +248,15 @@ def test_the_papers_loss_is_the_number_that_is_logged():
     truth = F.one_hot(torch.from_numpy(split.labels)[plan.order], CLASSES).float()
     paper = alpha * F.mse_loss(p, truth) + (1 - alpha) * F.mse_loss(p, F.softmax(teacher(x), dim=1))
     paper = paper + 1e-4 * sum(torch.norm(w) for w in student.parameters())
-    figures = Trainer(student, TrainConfig(), CPU).epoch(make_image_store(split, CPU), plan, 4, teacher, alpha, SHOW)
+    figures = Trainer(student, TrainConfig(), CPU).epoch(
+        make_image_store(split, CPU), plan, 4, teacher, Fixed(alpha), SHOW
+    )
     assert figures["loss"] == pytest.approx(paper.item(), rel=1e-6)
 
 
 def test_training_learns():
     fit, pool = Trainer(classifier(), TrainConfig(lr=1e-2, loss="ce"), CPU), pool_of(64)
-    accuracies = [fit.epoch(pool, plan_of(64, epoch), CLASSES, None, 1.0, SHOW)["acc"] for epoch in range(8)]
+    accuracies = [fit.epoch(pool, plan_of(64, epoch), CLASSES, None, Fixed(1.0), SHOW)["acc"] for epoch in range(8)]
     assert accuracies[-1] > accuracies[0] + 0.2
 
 
@@ -277,7 +280,7 @@ def test_the_teacher_is_left_as_it_was(small_chunks):
     teacher = a_teacher()
     before = copy.deepcopy(teacher.state_dict())
     Trainer(classifier(), TrainConfig(lr=0.1, batch_size=4), CPU).epoch(
-        pool_of(24), plan_of(24), CLASSES, teacher, 0.3, SHOW
+        pool_of(24), plan_of(24), CLASSES, teacher, Fixed(0.3), SHOW
     )
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
@@ -290,14 +293,14 @@ def test_the_teacher_is_in_eval_mode_and_the_student_in_training_mode(small_chun
     fit = Trainer(student, TrainConfig(batch_size=4), CPU)
     predict_all(student, pool, fit.train)  # a validation between epochs leaves eval mode behind
     student.modes.clear()
-    fit.epoch(pool, plan_of(24), CLASSES, teacher, 0.3, SHOW)
+    fit.epoch(pool, plan_of(24), CLASSES, teacher, Fixed(0.3), SHOW)
     assert set(teacher.modes) == {False}
     assert set(student.modes) == {True}
 
 
 def test_the_teacher_sees_exactly_the_students_images(small_chunks):
     student, teacher, pool, plan = Spy(classifier()), Spy(a_teacher()), pool_of(24), plan_of(24)
-    Trainer(student, TrainConfig(batch_size=4), CPU).epoch(pool, plan, CLASSES, teacher, 0.3, SHOW)
+    Trainer(student, TrainConfig(batch_size=4), CPU).epoch(pool, plan, CLASSES, teacher, Fixed(0.3), SHOW)
     assert torch.equal(torch.cat(student.shown), torch.cat(teacher.shown))
     assert torch.equal(torch.cat(student.shown), augment.apply(pool.images[plan.order], plan))
     assert [len(images) for images in teacher.shown] == [8, 8, 8]  # in fewer, larger batches
@@ -307,7 +310,7 @@ def test_the_teacher_sees_exactly_the_students_images(small_chunks):
 def test_the_teacher_is_no_part_of_the_student():
     fit = Trainer(classifier(), TrainConfig(batch_size=4), CPU)
     names = list(fit.model.state_dict())
-    fit.epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), 0.3, SHOW)
+    fit.epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), Fixed(0.3), SHOW)
     assert list(fit.state_dict()["model"]) == names
     assert len(fit.parameters) == len(list(classifier().parameters()))
 
@@ -395,7 +398,7 @@ def test_every_update_has_its_own_rate(small_chunks):
     step = fit.optimizer.step
     fit.optimizer.step = lambda: (used.append(fit.optimizer.param_groups[0]["lr"]), step())
     for epoch in range(2):
-        fit.epoch(pool, plan_of(18, epoch), CLASSES, None, 1.0, SHOW)
+        fit.epoch(pool, plan_of(18, epoch), CLASSES, None, Fixed(1.0), SHOW)
     assert used == our_rates(5, lr=0.01, lr_schedule="cosine", max_epochs=2)
 
 
@@ -422,7 +425,7 @@ def test_a_chunk_is_a_whole_number_of_batches(batch, size):
 
 def trained(pool: ImageStore, teacher=None, **options) -> dict[str, torch.Tensor]:
     fit = Trainer(classifier(), TrainConfig(batch_size=4, lr=1e-2, **options), pool.device)
-    fit.epoch(pool, plan_of(len(pool)), CLASSES, teacher, 0.5, listener := Notes())
+    fit.epoch(pool, plan_of(len(pool)), CLASSES, teacher, Fixed(0.5), listener := Notes())
     assert not listener.notes
     return {name: value.cpu() for name, value in fit.model.state_dict().items()}
 
@@ -472,7 +475,7 @@ def test_images_that_are_streamed_train_the_same_model(monkeypatch, small_chunks
 def test_a_last_batch_of_one_image_is_left_out(n, batches, small_chunks):
     student = Spy(classifier())
     fit = Trainer(student, TrainConfig(batch_size=4), CPU)
-    figures = fit.epoch(pool_of(n), plan_of(n), CLASSES, None, 1.0, SHOW)
+    figures = fit.epoch(pool_of(n), plan_of(n), CLASSES, None, Fixed(1.0), SHOW)
     sizes = [len(images) for images in student.shown]
     assert len(sizes) == batches == updates_per_epoch(n, 4)
     assert sum(sizes) == (16 if n == 17 else n)
@@ -492,7 +495,9 @@ def test_progress_is_told_of_every_image(small_chunks):
             assert 0 <= sums.read()["acc"] <= 1
 
     listener = Counter()
-    Trainer(classifier(), TrainConfig(batch_size=4), CPU).epoch(pool_of(22), plan_of(22), CLASSES, None, 1.0, listener)
+    Trainer(classifier(), TrainConfig(batch_size=4), CPU).epoch(
+        pool_of(22), plan_of(22), CLASSES, None, Fixed(1.0), listener
+    )
     assert (listener.images, listener.chunks) == (22, 3)
 
 
@@ -517,7 +522,7 @@ class BadAt(nn.Module):
 def test_a_loss_that_is_not_finite_names_its_update(update, value, small_chunks):
     fit = Trainer(BadAt(update, value), TrainConfig(batch_size=4), CPU)
     with pytest.raises(NotFiniteLossError, match=f"the loss is not finite at update {update}$") as caught:
-        fit.epoch(pool_of(22), plan_of(22), CLASSES, None, 1.0, SHOW)
+        fit.epoch(pool_of(22), plan_of(22), CLASSES, None, Fixed(1.0), SHOW)
     assert caught.value.update == update
 
 
@@ -572,16 +577,16 @@ def test_stopping_and_going_on_gives_the_same_bits(optimizer):
     """Through a file, as a run does it, into a model with other weights."""
     train = TrainConfig(batch_size=4, lr=1e-2, optimizer=optimizer, lr_schedule="cosine", max_epochs=3)
     pool, whole = pool_of(22), Trainer(classifier(), train, CPU)
-    figures = [whole.epoch(pool, plan_of(22, e), CLASSES, a_teacher(), 0.5, SHOW) for e in range(3)]
+    figures = [whole.epoch(pool, plan_of(22, e), CLASSES, a_teacher(), Fixed(0.5), SHOW) for e in range(3)]
     stopped = Trainer(classifier(), train, CPU)
-    stopped.epoch(pool, plan_of(22, 0), CLASSES, a_teacher(), 0.5, SHOW)
+    stopped.epoch(pool, plan_of(22, 0), CLASSES, a_teacher(), Fixed(0.5), SHOW)
     file = io.BytesIO()
     torch.save(stopped.state_dict(), file)
     file.seek(0)
     resumed = Trainer(classifier(seed=5), train, CPU)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert resumed.epochs == 1
-    rest = [resumed.epoch(pool, plan_of(22, e), CLASSES, a_teacher(), 0.5, SHOW) for e in (1, 2)]
+    rest = [resumed.epoch(pool, plan_of(22, e), CLASSES, a_teacher(), Fixed(0.5), SHOW) for e in (1, 2)]
     assert rest == figures[1:]
     assert_same_bits(whole.model.state_dict(), resumed.model.state_dict())
 
@@ -601,13 +606,13 @@ def test_bf16_keeps_weights_and_losses_in_float32(monkeypatch):
     model.network.fc.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
     train, pool = TrainConfig(batch_size=4, precision="bf16"), pool_of(16)
     fit = Trainer(model, train, CPU)
-    figures = fit.epoch(pool, plan_of(16), CLASSES, a_teacher(), 0.5, SHOW)
+    figures = fit.epoch(pool, plan_of(16), CLASSES, a_teacher(), Fixed(0.5), SHOW)
     assert set(dtypes) == {torch.bfloat16}
     assert set(in_the_loss) == {torch.float32}
     assert {p.dtype for p in fit.parameters} == {torch.float32}
     assert predict(model, pool.images, train).dtype == torch.float32
     exact = Trainer(classifier(), TrainConfig(batch_size=4), CPU).epoch(
-        pool, plan_of(16), CLASSES, a_teacher(), 0.5, SHOW
+        pool, plan_of(16), CLASSES, a_teacher(), Fixed(0.5), SHOW
     )
     assert figures["loss"] == pytest.approx(exact["loss"], rel=0.05)
     assert figures["loss"] != exact["loss"]
@@ -747,7 +752,7 @@ def test_channels_last_training_is_the_same_training(monkeypatch, small_chunks):
     layouts = []
     for model in (student.model, teacher):
         model.network.blocks[2].bn2.register_forward_hook(lambda *args: layouts.append(args[2].stride()[1]))
-    fit.epoch(pool_of(22), plan_of(22), CLASSES, place(teacher, fit.train, CPU), 0.5, SHOW)
+    fit.epoch(pool_of(22), plan_of(22), CLASSES, place(teacher, fit.train, CPU), Fixed(0.5), SHOW)
     assert layouts == [1] * (6 + 3)  # updates, and the teacher's chunks
     weight = student.model.network.blocks[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -776,7 +781,7 @@ def test_a_network_of_ones_own_keeps_its_layout():
             return self.head(self.convolution(x).view(len(x), -1))
 
     fit = Trainer(Classifier(Own(), torch.zeros(3), torch.ones(3)), TrainConfig(batch_size=4), CPU)
-    fit.epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), 0.5, SHOW)
+    fit.epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), Fixed(0.5), SHOW)
     assert fit.model.network.convolution.weight.is_contiguous()
 
 
