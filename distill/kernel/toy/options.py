@@ -53,7 +53,7 @@ def _add_chain_options(group: argparse._ArgumentGroup) -> None:
         type=_number,
         nargs="+",
         metavar="A",
-        help="one more column: the alpha of the first student, of the second, and so on; the last one repeats",
+        help="a column with a schedule: the alpha of the first student, of the second, ...; the last one repeats",
     )
     group.add_argument(
         "--distillation-steps",
