@@ -114,12 +114,13 @@ def reliability_figure(run: Run) -> Figure:
             diagrams.setdefault((record["arm"], record["step"]), []).append(record["reliability"])
     columns = min(PANELS, len(run.arms))
     rows = math.ceil(len(run.arms) / columns)
-    figure = new_figure(max(4, 2.8 * columns), 0.6 + 2.9 * rows)
+    figure = new_figure(max(4, 2.8 * columns), 0.4 + 2.7 * rows)
     lines = {}
     for i, arm in enumerate(run.arms):
         axes = figure.add_subplot(rows, columns, i + 1, aspect="equal", xlim=(0, 1), ylim=(0, 1))
         axes.set(title=arm_title(arm_name(arm)), xlabel="confidence", ylabel="accuracy")
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
+        axes.grid(alpha=0.3)
         models = run.models(arm)
         for k, model in enumerate(models):
             if model in diagrams:
