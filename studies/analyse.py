@@ -148,7 +148,7 @@ def figure(studies: list[Study]):
             ax.grid(alpha=0.3)
             ax.set_ylabel(f"change of the {what}" if column == 0 else "")
         axes[0, column].set_title(study.path.name.replace("_", ", "))
-        axes[1, column].set_xlabel("distillation step")
+        axes[1, column].set(xlabel="distillation step", xticks=list(steps))
     lines, labels = axes[0, 0].get_legend_handles_labels()
     drawing.legend(lines, labels, loc="outside upper center", ncols=7)
     return drawing

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import FIGURES, ROOT, leave_result
+from tiny import ROOT, VALUES, leave_result
 
 from distill.configfile import read_config
 from distill.errors import UserError
@@ -69,7 +69,7 @@ def test_the_figure_is_of_the_changes(study):
     np.testing.assert_allclose(line.get_ydata(orig=False), [0.1, 0.2])
     line, _, _ = lower.containers[1]
     np.testing.assert_allclose(line.get_ydata(orig=False), [-0.1, -0.1])
-    assert FIGURES["arm"] is None
+    assert VALUES["arm"] is None
 
 
 def test_an_unfinished_run_is_one_line(study):

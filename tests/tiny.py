@@ -23,14 +23,14 @@ from distill.store.rundir import RunDir, write_json
 from distill.training import cuda_graph as graph
 
 ROOT = Path(__file__).parents[1]
-FIGURES = dict.fromkeys(columns(), 0.5) | {"seed": 1, "alpha": None, "arm": None, "step": 0, "epochs": 2}
+VALUES = dict.fromkeys(columns(), 0.5) | {"seed": 1, "alpha": None, "arm": None, "step": 0, "epochs": 2}
 DIAGRAM = {"count": [20.0] * 15, "confidence": [10.0] * 15, "correct": [5.0] * 15}
 
 
-def leave_result(rundir: RunDir, **figures) -> Result:
-    result = Result.of(FIGURES, figures)
+def leave_result(rundir: RunDir, **values) -> Result:
+    result = Result.of(VALUES, values)
     rest = {"model_sha256": "", "parent": None, "classes": [], "channels": 1, "model": {}, "reliability": DIAGRAM}
-    write_json(rundir.model(result.seed, result.arm, result.step) / "result.json", FIGURES | figures | rest)
+    write_json(rundir.model(result.seed, result.arm, result.step) / "result.json", VALUES | values | rest)
     return result
 
 
@@ -159,7 +159,7 @@ class Grid:
     def records(self, seeds: tuple[int, ...] = seeds) -> list[dict]:
         """The records, in no order."""
         records = [
-            FIGURES | {"seed": seed, "arm": arm if k else None, "step": k, "test_acc": self.accuracy[i, j, k]}
+            VALUES | {"seed": seed, "arm": arm if k else None, "step": k, "test_acc": self.accuracy[i, j, k]}
             for i, seed in enumerate(self.seeds)
             for j, arm in enumerate(("0", "0.6"))
             for k in self.steps

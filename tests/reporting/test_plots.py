@@ -1,7 +1,7 @@
 """The figures of a run show its numbers."""
 
 import numpy as np
-from tiny import FIGURES, Grid
+from tiny import VALUES, Grid
 
 from distill import metrics
 from distill.config import ChainConfig
@@ -17,7 +17,7 @@ def test_a_teacher_alone_is_an_arm():
 
 def test_chains_that_begin_alike_show_the_models_they_share():
     chain = ChainConfig(alpha=0.6, alpha_schedule=((0.6, 0.1),), distillation_steps=2)
-    fork = FIGURES | {"arm": "0.6-0.1", "step": 2, "test_acc": 0.125}
+    fork = VALUES | {"arm": "0.6-0.1", "step": 2, "test_acc": 0.125}
     teacher, first, second = GRID.accuracy[0, 1]
     assert by_arm(Run(chain, [*GRID.records(seeds=(1,)), fork])) == {
         "0.6": {0: [teacher], 1: [first], 2: [second]},

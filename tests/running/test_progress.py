@@ -2,7 +2,7 @@ import io
 import sys
 
 import pytest
-from tiny import FIGURES
+from tiny import VALUES
 from tqdm import tqdm
 
 from distill.running import progress
@@ -36,7 +36,7 @@ def on_terminal(monkeypatch):
 
 
 def result(**figures) -> Result:
-    return Result.of(FIGURES, figures)
+    return Result.of(VALUES, figures)
 
 
 def show_a_run(listener, models=2, epochs=2):

@@ -3,7 +3,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
-from tiny import FIGURES, leave_result
+from tiny import VALUES, leave_result
 
 from distill.errors import ConfigError, UserError
 from distill.store.results import REQUIRED, Result, columns, name_model, read_record, sort_key
@@ -60,18 +60,18 @@ def test_a_result_without_what_every_result_has_is_refused(folder, name):
 
 def test_entries_of_a_newer_version_are_ignored(folder):
     edit(folder, test_of_tomorrow=0.25)
-    assert Result.of(read_record(folder)) == Result.of(FIGURES)
+    assert Result.of(read_record(folder)) == Result.of(VALUES)
 
 
 def test_a_result_is_made_of_values_by_name_the_last_one_counting():
-    result = Result.of(FIGURES, {"test_acc": 0.75})
+    result = Result.of(VALUES, {"test_acc": 0.75})
     assert (result.test_acc, result.test_nll) == (0.75, 0.5)
-    assert result.row() == FIGURES | {"test_acc": 0.75}
+    assert result.row() == VALUES | {"test_acc": 0.75}
     assert [*result.row()] == columns()
 
 
 def test_a_metric_without_a_field_is_an_attribute():
-    result = replace(Result.of(FIGURES), extra={"margin": 0.25})
+    result = replace(Result.of(VALUES), extra={"margin": 0.25})
     assert result.margin == pickle.loads(pickle.dumps(result)).margin == 0.25
     assert result.row()["margin"] == 0.25
     with pytest.raises(AttributeError, match="a result has no colour"):
@@ -80,7 +80,7 @@ def test_a_metric_without_a_field_is_an_attribute():
 
 def test_results_are_sorted_whatever_their_arms_are_called():
     arms = [None, "1e-05", "0.2", "0.2-0.4", "auto", "top2"]
-    results = [Result.of(FIGURES, {"arm": arm}) for arm in arms]
+    results = [Result.of(VALUES, {"arm": arm}) for arm in arms]
     assert [result.arm for result in sorted(reversed(results), key=sort_key)] == arms
 
 
