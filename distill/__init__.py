@@ -4,6 +4,7 @@ Names are imported when they are first used: ``import distill`` costs nothing, a
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOME = {
     "Config": "config",
@@ -24,11 +25,11 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

@@ -60,5 +60,5 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(sections)
 
 
-def _lists(value):
+def _lists(value: Any) -> Any:
     return [_lists(v) for v in value] if isinstance(value, tuple) else value
