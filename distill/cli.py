@@ -230,16 +230,14 @@ def _train(command: Command) -> None:
 
 def _run(experiment: Experiment, teachers_only: bool) -> None:
     from distill.running.describe import describe
-    from distill.running.experiment import count_models
+    from distill.running.experiment import count_models, job_count
     from distill.running.progress import Progress
     from distill.running.run import run_experiment
 
     config = experiment.config
     print(describe(experiment), flush=True)
     models = len(config.chain.seed) if teachers_only else count_models(config)
-    jobs = config.run.jobs
-    assert isinstance(jobs, int), "prepare_with_jobs makes jobs a number"
-    progress = Progress(models, config.train.epochs, jobs)
+    progress = Progress(models, config.train.epochs, job_count(config))
     try:
         run_experiment(experiment, progress, teachers_only=teachers_only)
     finally:

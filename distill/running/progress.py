@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: two bars on a terminal, plain lines elsewhere."""
+"""Progress of a run: two bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -9,8 +9,8 @@ from distill.store.results import Result, name_model
 from distill.training.fit import EpochSums
 from distill.training.listener import Listener
 
-LINE_EVERY = 10.0  # seconds between epoch lines where the output is no terminal
-LOOK_EVERY = 1.0  # seconds between looks at the figures, each of which waits for the device
+LINE_EVERY = 10.0  # seconds between lines about epochs if the output is no terminal
+LOOK_EVERY = 1.0  # seconds between reading the sums, which waits for the device
 
 
 class Progress(Listener):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import config, source
+from tiny import config, config_of, contents, rows, source
 
 import distill
 from distill.errors import UserError
@@ -14,7 +14,7 @@ def test_a_given_teacher_is_not_counted_as_a_model_to_train(tmp_path):
 
 
 def test_jobs_need_what_a_configuration_can_name(tmp_path):
-    with pytest.raises(UserError, match="jobs"):
+    with pytest.raises(UserError, match=r"package\.module:function"):
         distill.run(config(tmp_path / "run", jobs=2), source=source())
     assert not (tmp_path / "run").exists()
 
@@ -23,3 +23,18 @@ def test_more_jobs_than_a_device_has_streams_for_are_refused(tmp_path, monkeypat
     monkeypatch.setattr(experiment, "pick_device", lambda name: torch.device("cuda"))
     with pytest.raises(UserError, match="--jobs 17: at most 16 on a CUDA device"):
         prepare(config(tmp_path, jobs=17), source())
+
+
+def test_a_network_that_is_named_works_with_jobs(tmp_path, folder, monkeypatch):
+    """Workers import it by its name."""
+    module = (
+        "from torch import nn\ndef make(channels, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear({}))\n"
+    )
+    (tmp_path / "named_network.py").write_text(module.format("channels * 256, classes"))
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"network": "named_network:make", "max_epochs": 1, "batch_size": 8, "alpha": [0, 0.5], "device": "cpu"}
+    options |= folder | {"distillation_steps": 1, "threads": 1}
+    distill.run(config_of(output=str(tmp_path / "one"), **options))
+    distill.run(config_of(output=str(tmp_path / "two"), jobs=2, **options))
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert len(rows(tmp_path / "one" / "results.csv")) == 3
