@@ -34,7 +34,7 @@ from distill.reporting import preview_page
 from distill.reporting.preview_page import Outcome
 from distill.reporting.style import save
 from distill.running.experiment import Experiment, prepare
-from distill.store.results import read_record
+from distill.store.results import Result, read_record
 from distill.store.rundir import RunDir
 from distill.training.batches import ImageStore, make_image_store
 from distill.training.device import place
@@ -224,9 +224,14 @@ def _probabilities(logits: Tensor) -> Array:
 
 
 def score(folder: Path) -> tuple[float, float]:
-    """Squared error (summed over classes) and accuracy of a finished model on the held-out images."""
-    record = read_record(folder)
-    return record["val_brier"], record["val_acc"]
+    """Squared error (summed over classes) and accuracy of a finished model on the held-out images.
+
+    Raises ConfigError if its result.json lacks them.
+    """
+    result = Result.of(read_record(folder))
+    if result.val_brier is None or result.val_acc is None:
+        raise ConfigError(f"{folder / 'result.json'} lacks the scores on the held-out images")
+    return result.val_brier, result.val_acc
 
 
 def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:

@@ -1,6 +1,7 @@
 """running/preview.py: the features of a trained teacher, what a chain did, and the page with both."""
 
 import itertools
+import json
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -163,6 +164,16 @@ def test_chains_are_looked_at_as_far_as_they_are_finished(tmp_path):
         "0.2-0.4": [0.2, 0.4],
     }
     assert len(outcomes) == 3
+
+
+def test_a_model_without_held_out_scores_is_refused(tmp_path):
+    leave(tmp_path, "seed_1/step_0", None, None)
+    file = tmp_path / "seed_1/step_0/result.json"
+    record = json.loads(file.read_text())
+    del record["val_brier"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="lacks the scores on the held-out images"):
+        preview.score(file.parent)
 
 
 def test_a_teacher_alone_has_no_outcome(tmp_path):
