@@ -1,8 +1,7 @@
-"""An epoch's augmentation: drawn on the CPU from (seed, step, epoch), applied to uint8 batches on any device.
+"""Augmentation of an epoch: drawn on the CPU from (seed, step, epoch), applied to uint8 images on any device.
 
 Random crops after zero padding, and horizontal flips: torchvision's RandomCrop(32, padding=4) and
-RandomHorizontalFlip() on the uint8 images, for a whole batch at once. Whole numbers in, whole numbers out, so
-every device gives the same images.
+RandomHorizontalFlip() for a whole batch at once. The pixels stay whole numbers, so every device gives the same images.
 """
 
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from distill.randomness import generator
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to each image of an epoch; position i speaks of image ``order[i]``."""
+    """What happens to each image of an epoch; entry i of each tensor is for image ``order[i]``."""
 
     order: Tensor  # (n,) int64, a permutation
     top: Tensor  # (n,) int64 in [0, 2 * pad], first row of the crop in the padded image
     left: Tensor  # (n,) int64 in [0, 2 * pad]
     flip: Tensor  # (n,) bool
     pad: int  # pixels of zero padding on each side
-    moves: bool  # False where every image stays as it is, so that nothing need be done (or asked of a device)
+    moves: bool  # False if every image stays as it is
 
     def __len__(self) -> int:
         return len(self.order)
@@ -32,7 +31,9 @@ class Plan:
         return Plan(self.order[part], self.top[part], self.left[part], self.flip[part], self.pad, self.moves)
 
     def to(self, device: torch.device) -> "Plan":
-        return Plan(*(t.to(device) for t in (self.order, self.top, self.left, self.flip)), self.pad, self.moves)
+        """The same plan with its tensors on a device."""
+        order, top, left, flip = (t.to(device) for t in (self.order, self.top, self.left, self.flip))
+        return Plan(order, top, left, flip, self.pad, self.moves)
 
 
 def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, flip: bool) -> Plan:
@@ -42,7 +43,8 @@ def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, fli
     order = rng.permutation(n)
     top, left = rng.integers(0, 2 * pad + 1, size=(2, n))
     flips = rng.random(n) < (0.5 if augment and flip else 0.0)
-    return Plan(*(torch.from_numpy(a) for a in (order, top, left, flips)), pad, augment)
+    as_tensor = torch.from_numpy
+    return Plan(as_tensor(order), as_tensor(top), as_tensor(left), as_tensor(flips), pad, augment)
 
 
 def apply(images: Tensor, plan: Plan) -> Tensor:

@@ -4,9 +4,15 @@ With the ImageNet stem, 32x32 images are 2x2 pixels in the third stage and one p
 ninths of a 3x3 kernel's products have a factor 0 there. With channels last in memory, an output pixel is a sum over the
 kernel's rows that meet the image, and each term a matrix product of views, so that nothing is copied to leave the
 padding out. All is exact to rounding; the gradient of weights that meet nothing is 0, as in the whole convolution.
+
+In bf16, torch's own convolution sometimes gives NaN weight gradients for maps of one pixel on processors with AMX
+(compare uxlfoundation/oneDNN#5717). These products have not. Runs that can meet the fault are those in bf16 on a CPU
+with ``--compile``, which uses torch's convolution, or with a custom network's nn.Conv2d. They do not pass silently: a
+NaN gradient makes parameters NaN, and ``fit.Trainer.epoch`` raises NotFiniteLossError.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +23,28 @@ PIXELS = {"cpu": 4, "cuda": 1}
 
 
 class ProductConv2d(nn.Conv2d):
-    """A plain convolution (see ``suits``): names, state, and all that it does not make of products, are nn.Conv2d's."""
+    """A plain convolution (see ``suits``) that computes small outputs as products, and others as nn.Conv2d does.
+
+    Parameters, their names and the state are nn.Conv2d's.
+    """
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> "ProductConv2d":
+        """A ProductConv2d that shares the parameters of a plain convolution. Draws no random numbers."""
+        bias = conv.bias is not None
+        geometry: dict[str, Any] = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding")}
+        # On the meta device, which draws no initial weights.
+        made = cls(conv.in_channels, conv.out_channels, bias=bias, device="meta", **geometry)
+        made.weight = conv.weight
+        made.bias = conv.bias
+        return made.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:  # (n, in, h, w) -> (n, out, h', w')
         device = x.device.type
         limit = PIXELS.get(device, 0)
         if not limit or x.ndim != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return super().forward(x)
+        if isinstance(self.padding, str):
             return super().forward(x)
         if device == "cpu" and self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0):
             return _first(F.linear(_last(x), self.weight.flatten(1), self.bias))
@@ -40,8 +62,9 @@ class ProductConv2d(nn.Conv2d):
 
 def suits(module: nn.Module) -> bool:
     """Whether a module is a plain convolution: undilated, ungrouped, padded with zeros."""
-    plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return plain and module.groups == 1 and module.dilation == (1, 1)
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return False
+    return module.groups == 1 and module.dilation == (1, 1)
 
 
 class _Products(torch.autograd.Function):

@@ -40,16 +40,16 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
         torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
-    if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call alone imports two seconds' worth
+    if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call itself imports for 2 s
         torch.use_deterministic_algorithms(train.deterministic)
-        # Else torch writes NaN over all memory that it hands out: nothing here reads it.
-        torch.utils.deterministic.fill_uninitialized_memory = not train.deterministic
+        # Skip torch's NaN fill of uninitialised memory; we never read it.
+        torch.utils.deterministic.fill_uninitialized_memory = not train.deterministic  # type: ignore[attr-defined]
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed buffers: returned to the system, the next update would fault their pages in again.
+    """Tell glibc to keep large freed buffers; if it returned them, the next update would fault their pages in again.
 
-    Elsewhere than on glibc nothing happens.
+    Does nothing without glibc.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
@@ -59,18 +59,20 @@ def _keep_freed_memory() -> None:
 
 
 def channels_last(train: TrainConfig, device: torch.device) -> bool:
-    """Whether convolutions take channels-last weights, and with them work on channels-last maps.
+    """Whether convolutions get channels-last weights, and so channels-last maps.
 
-    On a CPU, where it was measured (benchmarks/README.md), and where CUDA's tensor cores multiply (bf16 and tf32):
-    cuDNN would convert other operands at every layer. The latter is a rule, not measured; fp32 on CUDA stays as it is.
+    Yes on a CPU, as measured in benchmarks/README.md. Yes on CUDA with bf16 and tf32, whose tensor cores need this
+    layout: cuDNN would convert other operands at every layer (a rule, not measured). No otherwise.
     """
     return device.type == "cpu" or (device.type == "cuda" and train.precision in ("bf16", "tf32"))
 
 
 def place(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
-    """The model on the device, the weights of our own networks as ``channels_last`` has them.
+    """Move the model to the device, and choose the memory layout of the networks in it that allow any.
 
-    Others stay as they are: what they do with maps, such as ``x.view(len(x), -1)``, may ask for one layout.
+    A network that works for every memory layout of its maps sets the attribute ``any_layout = True``. Its weights then
+    become channels-last wherever ``channels_last`` says so, which is faster. Other networks keep their layout, because
+    an operation such as ``x.view(len(x), -1)`` may require it.
     """
     model = model.to(device)
     layout = torch.channels_last if channels_last(train, device) else torch.contiguous_format

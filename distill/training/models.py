@@ -50,14 +50,13 @@ def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:
     Raises ConfigError where pretrained weights cannot be had.
     """
     if config.resnet in CIFAR_RESNETS:
+        assert config.width is not None  # the configuration has resolved it
         return CifarResNet(config.resnet, config.width, channels, classes)
     return _torchvision_resnet(config, channels, classes)
 
 
 def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.Module:
-    from torchvision import (
-        models,
-    )  # imported here: it takes longer than torch's core, and small networks need none of it
+    from torchvision import models  # slower to import than torch itself, and small networks do not need it
 
     name = f"resnet{config.resnet}"
     try:
@@ -83,11 +82,15 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
 
 
 def take_products(network: nn.Module) -> None:
-    """Make every plain convolution of torchvision's ResNet a ProductConv2d; its maps may lie in memory in any way."""
-    network.any_layout = True
-    for module in network.modules():
-        if suits(module):
-            module.__class__ = ProductConv2d  # torchvision's ResNets take no class for their convolutions
+    """Replace every plain convolution in a ResNet by a ProductConv2d with the same parameters.
+
+    Sets ``any_layout`` on the network, because a ResNet works for every memory layout of its maps (``device.place``).
+    """
+    network.any_layout = True  # type: ignore[assignment]
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and suits(child):
+                setattr(parent, name, ProductConv2d.from_conv(child))
 
 
 class _Block(nn.Module):
@@ -112,7 +115,7 @@ class CifarResNet(nn.Module):
     Three stages of n blocks with ``width``, 2 ``width`` and 4 ``width`` channels and parameter-free shortcuts.
     """
 
-    any_layout = True  # for device.place: nothing in it minds how maps lie in memory
+    any_layout = True  # works for every memory layout of its maps (see device.place)
 
     def __init__(self, depth: int, width: int, channels: int, classes: int):
         super().__init__()

@@ -1,12 +1,14 @@
 """The optimiser, its learning rate, and its step with the regulariser's gradient.
 
-On a CPU the regulariser and Adam's step go over memory once. The gradient of coef * ||p|| is (coef / ||p||) * p, and
-that of coef * ||p||^2 is 2 * coef * p: each is what Adam itself adds to the gradient for a weight decay of that size.
-Its fused kernel takes one decay for all tensors of a call, so it is called once a tensor; on a CPU a call costs
-microseconds, and the gradients need not be read and written once more.
+On a CPU, Adam's step includes the regulariser's gradient, which saves one pass over memory. The gradient of
+coef * ||p|| is (coef / ||p||) * p, and that of coef * ||p||^2 is 2 * coef * p: each is what Adam itself adds to the
+gradient for a weight decay of that size. Adam's fused kernel takes one weight decay per call, so it is called once per
+tensor, which costs microseconds on a CPU. The kernel, ``torch._fused_adam_``, is private: tests/training/test_optim.py
+compares it with the public route, last with torch 2.14.1.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,16 @@ NORM_FLOOR = torch.finfo(torch.float32).tiny ** 0.5  # below it squares underflo
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """torch.optim's Adam, AdamW or SGD over the model's trainable parameters."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    options = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
+    options: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
     if train.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=train.momentum, **options)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer](parameters, **options)
+        return torch.optim.SGD(parameters, momentum=train.momentum or 0.0, **options)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    return torch.optim.Adam(parameters, **options)
 
 
 def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> float:
-    """The learning rate of one update, counted from 0 over the whole training. A function: there is no state to save.
+    """The learning rate of one update, counted from 0 over the whole training.
 
     Warm-up rises linearly to ``lr`` over warmup_epochs. cosine then falls to 0. onecycle is the cosine form of
     Smith & Topin (2019) with torch's constants: lr/25 up to lr in 30 % of the updates, then down to lr/250,000;
@@ -52,22 +56,22 @@ def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> fl
 
 def updates_per_epoch(n: int, batch_size: int) -> int:
     """Updates in an epoch of ``n`` images. A last batch of one image is left out: it has no variance."""
-    return n // batch_size + (n % batch_size > 1)
+    updates = n // batch_size
+    if n % batch_size > 1:
+        updates += 1
+    return updates
 
 
 def add_regulariser(parameters: list[Tensor], reg: str, coef: float) -> Tensor:
     """Add the regulariser's gradient to ``p.grad`` of every parameter, and return its value, a float32 scalar.
 
-    norm: coef * sum ||p||, gradient coef * p / ||p|| (0 where p = 0, as torch.norm has it); l2: coef * sum ||p||^2.
-    Worked out by hand because autograd through a norm per tensor costs hundreds of small operations an update.
+    norm: coef * sum ||p||, gradient coef * p / ||p|| (0 at p = 0, like torch.norm); l2: coef * sum ||p||^2. Written out
+    because autograd through a norm per tensor costs hundreds of small operations per update.
     """
     if reg == "none" or coef == 0:
         return torch.zeros((), device=parameters[0].device)
     values = [p.detach() for p in parameters]
-    for p in parameters:
-        if p.grad is None:  # the loss does not reach it
-            p.grad = torch.zeros_like(p)
-    grads = [p.grad for p in parameters]
+    grads = [_gradient(p) for p in parameters]
     norms = torch._foreach_norm(values)
     if reg == "l2":
         torch._foreach_add_(grads, values, alpha=2 * coef)
@@ -76,27 +80,33 @@ def add_regulariser(parameters: list[Tensor], reg: str, coef: float) -> Tensor:
     return coef * torch.stack(norms).sum()
 
 
-def update(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> Tensor:
-    """Update ``parameters`` by their gradients and the regulariser's; returns its value before, a float32 scalar.
+def _gradient(p: Tensor) -> Tensor:
+    """``p.grad``, set to zeros if the loss does not depend on ``p``."""
+    if p.grad is None:
+        p.grad = torch.zeros_like(p)
+    return p.grad
 
-    The same numbers as ``add_regulariser`` and ``optimizer.step()``, but for rounding; where the regulariser is folded
-    in, its part is not in ``p.grad``. An optimiser's first step, which makes its moments, is always its own.
+
+def update(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> Tensor:
+    """One optimiser step with the loss's and the regulariser's gradients.
+
+    Returns the regulariser's value before the step, a float32 scalar. Equal to ``add_regulariser`` and
+    ``optimizer.step()`` up to rounding. If the regulariser is folded into the step, ``p.grad`` does not include it.
     """
     if not folds(optimizer, parameters, reg, coef):
         value = add_regulariser(parameters, reg, coef)
         optimizer.step()
         return value
-    group, held = optimizer.param_groups[0], [optimizer.state[p] for p in parameters]
+    group = optimizer.param_groups[0]
+    held = [optimizer.state[p] for p in parameters]
     beta1, beta2 = group["betas"]
     with torch.no_grad():
         norms = torch.stack(torch._foreach_norm(parameters))
         decays = 2 * coef * torch.ones_like(norms) if reg == "l2" else coef / norms.clamp_min(NORM_FLOOR)
         torch._foreach_add_([state["step"] for state in held], 1)
         for p, state, decay in zip(parameters, held, decays.tolist(), strict=True):
-            if p.grad is None:  # the loss does not reach it
-                p.grad = torch.zeros_like(p)
             torch._fused_adam_(
-                [p], [p.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
+                [p], [_gradient(p)], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
                 lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"] + decay, eps=group["eps"],
                 amsgrad=False, maximize=False,
             )  # fmt: skip
@@ -104,6 +114,9 @@ def update(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str,
 
 
 def folds(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> bool:
-    """Whether the next step can take the regulariser in: Adam's (not AdamW's) on a CPU, and not its first."""
+    """Whether the regulariser can be folded into the next step: only Adam's (not AdamW's) on a CPU.
+
+    The optimiser's own first step creates its moments, so that step is never folded.
+    """
     regularised = reg != "none" and coef > 0 and all(p.device.type == "cpu" for p in parameters)
     return regularised and type(optimizer) is torch.optim.Adam and len(optimizer.state) == len(parameters)

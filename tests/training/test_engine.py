@@ -5,6 +5,7 @@ import io
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from distill.arms import Fixed
 from distill.config import TrainConfig
 from distill.data.splits import Split
 from distill.errors import ConfigError
+from distill.losses import LOSSES, Loss, loss_function
 from distill.training import augment
 from distill.training.batches import CHUNK_PIXELS, ImageStore, _copy_stream, chunk_size, chunks, make_image_store
 from distill.training.device import channels_last, pick_device, place, set_up
@@ -252,6 +254,51 @@ def test_the_papers_loss_is_the_number_that_is_logged():
         make_image_store(split, CPU), plan, 4, teacher, Fixed(alpha), SHOW
     )
     assert figures["loss"] == pytest.approx(paper.item(), rel=1e-6)
+
+
+@dataclass(frozen=True)
+class ArgMax:
+    """A kind of target that takes the teacher's most probable class alone."""
+
+    alpha: float
+
+    def teacher_target(self, soft: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(soft.argmax(1), soft.shape[1]).float()
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "kl", "temperature": 3.0}])
+def test_a_kind_of_target_decides_the_teachers_part(options):
+    """The logged losses of one update are those against the teacher's most probable class."""
+    split, plan, train = split_of(16), plan_of(16), TrainConfig(**options, reg="none")
+    student, teacher = classifier(), a_teacher()
+    x = augment.apply(torch.from_numpy(split.images)[plan.order], plan)
+    logits = copy.deepcopy(student).train()(x)
+    target = F.one_hot(teacher(x).argmax(1), CLASSES).float()
+    t = train.temperature
+    expected = t**2 * loss_function(train.loss)(logits / t, target).mean().item()
+    figures = Trainer(student, train, CPU).epoch(make_image_store(split, CPU), plan, 4, teacher, ArgMax(0.3), SHOW)
+    assert figures["teacher_loss"] == pytest.approx(expected, rel=1e-5)
+    assert figures["loss"] == pytest.approx(0.3 * figures["truth_loss"] + 0.7 * expected, rel=1e-5)
+
+
+def test_a_loss_that_is_not_linear_logs_what_it_minimises(monkeypatch):
+    def one_minus_cosine(logits, target):
+        return 1 - F.cosine_similarity(logits.softmax(1), target, dim=1)
+
+    monkeypatch.setitem(LOSSES, "cosine", Loss(one_minus_cosine, "one minus the cosine", linear_in_target=False))
+    minimised = []
+
+    class Recorder(Objective):
+        def __call__(self, *tensors):
+            loss = super().__call__(*tensors)
+            minimised.extend(loss.tolist())
+            return loss
+
+    monkeypatch.setattr("distill.training.fit.Objective", Recorder)
+    train = TrainConfig(loss="cosine", reg="none", batch_size=4)
+    figures = Trainer(classifier(), train, CPU).epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), Fixed(0.4), SHOW)
+    assert len(minimised) == 8
+    assert figures["loss"] == pytest.approx(sum(minimised) / 8, rel=1e-5)
 
 
 def test_training_learns():
@@ -524,6 +571,45 @@ def test_a_loss_that_is_not_finite_names_its_update(update, value, small_chunks)
     with pytest.raises(NotFiniteLossError, match=f"the loss is not finite at update {update}$") as caught:
         fit.epoch(pool_of(22), plan_of(22), CLASSES, None, Fixed(1.0), SHOW)
     assert caught.value.update == update
+
+
+class NanGradient(nn.Module):
+    """A model of which one update's gradients are NaN, as torch's bf16 convolutions give them on some processors."""
+
+    def __init__(self, update: int):
+        super().__init__()
+        self.model = classifier()
+        self.update = update
+        self.calls = 0
+        self.model.network.conv1.weight.register_hook(self.spoil)
+
+    def spoil(self, gradient):
+        return gradient * math.nan if self.calls == self.update else gradient
+
+    def forward(self, images):
+        self.calls += 1
+        return self.model(images)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("update", "said"),
+    [
+        (1, "the loss is not finite at update 2"),
+        (5, "the loss is not finite at update 6"),
+        (6, "a parameter is not finite after update 6"),
+    ],
+)
+def test_a_nan_gradient_ends_the_epoch(optimizer, update, said, small_chunks):
+    """It makes parameters NaN, which the next update's loss shows, or after the last update the parameters' norms."""
+    fit = Trainer(NanGradient(update), TrainConfig(batch_size=4, optimizer=optimizer), CPU)
+    with pytest.raises(NotFiniteLossError, match=f"^{said}$"):
+        fit.epoch(pool_of(22), plan_of(22), CLASSES, None, Fixed(1.0), SHOW)
+
+
+def test_in_bf16_the_advice_names_another_precision():
+    assert NotFiniteLossError(1, TrainConfig()).advice == "try a smaller --lr"
+    assert "--precision fp32" in NotFiniteLossError(1, TrainConfig(precision="bf16")).advice
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):

@@ -12,6 +12,7 @@ from torchvision.models import _api as torchvision_api
 from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, ModelConfig
 from distill.errors import ConfigError
 from distill.randomness import torch_seed
+from distill.training.convolutions import ProductConv2d
 from distill.training.models import CifarResNet, Classifier, build
 
 
@@ -174,6 +175,17 @@ def test_our_resnets_compute_what_torchvisions_do(depth, training):
     assert (gradient[:, :, 1, 1] != 0).any()
     gradient[:, :, 1, 1] = 0
     assert (gradient == 0).all()
+
+
+def test_a_product_convolution_shares_a_convolutions_parameters_and_draws_nothing():
+    conv = nn.Conv2d(3, 5, (3, 1), stride=2, padding=1).eval()
+    before = torch.get_rng_state()
+    ours = ProductConv2d.from_conv(conv)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert ours.weight is conv.weight
+    assert ours.bias is conv.bias
+    assert (ours.kernel_size, ours.stride, ours.padding, ours.training) == ((3, 1), (2, 2), (1, 1), False)
+    assert ProductConv2d.from_conv(nn.Conv2d(3, 5, 3, bias=False)).bias is None
 
 
 # ----------------------------------------------------------------------------------------------------- initial weights
