@@ -229,7 +229,7 @@ def test_resume_reports_a_changed_number_of_threads(tmp_path):
         distill.run(config(tmp_path, threads=2), source=source(), listener=(second := Notes()))
     torch.set_num_threads(1)
     assert first.notes == []
-    assert second.notes == ["threads was 1, is 2: not the bits of an uninterrupted run"]
+    assert second.notes == ["threads changed from 1 to 2: the last bits may differ from those of an uninterrupted run"]
 
 
 def test_the_callers_draws_are_left_alone(tmp_path):
