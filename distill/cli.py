@@ -175,8 +175,8 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     set_environment()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for --network and --dataset package.module:function
+    if "" not in sys.path:
+        sys.path.append("")  # the working directory, for --network and --dataset package.module:function
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
         MODES[command.mode](command)
