@@ -47,7 +47,9 @@ def test_diagnostics_have_a_panel_for_every_metric_there_is():
     panels = [axes.get_title() for axes in figure.axes]
     assert panels == [metric.label for metric in metrics.METRICS if metric.label is not None]
     clean = [record | {"memorised": None, "recovered": None} for record in GRID.records()]
-    assert [axes.get_title() for axes in diagnostics_figure(Run(GRID.chain, clean)).axes] == panels[:-2]
+    left = [panel for panel in panels if panel not in ("wrong labels memorised", "wrong labels recovered")]
+    assert len(left) == len(panels) - 2
+    assert [axes.get_title() for axes in diagnostics_figure(Run(GRID.chain, clean)).axes] == left
     (axes,) = (axes for axes in figure.axes if axes.get_title() == "test accuracy")
     np.testing.assert_allclose(axes.containers[1][0].get_ydata(orig=False), GRID.accuracy.mean(0)[1])
 
