@@ -26,7 +26,7 @@ def describe(experiment: Experiment) -> str:
     corrupted = f", {noise:,} training labels corrupted" if noise else ""
     c, h, w = data.train.images.shape[1:]
     with quiet_rng():
-        parameters = sum(p.numel() for p in experiment.make_network(data)().parameters())
+        parameters = sum(p.numel() for p in experiment.network_factory(data)().parameters())
     updates = updates_per_epoch(len(data.train), config.train.batch_size)
     return "\n".join(
         [

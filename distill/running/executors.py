@@ -98,7 +98,7 @@ class Serial(Executor):
     def submit(self, unit: Unit) -> Future[Any]:
         if self.chain is None or self.chain.session.seed != unit.seed:
             self.chain = None  # frees the last seed's images first
-            self.chain = self.experiment.chains(unit.seed, RunDir(self.experiment.config.output), self.listener)
+            self.chain = self.experiment.chain(unit.seed, RunDir(self.experiment.config.output), self.listener)
         future: Future[Any] = Future()
         future.set_result(train_arms(self.chain, unit.arms))
         return future
@@ -123,7 +123,7 @@ class Threads(Executor):
         if unit.arms:
             train_arms(self.chains[seed], unit.arms)
         else:
-            self.chains[seed] = self.experiment.chains(seed, RunDir(self.experiment.config.output), self.listener)
+            self.chains[seed] = self.experiment.chain(seed, RunDir(self.experiment.config.output), self.listener)
             _share_teacher(self.chains[seed])
         with self.listener.lock:
             if unit.arms:

@@ -39,7 +39,7 @@ class Experiment:
     config: Config
     source: Source
     device: torch.device
-    network: Callable[[], nn.Module] | None  # makes a network; None: the one that the configuration names
+    make_network: Callable[[], nn.Module] | None  # None: the configuration names the network
 
     def set_up(self) -> None:
         """Set torch's switches in this process. Raises ConfigError for a precision that the device lacks."""
@@ -66,13 +66,13 @@ class Experiment:
             )
         return dataset
 
-    def chains(self, seed: int, rundir: RunDir, listener: Listener) -> Chain:
+    def chain(self, seed: int, rundir: RunDir, listener: Listener) -> Chain:
         """The chains of one seed, with its images on the device. Writes its labels.npz if labels are corrupted."""
         data = self.dataset(seed)
         labels = rundir.path / f"seed_{seed}" / "labels.npz"
         if self.config.data.label_noise and not labels.exists():
             write_atomically(labels, _label_record(data))
-        session = Session(self.config, seed, data, self.device, self.make_network(data))
+        session = Session(self.config, seed, data, self.device, self.network_factory(data))
         return Chain(session, rundir, listener)
 
     def check_teacher(self, data: Dataset) -> None:
@@ -84,7 +84,7 @@ class Experiment:
         file = Path(self.config.chain.teacher_ckpt)
         here = self.config.data
         with quiet_rng():
-            load_parameters(Classifier(self.make_network(data)(), data.mean, data.std), file)
+            load_parameters(Classifier(self.network_factory(data)(), data.mean, data.std), file)
         drawn = self.source.test_labels is None or here.val_size > 0  # the seed decides which images are held out
         if drawn and (file.parent / "result.json").exists():
             record = read_record(file.parent)
@@ -98,9 +98,11 @@ class Experiment:
                     f"--dataset {there.get('data.dataset')} and --val-size {there.get('data.val_size')}"
                 )
 
-    def make_network(self, data: Dataset) -> Callable[[], nn.Module]:
+    def network_factory(self, data: Dataset) -> Callable[[], nn.Module]:
         """The function that makes this run's networks."""
-        return self.network or network_factory(self.config.model, data.train.images.shape[1], len(data.classes))
+        if self.make_network is not None:
+            return self.make_network
+        return network_factory(self.config.model, data.train.images.shape[1], len(data.classes))
 
 
 def _spread(split: Split, n: int) -> Split:
@@ -111,7 +113,8 @@ def _spread(split: Split, n: int) -> Split:
 
 def _label_record(data: Dataset) -> bytes:
     """index, given, true and corrupted, each (n,), of the training images, as the bytes of an .npz file."""
-    train, file = data.train, io.BytesIO()
+    train = data.train
+    file = io.BytesIO()
     corrupted = train.labels != train.true_labels
     np.savez(file, index=train.index, given=train.labels, true=train.true_labels, corrupted=corrupted)
     return file.getvalue()

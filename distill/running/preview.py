@@ -161,7 +161,7 @@ class _Teacher:
         assert self.data.val is not None, "_check refuses a run without held-out images"
         self.val = self.data.val
         self.held_out_true = np.eye(len(self.data.classes))[self.val.true_labels]
-        self.model = place(load_model(self.folder, experiment.network), self.train, self.device)
+        self.model = place(load_model(self.folder, experiment.make_network), self.train, self.device)
 
     def inputs(self, size: int) -> TwinInputs:
         """Features, images, labels and predictions for ``size`` training images and all held-out ones."""

@@ -119,7 +119,7 @@ def trial_of(experiment: Experiment) -> Trial:
     """A trial of an experiment's own training, on its first seed's images."""
     config = experiment.config
     data = experiment.dataset(config.chain.seed[0])
-    return Trial(data, experiment.make_network(data), config.train, experiment.device, config.data.augment)
+    return Trial(data, experiment.network_factory(data), config.train, experiment.device, config.data.augment)
 
 
 class ConcurrentTrial:

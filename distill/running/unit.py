@@ -74,7 +74,7 @@ def train_unit(
         raise ConfigError(f"the teacher of seed {seed} in {path} is not finished: train it first")
     with caller_unaffected(config):
         experiment = open_run(path, source, network)
-        return train_arms(experiment.chains(seed, rundir, listener or Listener()), arms)
+        return train_arms(experiment.chain(seed, rundir, listener or Listener()), arms)
 
 
 def train_arms(chain: Chain, arms: Sequence[str]) -> list[Result]:

@@ -119,7 +119,7 @@ def test_every_student_has_initial_weights_of_its_own(tmp_path):
 
     c = config(tmp_path)
     lab = prepare(c, source(), network)
-    chains = lab.chains(1, RunDir(tmp_path), Listener())
+    chains = lab.chain(1, RunDir(tmp_path), Listener())
     first, again, second = (chains.session.new_model(step).network.conv1.weight for step in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)

@@ -107,7 +107,7 @@ def test_a_worker_that_was_killed_is_one_line(tmp_path, folder):
 def test_a_serial_run_holds_the_images_of_one_seed(tmp_path, monkeypatch):
     """Without waiting for Python's cycle collector."""
     distill.run(config(tmp_path / "first"), source=source())  # torch keeps frames of the first optimiser of a process
-    alive, make = [], Experiment.chains
+    alive, make = [], Experiment.chain
 
     def chains(self, *arguments):
         assert [session() for session in alive] == [None] * len(alive)
@@ -115,7 +115,7 @@ def test_a_serial_run_holds_the_images_of_one_seed(tmp_path, monkeypatch):
         alive.append(weakref.ref(chain.session))
         return chain
 
-    monkeypatch.setattr(Experiment, "chains", chains)
+    monkeypatch.setattr(Experiment, "chain", chains)
     gc.disable()
     try:
         options = {"alpha": [0.5, "auto"], "val_size": 6, "distillation_steps": 1, "max_epochs": 1}

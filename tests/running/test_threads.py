@@ -41,7 +41,7 @@ def graphs(monkeypatch):
             self.replay = work
 
     monkeypatch.setattr(graph, "Recording", Recording)
-    monkeypatch.setattr(graph, "possible", lambda device: True)
+    monkeypatch.setattr(graph.GraphCapture, "can_capture", staticmethod(lambda device: True))
 
 
 @pytest.mark.parametrize("jobs", [2, 5])
@@ -54,8 +54,8 @@ def test_threads_give_the_bits_of_one(tmp_path, folder, threads, graphs, jobs):
 
 
 def test_threads_read_each_seeds_images_once(tmp_path, folder, threads, monkeypatch):
-    made, make = [], Experiment.chains
-    monkeypatch.setattr(Experiment, "chains", lambda self, *args: (made.append(args[0]), make(self, *args))[1])
+    made, make = [], Experiment.chain
+    monkeypatch.setattr(Experiment, "chain", lambda self, *args: (made.append(args[0]), make(self, *args))[1])
     options = {"alpha": [0, 0.5, 1], "seed": [1, 2], "distillation_steps": 1, "max_epochs": 1}
     distill.run(config(tmp_path, jobs=3, **folder, **options))
     assert sorted(made) == [1, 2]
@@ -79,7 +79,7 @@ def test_a_student_that_was_deleted_is_trained_again_by_threads(tmp_path, folder
 
 def test_threads_do_not_draw_from_each_other(tmp_path, folder, threads, monkeypatch):
     """Initial weights are drawn from the process's one generator, here with every chance for others to interfere."""
-    seed, build = torch.manual_seed, Experiment.make_network
+    seed, build = torch.manual_seed, Experiment.network_factory
 
     def slow_network(self, data):
         network = build(self, data)
@@ -87,7 +87,7 @@ def test_threads_do_not_draw_from_each_other(tmp_path, folder, threads, monkeypa
 
     options = folder | {"alpha": [0, 0.3, 0.6, 1], "max_epochs": 1, "distillation_steps": 2}
     distill.run(config(tmp_path / "one", **options))
-    monkeypatch.setattr(Experiment, "make_network", slow_network)
+    monkeypatch.setattr(Experiment, "network_factory", slow_network)
     monkeypatch.setattr(torch, "manual_seed", lambda value: (seed(value), time.sleep(0.01))[0])
     distill.run(config(tmp_path / "many", jobs=4, **options))
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
@@ -145,14 +145,14 @@ def test_threads_that_are_stopped_end_at_a_chunk_and_go_on_exactly(tmp_path, fol
 def test_threads_release_the_images_of_a_finished_seed(tmp_path, folder, threads, monkeypatch):
     """Without waiting for Python's cycle collector."""
     distill.run(config(tmp_path / "first", **folder))  # torch keeps frames of the first optimiser of a process
-    sessions, make = [], Experiment.chains
+    sessions, make = [], Experiment.chain
 
     def chains(self, *arguments):
         chain = make(self, *arguments)
         sessions.append(weakref.ref(chain.session))
         return chain
 
-    monkeypatch.setattr(Experiment, "chains", chains)
+    monkeypatch.setattr(Experiment, "chain", chains)
     gc.disable()
     try:
         distill.run(config(tmp_path / "run", jobs=2, seed=[1, 2], alpha=[0, 1], max_epochs=1, **folder))
