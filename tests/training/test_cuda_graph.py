@@ -1,101 +1,36 @@
-"""graph.py: replayed updates are the eager ones, bit for bit, and a capture leaves no trace.
+"""cuda_graph.py: replayed updates are the eager ones, bit for bit, and a capture leaves no trace.
 
-On a CPU with a stand-in for `graph.Recording` that does at each replay what was recorded; the tests marked ``gpu`` do
-the same with the real one.
+On a CPU, with a stand-in for ``Recording`` that does at each replay what was recorded; tests/gpu has the real one.
 """
 
 import copy
-import gc
-import inspect
-import io
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from graph_tools import (
+    BATCH,
+    CLASSES,
+    SETTINGS,
+    assert_same_bits,
+    captured,
+    check_no_trace,
+    everything,
+    fit_of,
+    pool_of,
+    reloaded,
+    train_on,
+)
 from tiny import StandIn, config, contents, killed_at, source
 from torch import nn
 
 import distill
-from distill.arms import Fixed
-from distill.config import ModelConfig, TrainConfig
-from distill.data.splits import Split
-from distill.training import augment
+from distill.config import ModelConfig
 from distill.training import cuda_graph as graph
-from distill.training.batches import Batch, ImageStore, make_image_store
-from distill.training.device import set_up
-from distill.training.fit import EpochSums, Trainer
+from distill.training.batches import ImageStore
+from distill.training.fit import EpochSums
 from distill.training.listener import Listener, Notes
-from distill.training.models import CifarResNet, Classifier, build
-from distill.training.objective import Objective
+from distill.training.models import Classifier, build
 from distill.training.optim import learning_rate
-
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-CLASSES, BATCH = 4, 4
-SHOW = Listener()
-
-
-@pytest.fixture
-def deterministic():
-    """A GPU that repeats its bits."""
-    train = TrainConfig(deterministic=True)
-    set_up(train, CUDA, None)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def pool_of(n: int, device=CPU, resident: bool | None = None) -> ImageStore:
-    rng = np.random.default_rng(n)
-    labels = rng.integers(0, CLASSES, n)
-    images = (rng.integers(0, 150, (n, 3, 8, 8)) + 25 * labels[:, None, None, None]).astype(np.uint8)
-    return make_image_store(Split(images, labels, labels, np.arange(n)), device, resident)
-
-
-def classifier(seed: int = 0, network=None) -> Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = network() if network else CifarResNet(8, 2, 3, CLASSES)
-        return Classifier(network, torch.tensor([0.3, 0.4, 0.5]), torch.tensor([0.2, 0.3, 0.2]))
-
-
-def fit_of(device=CPU, network=None, **options) -> Trainer:
-    options = {"batch_size": BATCH, "lr": 0.01, "max_epochs": 3, "reg_coef": 1e-2} | options
-    return Trainer(classifier(network=network), TrainConfig(**options), device)
-
-
-def train_on(fit: Trainer, n: int, epochs, alpha: float | None = 0.4, pool=None, listener=SHOW) -> list[dict]:
-    """Epochs over n images; with a teacher unless alpha is None."""
-    pool = pool or pool_of(n, fit.device)
-    teacher = None if alpha is None else classifier(seed=9).to(fit.device).requires_grad_(False).eval()
-    plans = [augment.plan(1, 1, epoch, n, 8, augment=True, flip=True) for epoch in epochs]
-    return [fit.epoch(pool, plan, CLASSES, teacher, Fixed(1.0 if alpha is None else alpha), listener) for plan in plans]
-
-
-def everything(fit: Trainer) -> dict[str, torch.Tensor]:
-    """Weights, buffers and optimiser state, copied to the CPU."""
-    model = {name: t.detach().cpu().clone() for name, t in fit.model.state_dict().items()}
-    states = fit.optimizer.state_dict()["state"].items()
-    return model | {f"{i} {name}": t.cpu().clone() for i, state in states for name, t in state.items() if t is not None}
-
-
-def assert_same_bits(a: dict, b: dict) -> None:
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
-
-
-SETTINGS = [
-    ({}, 0.4),
-    ({}, None),
-    ({"loss": "kl", "temperature": 3.0}, 0.3),
-    ({"loss": "ce", "reg": "l2", "lr_schedule": "onecycle"}, 0.4),
-    ({"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.01, "lr_schedule": "cosine", "warmup_epochs": 1}, 0.4),
-    ({"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "reg": "none"}, 0.4),
-    ({"optimizer": "adamw", "weight_decay": 0.1, "lr_schedule": "cosine"}, 0.4),
-]
 
 
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=str)
@@ -157,154 +92,6 @@ def test_a_cpu_captures_nothing_and_its_rates_are_numbers(monkeypatch):
     assert type(fit.optimizer.param_groups[0]["lr"]) is float
 
 
-# ------------------------------------------------------------------------------ a Recording, by what it asks of torch
-
-
-class FakeCuda:
-    """The streams and graphs of torch.cuda, which keep what they are asked for; ``fails`` at the end of a capture."""
-
-    def __init__(self, monkeypatch, in_a_thread: bool, fails: bool = False, old: bool = False):
-        self.log, self.fails, self.old = [], fails, old
-        self.default = self.stream("default")
-        self.now = self.stream("own") if in_a_thread else self.default
-        self.CUDAGraph = lambda: SimpleNamespace(replay=lambda: self.log.append("replay"))
-        self.Stream = lambda device: self.stream("side")
-        graph._side_stream.cache_clear()
-        self.graph_pool_handle = lambda: (0, 7)
-        names = "current_stream", "default_stream", "set_stream", "graph", "graph_pool_handle", "CUDAGraph", "Stream"
-        for name in names:
-            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
-        monkeypatch.setattr(torch.cuda, "stream", self.on)
-        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate_to_pool)
-        monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release_pool)
-
-    def stream(self, name):
-        def wait_stream(other):
-            self.log.append(f"{name} waits for {other.name}")
-
-        return SimpleNamespace(name=name, device=torch.device("cuda:1"), wait_stream=wait_stream)
-
-    def current_stream(self, device):
-        return self.now
-
-    def default_stream(self, device):
-        return self.default
-
-    def set_stream(self, stream):
-        self.now = stream
-
-    @contextmanager
-    def on(self, stream):
-        before, self.now = self.now, stream
-        try:
-            yield
-        finally:
-            self.now = before
-
-    def end_allocate_to_pool(self, device: int, pool):
-        self.log.append(f"no more memory for {pool} on {device}")
-        if not self.old:
-            raise RuntimeError("not recording")  # as torch has it when nothing was left to end
-
-    def release_pool(self, device: int, pool):
-        self.log.append(f"{pool} on {device} released")
-
-    @contextmanager
-    def graph(self, *arguments, **named):
-        given = inspect.signature(REAL_GRAPH).bind(*arguments, **named).arguments
-        stream = given["stream"]
-        self.log.append(f"capture on {stream.name}, {given['capture_error_mode']}, in {given.get('pool')}")
-        before, self.now = self.now, stream
-        yield
-        if self.fails:
-            raise RuntimeError("invalidated")
-        self.now = before
-
-
-REAL_GRAPH = torch.cuda.graph
-
-
-@pytest.mark.parametrize(("in_a_thread", "name", "home"), [(False, "side", "default"), (True, "own", "own")])
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_recording_has_a_stream_and_leaves_the_current_one(monkeypatch, in_a_thread, name, home, fails):
-    fake = FakeCuda(monkeypatch, in_a_thread, fails)
-    recording = graph.Recording(CUDA)
-    recording.warm_up(lambda: fake.log.append(f"work on {fake.now.name}"))
-    assert fake.log == [f"{name} waits for {home}", *[f"work on {name}"] * graph.WARM_UP, f"{home} waits for {name}"]
-    fake.log.clear()
-    with pytest.raises(RuntimeError, match="invalidated") if fails else nullcontext():
-        recording.capture(lambda: fake.log.append(f"work on {fake.now.name}"))
-    assert fake.log == [
-        f"capture on {name}, thread_local, in (0, 7)",
-        f"work on {name}",
-        *["no more memory for (0, 7) on 1"] * fails,
-    ]
-    assert fake.now.name == home
-    recording.replay()
-    assert fake.log[-1] == "replay"
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_no_garbage_is_collected_in_a_capture(monkeypatch, fails):
-    FakeCuda(monkeypatch, in_a_thread=True, fails=fails)
-    collects = []
-    with pytest.raises(RuntimeError, match="invalidated") if fails else nullcontext():
-        graph.Recording(CUDA).capture(lambda: collects.append(gc.isenabled()))
-    assert (collects, gc.isenabled()) == ([False], True)
-
-
-def test_a_failed_capture_is_ended_for_an_old_torch(monkeypatch):
-    fake = FakeCuda(monkeypatch, in_a_thread=True, fails=True, old=True)
-    with pytest.raises(RuntimeError, match="invalidated"):
-        graph.Recording(CUDA).capture(lambda: None)
-    assert fake.log == [
-        "capture on own, thread_local, in (0, 7)",
-        "no more memory for (0, 7) on 1",
-        "(0, 7) on 1 released",
-        "capture on own, thread_local, in None",  # which sets the generator right
-    ]
-
-
-def test_a_graph_is_freed_neither_in_a_capture_nor_by_a_thread_that_would_wait(monkeypatch):
-    FakeCuda(monkeypatch, in_a_thread=True)
-    graph.GRAPHS.discarded.clear()
-    kept, free = [graph.Recording(CUDA) for _ in range(3)], []
-
-    def discard():
-        kept.pop()
-        free.append(not graph.GRAPHS.discarded)
-
-    capturing = graph.Recording(CUDA)
-    capturing.capture(discard)
-    with graph.GRAPHS.lock:
-        thread = threading.Thread(target=discard)
-        thread.start()
-        thread.join(timeout=10)
-    discard()
-    assert free == [False, False, True]
-
-
-def test_layers_run_alone_once_where_another_thread_may_capture(stand_in, monkeypatch):
-    """Of a shape, in a thread: cuDNN has searched by then."""
-
-    def alone(n: int, how: str = "eval", captures: bool = True) -> bool:
-        with graph.GRAPHS.guard(captures, torch.zeros(n, 3), how):
-            return graph.GRAPHS.lock._is_owned()
-
-    assert [alone(8), alone(8), alone(7), alone(8, "update"), alone(7)] == [True, False, True, True, False]
-    with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(alone, 8).result()
-    assert not alone(9, captures=False)
-    with pytest.raises(ZeroDivisionError), graph.GRAPHS.guard(True, torch.zeros(6, 3)):
-        raise ZeroDivisionError
-    assert alone(6)  # it may not have searched
-    monkeypatch.setattr(graph.GRAPHS, "failure", "once")  # none will capture
-    assert not alone(9)
-    monkeypatch.setattr(graph.GRAPHS, "failure", None)
-    monkeypatch.setattr(graph.GraphCapture, "can_capture", staticmethod(lambda device: False))
-    assert not alone(9)
-
-
 def test_a_network_runs_alone_but_for_its_replays(stand_in, monkeypatch):
     alone, forward = [], Classifier.forward
 
@@ -319,43 +106,6 @@ def test_a_network_runs_alone_but_for_its_replays(stand_in, monkeypatch):
     alone.clear()
     train_on(fit, 7, [1, 2])
     assert alone == [True, False, True, *[False] * 3]  # the teacher, a replay, the last three images; and once more
-
-
-def test_what_is_put_back_after_a_failed_warm_up_waits_for_it(monkeypatch):
-    fake = FakeCuda(monkeypatch, in_a_thread=False)
-    with pytest.raises(ZeroDivisionError):
-        graph.Recording(CUDA).warm_up(lambda: 1 / 0)
-    assert fake.log == ["side waits for default", "default waits for side"]
-    assert fake.now is fake.default
-
-
-# ------------------------------------------------------------------------------------------------------------ no trace
-
-
-def captured(fit: Trainer) -> graph.CapturedUpdates:
-    """The graph that this model's first chunk would be captured with; nothing has been replayed yet."""
-    pool = pool_of(8, fit.device)
-    truth = torch.eye(CLASSES, device=fit.device)[pool.labels]
-
-    def update(batch, rate):
-        return fit.update(batch, Objective("mse", 1.0, 1.0), rate + 0.1)
-
-    fit.model.train()
-    return graph.GRAPHS.record(update, fit.model, fit.optimizer, Batch(pool.images, truth, None), BATCH, 2)
-
-
-def check_no_trace(fit: Trainer) -> None:
-    before, tensors = everything(fit), {**dict(fit.model.named_parameters()), **dict(fit.model.named_buffers())}
-    moments = [(t, t.data_ptr()) for state in fit.optimizer.state.values() for t in state.values() if t is not None]
-    places, draws = {name: t.data_ptr() for name, t in tensors.items()}, graph._generators(fit.device)
-    captured(fit)
-    after = everything(fit)
-    for name in after.keys() - before.keys():  # what the optimiser made meanwhile
-        assert not after[name].any(), name
-    assert_same_bits({name: after[name] for name in before}, before)
-    assert {name: t.data_ptr() for name, t in tensors.items()} == places
-    assert all(t.data_ptr() == place for t, place in moments)
-    assert all(torch.equal(a, b) for a, b in zip(draws, graph._generators(fit.device), strict=True))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -512,16 +262,6 @@ def test_a_larger_chunk_than_the_captured_one_goes_eagerly(stand_in, monkeypatch
     assert stand_in.made[0].replays == 6 + 2
 
 
-# ----------------------------------------------------------------------------------------------------- stop and go on
-
-
-def reloaded(fit: Trainer) -> dict:
-    file = io.BytesIO()
-    torch.save(fit.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True, map_location="cpu")
-
-
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_stopping_and_going_on_gives_the_same_bits(stand_in, optimizer):
     options = {"optimizer": optimizer, "lr_schedule": "cosine"}
@@ -584,9 +324,6 @@ def test_the_rate_on_record_is_that_of_the_last_update(stand_in, tmp_path):
     assert [float(row.split(",")[1]) for row in rows] == [learning_rate(train, u, 5) for u in (4, 9)]
 
 
-# ----------------------------------------------------------------------------------------------------------- no waiting
-
-
 class TheEnd(Exception):
     """An epoch has come to where it reads its figures."""
 
@@ -613,117 +350,3 @@ def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatc
         train_on(fit, 22, range(1), pool=pool, listener=listener)
     assert not listener.notes
     assert [made.replays for made in stand_in.made] == [5] * graphs
-
-
-# ------------------------------------------------------------------------------------------------------ the real thing
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=str)
-def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch, options, alpha):
-    monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
-    replayed, eager, listener = fit_of(CUDA, **options), fit_of(CUDA, **options, graph=False), Notes()
-    for epoch in range(3):
-        train_on(replayed, 22, [epoch], alpha, listener=listener)
-        assert not listener.notes
-        train_on(eager, 22, [epoch], alpha)
-        for name, value in everything(eager).items():
-            torch.testing.assert_close(everything(replayed)[name], value, rtol=1e-3, atol=1e-4)
-    assert replayed.captured is not None
-
-
-@pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore")  # a compiler has much to say
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-@pytest.mark.parametrize("compile", [False, True])
-def test_on_a_gpu_a_single_replayed_update_is_the_eager_one(deterministic, precision, compile):
-    """From the same state: the moves of the weights, not only the weights."""
-    options = {"precision": precision, "optimizer": "sgd", "lr": 0.1, "compile": compile}
-    set_up(TrainConfig(deterministic=True, precision=precision), CUDA, None)
-    start, fits, listener = everything(fit_of(CUDA)), [], Notes()
-    for captures in (True, False):
-        fits.append(fit_of(CUDA, **options, graph=captures))
-        train_on(fits[-1], BATCH, [0], listener=listener)
-    assert not listener.notes
-    for name in start:
-        moves = [everything(fit)[name].double() - start[name].double() for fit in fits]
-        torch.testing.assert_close(*moves, rtol=1e-2 if precision == "bf16" else 1e-3, atol=1e-6)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_on_a_gpu_a_capture_leaves_no_trace(deterministic, optimizer, epochs):
-    fit = fit_of(CUDA, optimizer=optimizer, graph=False)
-    train_on(fit, 22, range(epochs))
-    check_no_trace(fit)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("resident", [True, False])
-def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(deterministic, resident):
-    class Asks(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(192, CLASSES)
-
-        def forward(self, x):
-            return self.fc(x.flatten(1)) * (1.0 if x.sum().item() > 0 else 0.5)
-
-    models = []
-    for captures in (True, False):
-        fit, listener = fit_of(CUDA, network=Asks, graph=captures), Notes()
-        train_on(fit, 22, range(2), pool=pool_of(22, CUDA, resident), listener=listener)
-        models.append(everything(fit))
-        assert len(listener.notes) == captures
-    assert_same_bits(*models)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # in bf16 with channels last
-def test_on_a_gpu_the_papers_network_repeats_itself_bit_for_bit(deterministic, precision):
-    """No layer of it is one that torch refuses to repeat."""
-    models, listener = [], Notes()
-    for _ in range(2):
-        fit = fit_of(CUDA, network=lambda: build(ModelConfig(resnet=18), 3, CLASSES), precision=precision)
-        train_on(fit, 22, range(1), listener=listener)
-        models.append(everything(fit))
-    assert not listener.notes
-    assert_same_bits(*models)
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_images_from_the_host_train_the_same_bits(deterministic, monkeypatch):
-    monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
-    models = []
-    for resident in (True, False):
-        fit = fit_of(CUDA)
-        train_on(fit, 41, range(2), pool=pool_of(41, CUDA, resident))
-        assert fit.captured is not None
-        models.append(everything(fit))
-    assert_same_bits(*models)
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_a_chain_under_graphs_goes_on_exactly(deterministic, tmp_path):
-    options, listener = {"device": "cuda", "deterministic": True}, Notes()
-    distill.run(config(tmp_path / "whole", **options), source=source(), listener=listener)
-    assert not listener.notes
-    with killed_at("training_state.pt", 3):
-        distill.run(config(tmp_path / "parts", **options), source=source())
-    distill.run(config(tmp_path / "parts", **options), source=source())
-    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
-
-
-@pytest.mark.gpu
-def test_a_gpus_training_goes_on_on_a_cpu_and_back(deterministic):
-    fits = [fit_of(CUDA), fit_of(CPU), fit_of(CUDA)]
-    train_on(fits[0], 22, range(1))
-    for epoch, before, after in ((1, fits[0], fits[1]), (2, fits[1], fits[2])):
-        after.load_state_dict(reloaded(before))
-        train_on(after, 22, [epoch])
-    whole = fit_of(CUDA)
-    train_on(whole, 22, range(3))
-    assert whole.captured is not None
-    for name, value in everything(whole).items():
-        torch.testing.assert_close(everything(fits[2])[name], value, rtol=1e-2, atol=1e-3)

@@ -9,11 +9,16 @@ from hypothesis import strategies as st
 from distill import losses
 from distill.losses import LOSSES, loss_function
 from distill.training.objective import Objective, blend, one_hot
-from distill.training.optim import add_regulariser
 
 cases = settings(max_examples=25, deadline=None, derandomize=True)
+
+
 alphas = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
+
+
 linear_losses = st.sampled_from(sorted(name for name, loss in LOSSES.items() if loss.linear_in_target))
+
+
 draws = st.integers(0, 2**32 - 1)
 
 
@@ -30,9 +35,6 @@ def gradient(value: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 def close(a, b, rtol=1e-10, atol=1e-12):
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
-
-
-# ------------------------------------------------------------------------------------------- targets and plain losses
 
 
 def test_one_hot_is_one_at_the_label():
@@ -55,9 +57,6 @@ def test_a_blend_at_its_limits():
     assert torch.equal(blend(truth, soft, 1.0), truth)
     assert torch.equal(blend(truth, soft, 0.0), soft)
     assert blend(truth, None, 0.3) is truth
-
-
-# ------------------------------------------------------------------------------------------------------ the objective
 
 
 @cases
@@ -171,98 +170,3 @@ def test_a_loss_that_is_not_linear_keeps_two_terms(spherical, alpha):
     if 0 < alpha < 1:
         of_blend = spherical(logits, alpha * truth + (1 - alpha) * soft)
         assert not torch.allclose(gradient(actual.sum(), logits), gradient(of_blend.sum(), logits), rtol=1e-2)
-
-
-# ------------------------------------------------------------------------------------------------------ regularisers
-
-
-def parameters(seed: int = 0) -> list[torch.Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    shapes = [(4, 3, 3, 3), (4,), (2, 4), (1,)]
-    return [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
-
-
-def with_zero_gradients(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    for p in values:
-        p.grad = torch.zeros_like(p)
-    return values
-
-
-BY_AUTOGRAD = {
-    "norm": lambda values: sum(torch.norm(p) for p in values),  # as the paper's program computes it
-    "l2": lambda values: sum(p.square().sum() for p in values),
-}
-
-
-@pytest.mark.parametrize("reg", sorted(BY_AUTOGRAD))
-@pytest.mark.parametrize("coef", [1e-4, 0.3])
-def test_a_regulariser_and_its_gradient_are_autograds(reg, coef):
-    values = with_zero_gradients(parameters())
-    exact = [p.detach().double().requires_grad_() for p in values]
-    expected = coef * BY_AUTOGRAD[reg](exact)
-    expected.backward()
-    value = add_regulariser(values, reg, coef)
-    close(value.double(), expected.detach(), rtol=1e-6)
-    assert value.shape == ()
-    assert not value.requires_grad
-    for p, q in zip(values, exact, strict=True):
-        close(p.grad.double(), q.grad, rtol=1e-6, atol=1e-9)
-
-
-def test_a_regulariser_adds_to_the_losses_gradient():
-    values = parameters()
-    for p in values:
-        p.grad = torch.full_like(p, 2.0)
-    add_regulariser(values, "l2", 0.5)
-    for p in values:
-        close(p.grad, 2.0 + p.detach())
-
-
-def test_a_regulariser_leaves_the_parameters_alone():
-    values = with_zero_gradients(parameters())
-    before = [p.detach().clone() for p in values]
-    add_regulariser(values, "norm", 0.5)
-    assert all(torch.equal(p, q) for p, q in zip(values, before, strict=True))
-
-
-@pytest.mark.parametrize("reg", ["norm", "l2"])
-def test_parameters_that_are_all_zero_have_no_regulariser_and_no_gradient(reg):
-    """As torch.norm has it, whose subgradient at 0 is 0; the bias of a batch normalisation starts there."""
-    values = with_zero_gradients([torch.zeros(3, 2, requires_grad=True), torch.zeros(4, requires_grad=True)])
-    assert add_regulariser(values, reg, 0.1).item() == 0
-    assert all((p.grad == 0).all() for p in values)
-    theirs = torch.zeros(4, requires_grad=True)
-    torch.norm(theirs).backward()
-    assert (theirs.grad == 0).all()
-
-
-@pytest.mark.parametrize("size", [1e-18, 1e-6, 1.0, 1e6])
-def test_the_gradient_of_a_norm_has_length_coef_at_any_size(size):
-    (p,) = with_zero_gradients([torch.full((4,), size, requires_grad=True)])
-    add_regulariser([p], "norm", 0.1)
-    assert p.grad.norm().item() == pytest.approx(0.1, rel=1e-5)
-
-
-@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e-22])
-def test_the_gradient_of_a_norm_stays_bounded_where_the_norm_underflows(size):
-    (p,) = with_zero_gradients([torch.full((4,), size, requires_grad=True)])
-    add_regulariser([p], "norm", 0.1)
-    assert p.grad.norm().item() <= 0.1
-
-
-@pytest.mark.parametrize(("reg", "coef"), [("none", 0.1), ("norm", 0.0), ("l2", 0.0)])
-def test_no_regulariser(reg, coef):
-    values = with_zero_gradients(parameters())
-    assert add_regulariser(values, reg, coef).item() == 0
-    assert all((p.grad == 0).all() for p in values)
-
-
-@pytest.mark.parametrize("reg", sorted(BY_AUTOGRAD))
-def test_a_parameter_that_the_loss_does_not_reach_is_regularised_too(reg):
-    """A network of the user's own may have one; autograd through the norm would reach it."""
-    values = parameters()
-    exact = [p.detach().clone().requires_grad_() for p in values]
-    (0.1 * BY_AUTOGRAD[reg](exact)).backward()
-    add_regulariser(values, reg, 0.1)
-    for p, q in zip(values, exact, strict=True):
-        close(p.grad, q.grad, rtol=1e-5, atol=1e-8)

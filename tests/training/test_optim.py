@@ -1,13 +1,17 @@
-"""decay.py against the regulariser's gradient added by hand and torch.optim's own step, from the same state."""
+"""optim.py: the folded step against the regulariser's gradient and torch.optim's step, and learning rates."""
 
 import copy
 
 import pytest
 import torch
 from torch import Tensor
+from training_tools import CLASSES, CPU, SHOW, classifier, plan_of, pool_of
 
+from distill.arms import Fixed
+from distill.config import TrainConfig
 from distill.training import optim
-from distill.training.optim import add_regulariser
+from distill.training.fit import Trainer
+from distill.training.optim import add_regulariser, learning_rate
 
 SHAPES = ((4, 3, 3, 3), (7,), (5, 4), ())
 
@@ -107,3 +111,72 @@ def test_the_optimisers_state_keeps_its_form():
     resumed = adam()(tensors)
     resumed.load_state_dict(copy.deepcopy(ours.state_dict()))
     assert optim.folds(resumed, tensors, "norm", 0.2)
+
+
+def torchs_rates(scheduler, updates: int) -> list[float]:
+    rates = []
+    for _ in range(updates):
+        rates.append(scheduler.optimizer.param_groups[0]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def an_optimizer(lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+
+
+def our_rates(updates_per_epoch: int, **options) -> list[float]:
+    train = TrainConfig(**options)
+    return [learning_rate(train, u, updates_per_epoch) for u in range(train.epochs * updates_per_epoch)]
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(1, 4), (1, 10), (3, 7), (75, 5)])
+def test_onecycle_is_torchs(epochs, updates):
+    total = epochs * updates
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        an_optimizer(0.3), max_lr=0.3, total_steps=total, cycle_momentum=False
+    )
+    # torch warns of a step after the last update
+    theirs = [*torchs_rates(scheduler, total - 1), scheduler.get_last_lr()[0]]
+    ours = our_rates(updates, lr=0.3, lr_schedule="onecycle", max_epochs=epochs)
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_cosine_is_torchs():
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(an_optimizer(0.3), T_max=30)
+    assert our_rates(6, lr=0.3, lr_schedule="cosine", max_epochs=5) == pytest.approx(torchs_rates(scheduler, 30))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_warm_up_and_what_follows_are_torchs(schedule):
+    optimizer = an_optimizer(0.3)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 12, total_iters=11)
+    theirs = torchs_rates(warm_up, 12)
+    after = an_optimizer(0.3)
+    scheduler = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(after, T_max=18)
+        if schedule == "cosine"
+        else torch.optim.lr_scheduler.ConstantLR(after, factor=1.0)
+    )
+    theirs += torchs_rates(scheduler, 18)
+    ours = our_rates(6, lr=0.3, lr_schedule=schedule, max_epochs=5, warmup_epochs=2)
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_the_constant_rate_is_constant():
+    assert our_rates(3, lr=0.3, max_epochs=2) == [0.3] * 6
+
+
+def test_a_development_run_leaves_the_warm_up_out():
+    assert our_rates(2, lr=0.3, max_epochs=5, warmup_epochs=2, fast_dev_run=True) == [0.3, 0.3]
+
+
+def test_every_update_has_its_own_rate(small_chunks):
+    train = TrainConfig(lr=0.01, lr_schedule="cosine", max_epochs=2, batch_size=4, optimizer="sgd")
+    fit, pool, used = Trainer(classifier(), train, CPU), pool_of(18), []
+    step = fit.optimizer.step
+    fit.optimizer.step = lambda: (used.append(fit.optimizer.param_groups[0]["lr"]), step())
+    for epoch in range(2):
+        fit.epoch(pool, plan_of(18, epoch), CLASSES, None, Fixed(1.0), SHOW)
+    assert used == our_rates(5, lr=0.01, lr_schedule="cosine", max_epochs=2)
