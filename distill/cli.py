@@ -9,6 +9,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,8 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     set_environment()
-    if "" not in sys.path:
-        sys.path.append("")  # the working directory, for --network and --dataset package.module:function
+    with suppress(OSError):  # no working directory: it was removed
+        sys.path.append(os.getcwd())  # for --network and --dataset package.module:function
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
         MODES[command.mode](command)
