@@ -19,7 +19,10 @@ PROBE = " probe"  # ends the name of the arm that a probe belongs to
 
 @dataclass(frozen=True)
 class Fixed:
-    """A student fitted to ``alpha * given + (1 - alpha) * teacher``."""
+    """A student fitted to ``alpha * given + (1 - alpha) * teacher_target(teacher's probabilities)``.
+
+    Other kinds whose alpha is known in advance are subclasses with another ``name`` and ``teacher_target``.
+    """
 
     alpha: float  # weight of the given labels, in [0, 1]
 

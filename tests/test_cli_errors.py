@@ -113,9 +113,9 @@ def whole_module(file):
     [
         (wider, "of another architecture: conv1.weight is (4, 1, 3, 3) there and (2, 1, 3, 3) here"),
         (of_another_depth, "of another architecture"),
-        (optimiser, "holds no model weights"),
-        (whole_module, "no checkpoint"),
-        (lambda file: file.write_text("a poem"), "no checkpoint"),
+        (optimiser, "does not hold model parameters"),
+        (whole_module, "not a checkpoint"),
+        (lambda file: file.write_text("a poem"), "not a checkpoint"),
         (lambda file: file.mkdir(), "cannot be read (Is a directory)"),
         (lambda file: None, "no such file"),
     ],

@@ -19,20 +19,20 @@ from distill.training.device import place
 
 
 def write_tensors(file: Path, content: dict) -> None:
-    """Write tensors and plain values. By way of memory: torch.save turns a full disk into an error of its own."""
-    buffer = io.BytesIO()
+    """Write tensors and plain values."""
+    buffer = io.BytesIO()  # serialise in memory, so that a full disk is an ordinary OSError
     torch.save(content, buffer)
     write_atomically(file, buffer.getvalue())
 
 
 class DamagedFileError(ConfigError):
-    """A file that is no checkpoint, or no longer."""
+    """A file that is damaged, or is not a checkpoint."""
 
 
 def read_tensors(file: Path) -> dict:
     """A file of tensors and plain values, read without running any code in it. Raises ConfigError, DamagedFileError."""
     try:
-        if zipfile.is_zipfile(file):  # torch itself does not look at the checksums
+        if zipfile.is_zipfile(file):  # torch does not verify the checksums
             with zipfile.ZipFile(file) as parts:
                 if parts.testzip() is not None:
                     raise DamagedFileError(f"{file} is damaged: its checksum is wrong")
@@ -43,21 +43,21 @@ def read_tensors(file: Path) -> dict:
         raise
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
-    except Exception:  # torch raises a dozen kinds, with advice for other cases, where a file is no checkpoint
-        raise DamagedFileError(f"{file} is damaged, or no checkpoint of tensors alone") from None
+    except Exception:  # for other files torch raises a dozen kinds of errors
+        raise DamagedFileError(f"{file} is damaged, or not a checkpoint of tensors") from None
 
 
 def check_hash(file: Path, expected: str) -> None:
-    """Raises ConfigError where a finished model's file was changed or lost."""
+    """Raise ConfigError if a finished model's file changed or disappeared."""
     if not file.exists() or sha256(file) != expected:
-        raise ConfigError(f"{file} is not the model of its result.json; delete {file.parent} to train it again")
+        raise ConfigError(f"{file} is not the model of its result.json; delete {file.parent} to retrain")
 
 
 def load_parameters(model: models.Classifier, file: Path) -> None:
     """Load model.pt, or a bare state_dict of the network. Raises ConfigError for another architecture."""
     state = read_tensors(file)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"{file} holds no model weights (a dictionary of tensors by name)")
+        raise ConfigError(f"{file} does not hold model parameters (a dictionary of tensors by name)")
     target = model if any(name.startswith("network.") for name in state) else model.network
     expected = target.state_dict()
     for name in [*expected, *state]:

@@ -1,7 +1,6 @@
 """One model of a chain: in training with its state on disk, and finished."""
 
 import time
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from distill.store.rundir import RunDir, write_csv
 from distill.training import augment
 from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
-from distill.training.objective import StudentTarget
 
 STATE = "training_state.pt"
 METRICS = (
@@ -81,7 +79,7 @@ class ModelSpec:
     @property
     def alpha(self) -> float | None:
         """Weight of the given labels in the targets; None for the teacher."""
-        return getattr(self.target, "alpha", None)
+        return self.target.alpha if isinstance(self.target, Fixed) else None
 
 
 class Training:
@@ -168,11 +166,11 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, li
     with ONE_AT_A_TIME:
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
-    target: StudentTarget = Fixed(1.0)
+    target = Fixed(1.0)
     # At alpha = 1 the teacher has zero weight: skip its forward pass.
-    if spec.teacher is not None and spec.target is not None and spec.target.uses_teacher:
+    if spec.teacher is not None and isinstance(spec.target, Fixed) and spec.target.uses_teacher:
         teacher = spec.teacher.model
-        target = typing.cast(StudentTarget, spec.target)  # an estimated alpha is a number by now
+        target = spec.target
     try:
         train_metrics = fit.epoch(session.train, plan, len(data.classes), teacher, target, listener)
     except NotFiniteLossError as error:
@@ -269,5 +267,5 @@ def _state_errors(folder: Path) -> Iterator[None]:
     except (DamagedFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ConfigError) and not isinstance(error, DamagedFileError):
             raise
-        what = error if isinstance(error, DamagedFileError) else f"{folder / STATE} is no state of this training"
+        what = error if isinstance(error, DamagedFileError) else f"{folder / STATE} does not belong to this training"
         raise ConfigError(f"{what}; delete it to train this model from its beginning") from None

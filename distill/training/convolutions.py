@@ -80,20 +80,23 @@ class _Products(torch.autograd.Function):
         return out
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
         ctx.geometry = inputs[2:]
 
     @staticmethod
-    def vmap(info, in_dims: tuple, x: Tensor, weight: Tensor, size: tuple, stride: tuple, pad: tuple):
+    def vmap(
+        info: Any, in_dims: tuple, x: Tensor, weight: Tensor, size: tuple, stride: tuple, pad: tuple
+    ) -> tuple[Tensor, int]:
         def whole(x: Tensor, weight: Tensor) -> Tensor:
             return _last(F.conv2d(x, weight.to(x.dtype), None, stride, pad))
 
         return torch.func.vmap(whole, in_dims[:2])(x, weight), 0
 
     @staticmethod
-    def backward(ctx, grads: Tensor):
-        (x, weight), (size, stride, pad) = ctx.saved_tensors, ctx.geometry
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        size, stride, pad = ctx.geometry
         if torch.is_grad_enabled():  # the gradient is to be differentiated once more, which torch's own can be
             mask, rest = (*ctx.needs_input_grad[:2], False), (stride, pad, (1, 1), False, (0, 0), 1)
             on_images, on_kernels, _ = torch.ops.aten.convolution_backward(

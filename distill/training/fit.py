@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.arms import Fixed
 from distill.config import TrainConfig
 from distill.errors import one_line
 from distill.training import augment, optim
@@ -18,7 +19,7 @@ from distill.training.batches import Batch, ImageStore, chunk_size, chunks
 from distill.training.cuda_graph import GRAPHS, CapturedUpdates
 from distill.training.device import autocast, place
 from distill.training.listener import Listener
-from distill.training.objective import Objective, StudentTarget, one_hot
+from distill.training.objective import Objective, one_hot
 from distill.training.optim import learning_rate, make_optimizer, updates_per_epoch
 from distill.training.predict import soft_targets
 
@@ -77,7 +78,7 @@ class Trainer:
         plan: augment.Plan,
         classes: int,
         teacher: nn.Module | None,
-        target: StudentTarget,
+        target: Fixed,
         listener: Listener,
     ) -> dict[str, float | None]:
         """Train one epoch on ``alpha * given labels + (1 - alpha) * target.teacher_target(teacher)``.

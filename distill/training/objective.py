@@ -7,24 +7,12 @@ gradients are equal (Borup & Andersen 2021, arXiv 2102.13088, section 3; kernel 
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.losses import LossFunction, loss_function, parse
-
-
-class StudentTarget(Protocol):
-    """What a student is fitted to; ``distill.arms`` has the kinds."""
-
-    @property
-    def alpha(self) -> float:
-        """Weight of the given labels, in [0, 1]."""
-
-    def teacher_target(self, soft: Tensor) -> Tensor:
-        """The teacher's part of the target (m, classes), from its probabilities ``soft`` (m, classes)."""
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

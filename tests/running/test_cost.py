@@ -74,7 +74,7 @@ def test_what_is_done_is_read_from_the_runs_folder(tmp_path):
     write_json(tmp_path / "seed_1" / "alpha_auto" / "step_1" / "probe" / "result.json", {})
     assert done_in(c) == {(1, ()): 1.0} | quarter | {(1, (Estimated(),)): 0.5}
     write_tensors(tmp_path / "seed_2" / "step_0" / STATE, {"lines": []})
-    with pytest.raises(UserError, match="is no state of this training; delete it"):
+    with pytest.raises(UserError, match="does not belong to this training; delete it"):
         done_in(c)
 
 
