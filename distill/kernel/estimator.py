@@ -1,7 +1,6 @@
 """Kernel ridge self-distillation as scikit-learn estimators.
 
-A fit is the chain of ``distill.krr``: fit 1 is scikit-learn's KernelRidge, and each later fit has the targets
-alpha * y + (1 - alpha) * (predictions of the fit before). Kernels are those of ``sklearn.metrics.pairwise``.
+``fit`` computes the chain of ``distill.krr``, with the kernels of ``sklearn.metrics.pairwise``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -130,56 +129,12 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
     The class with the largest output is predicted. Students are fitted to the teacher's outputs, not to its
     predicted classes: alpha * onehot + (1 - alpha) * output.
 
-    Parameters
-    ----------
-    alpha : float, sequence of floats or "auto", default=0.5
-        Weight of the ground truth in the targets of fits 2, 3, ...: any real number; 1 is no distillation, 0 the
-        teacher's output alone. A sequence is a schedule, one alpha a fit, whose last entry repeats. "auto" chooses
-        the alphas of fits 2 to 6 one after the other (later fits repeat the last, clipped to [0, 1]; for
-        n_steps = inf it is one alpha from a grid on [0.001, 1]): by generalised cross-validation, which needs
-        hundreds of points (Dang, Patil & Rinaldo, arXiv 2602.17565), or with ``validation_fraction`` on held-out
-        points (Borup & Andersen, arXiv 2102.13088). The chain is then fitted to all points.
-    lam : float, default=1.0
-        Ridge, >= 0; the parameter alpha of scikit-learn's KernelRidge.
-    n_steps : int or inf, default=2
-        Number of fits, counting the first, >= 1; ``math.inf`` for the limit of the chain.
-    kernel, gamma, degree, coef0, kernel_params
-        As in scikit-learn's KernelRidge, "precomputed" and callables included. The kernel must be positive
-        semidefinite.
-    validation_fraction : float or None, default=None
-        Fraction of the points, in (0, 1), on which alpha="auto" is chosen; None for generalised cross-validation.
-    random_state : int, RandomState or None, default=None
-        Draws the held-out points.
-    solver : "auto", "eigh" or "cholesky", default="auto"
-        An eigendecomposition, a Cholesky factorisation, or the cheaper of the two ("auto"; ``path`` then also
-        considers a tridiagonal form).
+    Parameters, attributes and exceptions are those of ``SelfDistilledKernelRidge``, and one attribute more.
 
     Attributes
     ----------
-    dual_coef_ : ndarray (n,) or (n, m), float64
-        Predictions are kernel(X, X_fit_) @ dual_coef_.
-    X_fit_ : ndarray or sparse matrix (n, p)
-        The training inputs; for kernel="precomputed" the kernel matrix (n, n).
-    alphas_ : ndarray
-        The schedule in use: the alphas of fits 2, 3, ..., the last of which repeats.
-    condition_ : float
-        Condition number of K + lam I; with solver "cholesky" an upper bound of it or, above 1e9, an estimate. Above
-        1e9 a fit warns (scipy's LinAlgWarning): fewer than about six digits are reliable.
-    solver_ : str
-        The solver that was used, "eigh" or "cholesky".
     classes_ : ndarray (n_classes,)
         The labels, in the order of dual_coef_'s columns.
-
-    Raises
-    ------
-    KernelMatrixError, NotFiniteError, NotSymmetricError, NotPositiveSemidefiniteError
-        By ``fit``, for a matrix that is not a kernel matrix.
-    SingularKernelError
-        By ``fit``, for lam = 0 with a singular kernel matrix.
-    MatrixTooLargeError
-        By ``fit`` and ``path``, before the kernel matrix is allocated.
-    DivergentChainError
-        By ``fit``, for a chain that has no limit or overflows. All are in ``distill.krr``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the regressor and the classifier share: from validated inputs and targets to a fitted chain."""
+"""The base class of the regressor and the classifier: from validated inputs and targets to a fitted chain."""
 
 import math
 import numbers
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgWarning
 from sklearn.base import BaseEstimator
 from sklearn.metrics.pairwise import pairwise_kernels
@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from distill.kernel import solvers, spectral
 from distill.kernel.arrays import FloatArray
-from distill.kernel.linalg import Spectrum, decompose, require_memory
+from distill.kernel.linalg import decompose, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
 from distill.kernel.riskmap import risk_map
 
@@ -81,9 +81,8 @@ class SelfDistilledBase(BaseEstimator):
             raise ValueError(f"n_steps must be a whole number >= 1 or inf, not {self.n_steps!r}")
         if isinstance(self.alpha, str) and self.alpha != "auto":
             raise ValueError(f"alpha must be a number, a sequence of numbers or 'auto', not {self.alpha!r}")
-        fraction = self.validation_fraction
-        if fraction is not None and not 0 < fraction < 1:
-            raise ValueError(f"validation_fraction must be between 0 and 1, or None, not {fraction!r}")
+        if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be between 0 and 1, or None, not {self.validation_fraction!r}")
 
     def _fit_targets(self, X: Inputs, targets: FloatArray, sample_weight: ArrayLike | None) -> Self:
         """Fit to validated X and targets (n,) or (n, m): sets the attributes with a trailing underscore."""
@@ -123,7 +122,7 @@ class SelfDistilledBase(BaseEstimator):
         return K, _rows_times(self._targets[keep], s), s
 
     def _chain(self, steps: list[float]) -> solvers.Chain:
-        """The chain at ``steps``, with coefficients (len(steps), n[, m]) of the original points."""
+        """The chain at ``steps``, with a coefficient for each of the n points, 0 for those without weight."""
         K, targets, s = self._problem()
         # A precomputed kernel without sample weights is the caller's array.
         overwrite = self.kernel != "precomputed" or self._sample_weight is not None
@@ -144,12 +143,7 @@ class SelfDistilledBase(BaseEstimator):
         K, targets, _ = self._problem()
         if self.validation_fraction is None:
             return self._choose_by_cross_validation(K, targets)
-        n = len(K)
-        n_held_out = math.ceil(self.validation_fraction * n)
-        if n_held_out >= n:
-            raise ValueError(f"validation_fraction={self.validation_fraction} leaves no points to fit, of {n}")
-        order = check_random_state(self.random_state).permutation(n)
-        return self._choose_on_held_out(K, targets, order[n_held_out:], order[:n_held_out])
+        return self._choose_on_held_out(K, targets, self.validation_fraction)
 
     def _choose_by_cross_validation(self, K: FloatArray, targets: FloatArray) -> FloatArray:
         if len(K) < GCV_NEEDS:
@@ -166,10 +160,15 @@ class SelfDistilledBase(BaseEstimator):
             return LIMIT_ALPHAS[[np.argmin(scores)]]
         return self._greedy_schedule(spectral.gcv_residuals(spectrum, targets, self.lam, AUTO_FITS))
 
-    def _choose_on_held_out(
-        self, K: FloatArray, targets: FloatArray, train: NDArray[np.int_], held_out: NDArray[np.int_]
-    ) -> FloatArray:
-        spectrum: Spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
+    def _choose_on_held_out(self, K: FloatArray, targets: FloatArray, fraction: float) -> FloatArray:
+        n = len(K)
+        n_held_out = math.ceil(fraction * n)
+        if n_held_out >= n:
+            raise ValueError(f"validation_fraction={fraction} holds out all {n} points")
+        order = check_random_state(self.random_state).permutation(n)
+        train = order[n_held_out:]
+        held_out = order[:n_held_out]
+        spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
         K_new = K[np.ix_(held_out, train)]
         target = targets[held_out]
         if self.n_steps == math.inf:
@@ -193,7 +192,7 @@ class SelfDistilledBase(BaseEstimator):
         X = self._check_X(X, reset=False)
         if steps is None:
             if self.n_steps == math.inf:
-                raise ValueError("n_steps is inf: set steps to those to predict at")
+                raise ValueError("n_steps is inf: name the steps to predict at")
             steps = range(1, int(self.n_steps) + 1)
         return iter(spectral.predict(self._kernel_matrix(X, self.X_fit_), self._chain(list(steps)).coefficients))
 

@@ -49,8 +49,8 @@ def weights_to_alphas(weights: ArrayLike) -> FloatArray:
     """The alphas (k-1,) of fits 2, ..., k whose stick breaking gives ``weights`` (k,), which must sum to 1.
 
     alpha_k = c_1, alpha_(k-1) = c_2 / (1 - c_1), ... Once the stick is used up (the fit before has no influence) the
-    earlier alphas have no effect and are set to 1. Raises ValueError for weights that no chain has: a sum other than
-    1, or a nonzero weight after the stick is used up.
+    earlier alphas have no effect and are set to 1. Raises ValueError if no alphas give the weights: their sum is not
+    1, or one is nonzero after the stick is used up.
     """
     weights = np.asarray(weights, dtype=np.float64)
     scale = np.abs(weights).max()
@@ -63,7 +63,7 @@ def weights_to_alphas(weights: ArrayLike) -> FloatArray:
         if abs(stick) > len(weights) * EPS * scale:
             alphas.append(weight / stick)
         elif np.abs(weights[j:]).max() > len(weights) * EPS * scale:
-            raise ValueError(f"no chain has these weights: those from number {j + 1} on sum to 0")
+            raise ValueError(f"no alphas give these weights: weights {j + 1} to {len(weights)} sum to 0 but are not 0")
         else:
             alphas.append(1.0)
     return np.array(alphas[::-1])
@@ -90,7 +90,7 @@ def greedy_within(residuals: ArrayLike) -> tuple[FloatArray, FloatArray]:
 
 def _greedy(residuals: ArrayLike, low: float, high: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The alphas within [low, high], the same before clipping, and the risks."""
-    R = _as_rows(residuals)
+    R = as_rows(residuals)
     weights = np.ones(1)
     alphas: list[float] = []
     free: list[float] = []
@@ -107,7 +107,7 @@ def _greedy(residuals: ArrayLike, low: float, high: float) -> tuple[FloatArray, 
     return np.array(alphas), np.array(free), np.array(risks)
 
 
-def _as_rows(residuals: ArrayLike) -> FloatArray:
+def as_rows(residuals: ArrayLike) -> FloatArray:
     """Residuals (k, ...) as a matrix (k, q)."""
     R = np.asarray(residuals, dtype=np.float64)
     return R.reshape(len(R), -1)
@@ -130,7 +130,7 @@ def joint_weights(residuals: ArrayLike) -> tuple[FloatArray, float]:
     has the square of the residuals' condition number and is never formed: with c_1 = 1 - c_2 - ... - c_k this
     is the least-squares problem r_1 + sum_(j>1) c_j (r_j - r_1) -> min. ``residuals`` as for ``greedy_alphas``.
     """
-    R = _as_rows(residuals)
+    R = as_rows(residuals)
     differences = R[1:] - R[0]
     rounding = np.linalg.norm(differences, axis=1) <= 4 * EPS * np.linalg.norm(R[0])
     differences[rounding] = 0  # not a direction

@@ -91,8 +91,8 @@ class Grid:
     """The alphas, ridges and steps of a map, and how the map is computed.
 
     ``depth``: the number of powers A y, ..., A^depth y that are predicted for each ridge; steps up to it are
-    combinations of these. ``single``: the index of alpha and of the step for each cell (of one ridge) that needs a
-    prediction of its own.
+    combinations of these. ``single``: the indices (alpha, step) of the cells that are predicted separately, for each
+    ridge.
     """
 
     def __init__(self, alphas: FloatArray, lams: FloatArray, steps: list[float]):
@@ -243,7 +243,7 @@ def _choose_predictions(
 ) -> Predictions:
     """Predictions from K by ``solver``, or by the cheapest solver if that is "auto"."""
     if solver not in ("auto", "eigh") and not grid.solvable:
-        raise ValueError(f"solver={solver!r} makes no map for lam = 0, late steps, or limits outside 0 <= alpha <= 1")
+        raise ValueError(f"solver={solver!r} needs lam > 0, no late finite step, and 0 <= alpha <= 1 for a limit")
     if solver != "auto":
         return _predictions_by(solver, K, y, K_new, grid, overwrite)
     try:

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from distill.kernel import spectral
 from distill.kernel.arrays import FloatArray
 from distill.kernel.linalg import Spectrum, decompose, product
-from distill.kernel.mixing import greedy_within, weights_to_alphas
+from distill.kernel.mixing import as_rows, greedy_within, weights_to_alphas
 
 ALPHAS = np.round(np.linspace(0, 1, 21), 10)  # of the risk map
 LAMS = np.geomspace(1e-6, 10, 141)  # in units of the kernel's largest eigenvalue
@@ -158,7 +158,7 @@ def joint_within(residuals: FloatArray) -> FloatArray:
     ray the best length depends on c by ‖sum_j c_j r_j‖ alone, and grows as that shrinks. ``residuals`` (k, ...) as
     for ``mixing.greedy_alphas``.
     """
-    R = np.reshape(residuals, (len(residuals), -1))
+    R = as_rows(residuals)
     triangle = np.asarray(np.linalg.qr(R.T, mode="r"))  # ‖triangle c‖ = ‖R^T c‖
     scale = float(np.abs(triangle).max()) or 1.0
     u, _ = nnls(np.vstack([triangle / scale, np.ones(len(R))]), np.append(np.zeros(len(triangle)), 1.0))

@@ -279,7 +279,7 @@ def test_bad_parameters_are_errors(data):
         ({"lam": -1.0}, "lam"),
         ({"solver": "svd"}, "solver"),
         ({"alpha": "auto", "validation_fraction": 1.5}, "validation_fraction"),
-        ({"alpha": "auto", "validation_fraction": 0.999}, "leaves no points"),
+        ({"alpha": "auto", "validation_fraction": 0.999}, "holds out all"),
     ]:
         with pytest.raises(ValueError, match=message):
             SelfDistilledKernelRidge(**options).fit(X, y)

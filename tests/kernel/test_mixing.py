@@ -112,7 +112,7 @@ def test_stick_breaking_of_a_used_up_stick():
     np.testing.assert_array_equal(krr.weights_to_alphas([1.0, 0.0, 0.0]), [1, 1])
     with pytest.raises(ValueError, match="sum to 1"):
         krr.weights_to_alphas([0.5, 0.6])
-    with pytest.raises(ValueError, match="no chain"):
+    with pytest.raises(ValueError, match="no alphas give"):
         krr.weights_to_alphas([1.0, 1.0, -1.0])
 
 

@@ -129,7 +129,7 @@ def test_bad_arguments_are_errors(K, data):
     with pytest.raises(ValueError, match="does not match"):
         krr.risk_map(K, data.y, new, np.ones(4), [0.5], [0.2], [1])
     for solver in ("cholesky", "tridiagonal"):
-        with pytest.raises(ValueError, match="makes no map"):
+        with pytest.raises(ValueError, match="needs lam > 0"):
             krr.risk_map(K, data.y, new, np.ones(3), [0.5], [0.0], [1], solver=solver)
     with pytest.raises(ValueError, match="two points"):
         krr.risk_map(np.eye(1), [1.0], np.ones((1, 1)), [1.0], [0.5], [0.1], [1], solver="tridiagonal")

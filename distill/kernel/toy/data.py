@@ -21,21 +21,14 @@ from distill.kernel.spectral import DivergentChainError, dual_coefficients, powe
 MOST_LEFT_OUT = 200  # points: leaving one out decomposes the kernel of the others; of more, a fraction is held out
 HELD_OUT_FRACTION = 0.2
 
-Y = np.array(
-    [
-        0.38476636465198066,
-        1.2333967683416893,
-        1.33232242218057,
-        0.69201594888895180,
-        -0.29756145531871736,
-        -0.24189291901377769,
-        -0.7964485769175675,
-        -0.9616480167034174,
-        -0.49672509509916934,
-        -0.3469066003991437,
-        0.5589512650600734,
-    ]
-)
+# fmt: off
+Y = np.array([
+    0.38476636465198066, 1.2333967683416893, 1.33232242218057, 0.69201594888895180, -0.29756145531871736,
+    -0.24189291901377769, -0.7964485769175675, -0.9616480167034174, -0.49672509509916934, -0.3469066003991437,
+    0.5589512650600734,
+])
+# fmt: on
+X_TRUTH = np.arange(101) / 100
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,7 @@ def sinusoid(x: FloatArray) -> FloatArray:
 
 def toy() -> Data:
     """The eleven points of the papers, and the truth at 0, 0.01, ..., 1."""
-    x_truth = np.arange(101) / 100
-    return Data(np.arange(11) / 10, Y, x_truth, sinusoid(x_truth))
+    return Data(np.arange(11) / 10, Y, X_TRUTH, sinusoid(X_TRUTH))
 
 
 def draw(n: int, sigma: float, seed: int) -> Data:
@@ -68,10 +60,9 @@ def draw(n: int, sigma: float, seed: int) -> Data:
     Raises MatrixTooLargeError.
     """
     require_memory(n, arrays=3)  # before the points are made: n may be mistyped
-    x_truth = np.arange(101) / 100
     x = np.linspace(0, 1, n)
     noise = np.random.default_rng(seed).normal(scale=sigma, size=n)
-    return Data(x, sinusoid(x) + noise, x_truth, sinusoid(x_truth))
+    return Data(x, sinusoid(x) + noise, X_TRUTH, sinusoid(X_TRUTH))
 
 
 def read_csv(path: str | Path) -> Data:
@@ -95,7 +86,7 @@ def read_csv(path: str | Path) -> Data:
     values = np.array(sorted(rows)).T
     x = values[0]
     y = values[1]
-    return Data(x, y, x, values[2]) if len(values) == 3 else Data(x, y, None, None)
+    return Data(x, y, x, values[2]) if "truth" in columns else Data(x, y, None, None)
 
 
 def _numbers(path: str | Path, line: int, row: dict[str, str], columns: list[str]) -> list[float]:
@@ -168,7 +159,7 @@ def make_folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[F
         name = f"mean squared error against the truth at {len(data.truth)} points"
         return [fold(np.arange(n), data.x_truth, data.truth)], name
     if n < 2:
-        raise DataError("one point without its truth leaves nothing to judge a fit by")
+        raise DataError("a fit to one point cannot be judged without the truth: add a truth column, or more points")
     if n <= MOST_LEFT_OUT:
         name = f"leave-one-out mean squared error over {n} points"
         groups = list(np.arange(n)[:, None])

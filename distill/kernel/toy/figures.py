@@ -103,16 +103,8 @@ def diagonal_figure(B: FloatArray, steps: Sequence[float], limit: FloatArray | N
     for row, step, colour, width in zip(B, steps, _shades(len(steps)), widths, strict=True):
         axes.bar(k, row[: len(k)], width=width, color=colour, label=_name(step))
     if limit is not None:
-        axes.bar(
-            k,
-            limit[: len(k)],
-            width=0.92,
-            facecolor="none",
-            edgecolor=LIMIT_COLOUR,
-            hatch="////",
-            linewidth=0.8,
-            label="limit",
-        )
+        outline: dict[str, Any] = {"facecolor": "none", "edgecolor": LIMIT_COLOUR, "hatch": "////", "linewidth": 0.8}
+        axes.bar(k, limit[: len(k)], width=0.92, label="limit", **outline)
     if len(k) <= 20:
         axes.set_xticks(k)
     figure.legend(loc="outside right center", frameon=False)
@@ -124,19 +116,11 @@ def ratio_figure(R: FloatArray, steps: Sequence[float], limit: FloatArray | None
     figure = Figure(figsize=(5.2, 3.4))
     axes = figure.add_subplot(xlabel="component k", ylabel=r"$R_k = B_k\,/\,B_{k+1}$")
     k = np.arange(1, min(R.shape[1], MOST_COMPONENTS) + 1)
+    size: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.2}
     for row, step, colour in zip(R, steps, _shades(len(steps)), strict=True):
-        axes.plot(k, row[: len(k)], "o-", color=colour, markersize=3.5, linewidth=1.2, label=_name(step))
+        axes.plot(k, row[: len(k)], "o-", color=colour, label=_name(step), **size)
     if limit is not None:
-        axes.plot(
-            k,
-            limit[: len(k)],
-            "s--",
-            color=LIMIT_COLOUR,
-            markersize=3.5,
-            linewidth=1.2,
-            markerfacecolor="white",
-            label="limit",
-        )
+        axes.plot(k, limit[: len(k)], "s--", color=LIMIT_COLOUR, markerfacecolor="white", label="limit", **size)
     if len(k) <= 20:
         axes.set_xticks(k)
     figure.legend(loc="outside right center", frameon=False)
@@ -168,22 +152,12 @@ def chain_drawing() -> Figure:
     axes.annotate("", (7.1, 1.0), (6.49, 1.0), arrowprops=arrow)
     axes.text(7.0, 1.28, r"$\cdots$", ha="center", va="center")
     for station in (stations[3], stations[5]):
-        bend = {**arrow, "connectionstyle": "angle,angleA=-90,angleB=0,rad=0", "linestyle": "-"}
-        axes.annotate(
-            "",
-            (station[0], 0.81),
-            (0.65, 0.25),
-            arrowprops={**bend, "connectionstyle": "angle,angleA=0,angleB=90,rad=6"},
-        )
+        bend = {**arrow, "connectionstyle": "angle,angleA=0,angleB=90,rad=6", "linestyle": "-"}
+        axes.annotate("", (station[0], 0.81), (0.65, 0.25), arrowprops=bend)
         axes.text(station[0] + 0.08, 0.5, r"$\alpha$", va="center")
     axes.plot([0.65, 0.65], [0.25, 0.81], color="0.2", linewidth=1)
-    axes.text(
-        3.6,
-        1.85,
-        r"every student is fitted to $\alpha\, y + (1-\alpha)\, y^{(\tau-1)}$",
-        ha="center",
-        va="center",
-    )
+    formula = r"every student is fitted to $\alpha\, y + (1-\alpha)\, y^{(\tau-1)}$"
+    axes.text(3.6, 1.85, formula, ha="center", va="center")
     for text in texts:
         text.set_zorder(3)
     return figure
@@ -213,31 +187,15 @@ def risk_map_figure(alphas: FloatArray, steps: Sequence[float], risk: FloatArray
     norm = _risk_norm(risk[np.isfinite(risk)])
     for start, column in zip(left, np.ma.masked_invalid(risk).T, strict=True):
         mesh = axes.pcolormesh([start, start + 1], edges, column[:, None], norm=norm, cmap="cividis_r", rasterized=True)
-        missing = alphas[np.ma.getmaskarray(column)]
-        for alpha in missing:
-            axes.add_patch(
-                Rectangle(
-                    (start, alpha - half),
-                    1,
-                    2 * half,
-                    facecolor="none",
-                    edgecolor="0.6",
-                    hatch="////",
-                    linewidth=0,
-                )
-            )
+        for alpha in alphas[np.ma.getmaskarray(column)]:
+            cell = Rectangle((start, alpha - half), 1, 2 * half, facecolor="none", edgecolor="0.6", linewidth=0)
+            cell.set_hatch("////")
+            axes.add_patch(cell)
     row, best = divmod(int(np.argmin(risk)), len(steps))
     axes.add_patch(Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5))
-    axes.plot(
-        left[best] + 0.5,
-        alphas[row],
-        "*",
-        color="white",
-        markeredgecolor="black",
-        markersize=9,
-        linestyle="none",
-        label=f"best: {risk[row, best]:.5f} at {_name(steps[best])}, $\\alpha$ = {alphas[row]:g}",
-    )
+    name = f"best: {risk[row, best]:.5f} at {_name(steps[best])}, $\\alpha$ = {alphas[row]:g}"
+    star: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
+    axes.plot(left[best] + 0.5, alphas[row], "*", label=name, **star)
     axes.set_xticks(left + 0.5, ["∞" if step == math.inf else str(int(step)) for step in steps])
     axes.axvline(left[-1] - 0.25, color="0.2", linestyle="--", linewidth=1)
     axes.text(left[-1] + 0.5, edges[-1] + half, "limit", ha="center", va="bottom")
@@ -311,7 +269,7 @@ def best_alphas(folds: list[Fold], lam: float, k: int) -> BestAlphas:
 
 
 def curve_grid(data: Data) -> FloatArray:
-    """The points (201,) at which fits to ``data`` are drawn."""
+    """The 201 points at which fits to ``data`` are drawn."""
     margin = 0.5 if data.x[0] == data.x[-1] else 0.0
     return np.linspace(data.x[0] - margin, data.x[-1] + margin, 201)
 
@@ -326,16 +284,14 @@ def all_figures(
 ) -> dict[str, bytes]:
     """Every figure of the program as a file's bytes, by name. ``steps`` are the table's, the limit last."""
     spectrum = folds[0].spectrum
-    y = folds[0].y
-    if len(y) < len(data.y):  # the folds leave points out; the figures show the chain on all of them
+    if len(spectrum.d) < len(data.y):  # the folds leave points out; the figures show the chain on all of them
         spectrum = decompose(kernel_matrix(args.kernel, data.x, data.x, args.gamma), overwrite=True)
-        y = data.y
     finite = np.array(steps[:-1])
     drawn = finite[np.unique(np.linspace(0, len(finite) - 1, MOST_CURVES).round().astype(int))]
     with matplotlib.rc_context(STYLE):
         figures = {"self_distill": chain_drawing()}
         for chain in chains:
-            figures |= _chain_figures(chain, spectrum, y, data, list(drawn), args)
+            figures |= _chain_figures(chain, spectrum, data, list(drawn), args)
         map_steps = [*drawn, math.inf]
         risk = loss_map(folds, args.lam, ALPHAS, map_steps)
         figures["risk_map"] = risk_map_figure(ALPHAS, map_steps, risk, loss_name)
@@ -345,12 +301,7 @@ def all_figures(
 
 
 def _chain_figures(
-    chain: NamedChain,
-    spectrum: Spectrum,
-    y: FloatArray,
-    data: Data,
-    steps: list[float],
-    args: argparse.Namespace,
+    chain: NamedChain, spectrum: Spectrum, data: Data, steps: list[float], args: argparse.Namespace
 ) -> dict[str, Figure]:
     steps = [step for step in steps if _exists(spectrum.d, args.lam, chain.alpha, step)]
     n = len(steps)
@@ -358,7 +309,7 @@ def _chain_figures(
     drawn = [*steps, math.inf] if has_limit else steps
     grid = curve_grid(data)
     K_new = kernel_matrix(args.kernel, grid, data.x, args.gamma)
-    curves = predict(K_new, dual_coefficients(spectrum, y, args.lam, chain.alpha, drawn))
+    curves = predict(K_new, dual_coefficients(spectrum, data.y, args.lam, chain.alpha, drawn))
     B = diagonals(spectrum.d, args.lam, chain.alpha, drawn)
     R = sparsification_ratios(B)
     # The limit of a chain without ground truth is 0, and 0/0 is not the limit of the ratios.

@@ -1,4 +1,4 @@
-"""The toy experiment's command-line options. Loads neither NumPy nor Matplotlib, so that --help is fast."""
+"""The toy experiment's command-line options. This module loads neither NumPy nor Matplotlib, so that --help is fast."""
 
 import argparse
 import math
@@ -63,12 +63,7 @@ def _add_chain_options(group: argparse._ArgumentGroup) -> None:
         help="number of students; a million cost no more than five (default: %(default)s)",
     )
     group.add_argument(
-        "--lam",
-        "--lambda",
-        type=_not_negative,
-        default=0.2,
-        metavar="L",
-        help="ridge (default: %(default)s)",
+        "--lam", "--lambda", type=_not_negative, default=0.2, metavar="L", help="ridge (default: %(default)s)"
     )
     group.add_argument("--kernel", choices=KERNEL_NAMES, default="rbf", help="(default: %(default)s)")
     group.add_argument(

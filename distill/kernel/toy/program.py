@@ -1,4 +1,4 @@
-"""The toy experiment as a program: the table of losses, and which files are written.
+"""The toy experiment as a program: its table of losses and its files.
 
 NumPy and Matplotlib are imported only where they are needed, so that --help and a bad option answer at once.
 """
