@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 if typing.TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +22,10 @@ PROBE = " probe"  # ends the name of the arm that a probe belongs to
 class Fixed:
     """A student fitted to ``alpha * given + (1 - alpha) * teacher_target(teacher's probabilities)``.
 
-    Other kinds whose alpha is known in advance are subclasses with another ``name`` and ``teacher_target``.
+    Other kinds whose alpha is known in advance are subclasses with another ``name``, ``help`` and ``teacher_target``.
     """
+
+    help: ClassVar[str] = ""  # for --help, of a kind that is in KINDS
 
     alpha: float  # weight of the given labels, in [0, 1]
 
@@ -51,6 +54,7 @@ class Estimated:
     """A student whose alpha Algorithm 1 estimates on held-out images when its step is reached."""
 
     name = "auto"
+    help = "estimated at each step on held-out images (needs --val-size)"
     uses_teacher = True
     trainings = 2  # the probe, and the student unless the probe is taken
 

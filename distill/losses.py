@@ -94,8 +94,14 @@ def parse(text: str) -> tuple[Loss, dict[str, float]]:
         raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, not {text}{nearest(name, LOSSES)}")
     loss = LOSSES[name]
     options = {key: option.default for key, option in loss.options.items()}
+    seen: set[str] = set()
+    if colon and not given:
+        raise ConfigError(f"loss {text}: write the options after the colon, as in gce:q=0.5")
     for part in given.split(",") if colon else ():
         key, _, value = (piece.strip() for piece in part.partition("="))
+        if key in seen:
+            raise ConfigError(f"loss {text}: {key} is given twice")
+        seen.add(key)
         if key not in options:
             known = f"its options are {', '.join(options)}" if options else "it has no options"
             raise ConfigError(f"loss {text}: {name} has no option {key!r}{nearest(key, options)}; {known}")

@@ -217,8 +217,9 @@ class ChainConfig(Section):
 
     alpha: tuple[float | str, ...] | None = option(
         None,
-        "weight of the given labels in [0, 1]; the teacher gets 1 - alpha; several values make a grid. auto: estimated "
-        "at each step on held-out images (needs --val-size). preview: the same as --preview [default: 0.6]",
+        "weight of the given labels in [0, 1]; the teacher gets 1 - alpha; several values make a grid. "
+        + "".join(f"{word}: {kind.help}. " for word, kind in arms.KINDS.items())
+        + "preview: the same as --preview [default: 0.6]",
         words=(*arms.KINDS, PREVIEW),
     )
     alpha_schedule: tuple[tuple[float | str, ...], ...] = option(

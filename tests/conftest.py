@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import signal
 import sys
 import tarfile
 import threading
@@ -22,6 +23,9 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = os.environ.get("TEST_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
+
+# A shell's background jobs ignore SIGINT, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, so that a failure is the change's; `--hypothesis-profile=default` draws new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -111,7 +111,7 @@ def whole_module(file):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (wider, "of another architecture: conv1.weight is (4, 1, 3, 3) there and (2, 1, 3, 3) here"),
+        (wider, "of another architecture: conv1.weight is (4, 1, 3, 3) in the file and (2, 1, 3, 3) here"),
         (of_another_depth, "of another architecture"),
         (optimiser, "does not hold model parameters"),
         (whole_module, "not a checkpoint"),

@@ -27,7 +27,7 @@ from distill.training.listener import Listener
 
 
 class Chain:
-    """The chains of one seed. They share the session's images and the teacher."""
+    """The chains of one seed, one for each arm. They share the session's images and the teacher."""
 
     def __init__(self, session: Session, rundir: RunDir, listener: Listener) -> None:
         self.session = session

@@ -63,7 +63,7 @@ def load_parameters(model: models.Classifier, file: Path) -> None:
     for name in [*expected, *state]:
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (expected, state))
         if here != there:
-            raise ConfigError(f"{file} is of another architecture: {name} is {there} there and {here} here")
+            raise ConfigError(f"{file} is of another architecture: {name} is {there} in the file and {here} here")
     target.load_state_dict(state)
 
 
@@ -83,7 +83,7 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     if network is None:
         config = from_dict({"model": {k: v for k, v in record["model"].items() if v is not None}}).model
         if config.is_python:
-            raise ConfigError(f"the network of {file} came from Python: give the function that makes it as network")
+            raise ConfigError(f"the network of {file} came from Python: call load_model(path, network=make_network)")
         network = network_factory(config, record["channels"], len(record["classes"]))
     zeros = torch.zeros(record["channels"])
     model = models.Classifier(network(), zeros, zeros)

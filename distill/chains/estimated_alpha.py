@@ -39,7 +39,7 @@ class Choice:
     alpha_star: float | None  # of least error, not clipped; None if f and g agree to rounding: alpha has no effect
     standard_error: float | None  # of alpha_star, over resampled held-out images
     alpha: float  # what the student is trained with: alpha_star in [0, 1], or 0 if the probe is taken
-    takes_probe: bool  # the probe becomes the student: alpha_star <= its error, or alpha has no effect
+    takes_probe: bool  # the probe becomes the student: alpha_star is at most its error, or alpha has no effect
     probe_val_brier: float
     predicted_val_brier: float  # of alpha * f + (1 - alpha) * g
 
@@ -84,24 +84,24 @@ def train(session: Session, spec: ModelSpec, first: Finished, listener: Listener
     First the probe is trained; then alpha is chosen and written to choice.json, so that a resumed student keeps it;
     then the student is trained, unless the probe becomes the student.
     """
-    noted = spec.folder / "choice.json"
+    choice_file = spec.folder / "choice.json"
     if spec.is_finished:
-        noted.unlink(missing_ok=True)  # the process may have died between the two writes
+        choice_file.unlink(missing_ok=True)  # the process may have died between the two writes
         return student.train(session, spec, listener)
     probe_spec = _probe(session, spec)
     if not probe_spec.is_finished:
-        # Left by a probe that was deleted.
-        noted.unlink(missing_ok=True)
+        # These belong to a probe that was deleted.
+        choice_file.unlink(missing_ok=True)
         (spec.folder / STATE).unlink(missing_ok=True)
     probe = student.train(session, probe_spec, listener)
-    if not noted.exists():
-        write_json(noted, asdict(_choose(session, spec, first, probe, listener)))
-    choice = _read_choice(noted)
+    if not choice_file.exists():
+        write_json(choice_file, asdict(_choose(session, spec, first, probe, listener)))
+    choice = _read_choice(choice_file)
     if choice.takes_probe:
         _take_probe(probe, spec, choice, listener)
     else:
         student.train(session, replace(spec, target=Fixed(choice.alpha)), listener, asdict(choice))
-    noted.unlink()
+    choice_file.unlink()
     return Finished(session, spec.folder)
 
 
@@ -130,7 +130,7 @@ def _choose(session: Session, spec: ModelSpec, first: Finished, probe: Finished,
 
 
 def format_choice(choice: Choice, images: int) -> str:
-    """An estimate from so many held-out images, in a few words."""
+    """An estimate from so many held-out ``images``, as one line."""
     if choice.alpha_star is None:
         return "teacher and probe agree to rounding, so alpha has no effect; the probe is taken"
     outcome = "the probe (alpha 0) is taken" if choice.takes_probe else f"trained with {choice.alpha:.4f}"
@@ -138,7 +138,7 @@ def format_choice(choice: Choice, images: int) -> str:
 
 
 def _take_probe(probe: Finished, spec: ModelSpec, choice: Choice, listener: Listener) -> None:
-    """Make a probe the student of its step: the same parameters and metrics, without a training of its own."""
+    """Make a probe the student of its step: the same parameters and metrics, without another training."""
     write_atomically(spec.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
     result = replace(probe.result, arm=spec.arm, epochs=0, seconds=0.0)
     record: dict[str, Any] = read_record(probe.folder) | result.row()

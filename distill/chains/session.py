@@ -1,4 +1,4 @@
-"""A session: everything that the models of one seed share. It keeps no state between models."""
+"""A session: everything that the models of one seed share. No model changes it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +72,8 @@ class Session:
         """The mean loss against the true labels, and the logits (n, classes)."""
         logits = self.predict(model, images)
         if not logits.isfinite().all():
-            raise ConfigError("the predictions of the given teacher are not finite")  # training would have raised
+            # A model trained here would have failed in training.
+            raise ConfigError("the predictions of the given teacher are not finite")
         truth = one_hot(images.labels.cpu(), logits.shape[1])
         loss = loss_function(self.config.train.loss)(logits.double(), truth).mean().item()
         return loss, logits

@@ -25,7 +25,7 @@ from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
 
 STATE = "training_state.pt"
-METRICS = (
+EPOCH_COLUMNS = (
     *("epoch", "lr", "train_loss", "train_truth_loss", "train_teacher_loss", "train_reg", "train_acc"),
     *("val_loss", "val_acc", "seconds"),
 )
@@ -115,7 +115,7 @@ class Training:
         self._write_metrics()
 
     def _write_metrics(self) -> None:
-        write_csv(self.folder / "metrics.csv", list(METRICS), self.rows)
+        write_csv(self.folder / "metrics.csv", list(EPOCH_COLUMNS), self.rows)
 
     def selected(self) -> nn.Module:
         """The model that will teach: the last epoch's, or the best."""
@@ -166,7 +166,7 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, li
     with ONE_AT_A_TIME:
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
-    target = Fixed(1.0)
+    target = Fixed(1.0)  # without a teacher, the given labels alone
     # At alpha = 1 the teacher has zero weight: skip its forward pass.
     if spec.teacher is not None and isinstance(spec.target, Fixed) and spec.target.uses_teacher:
         teacher = spec.teacher.model

@@ -127,7 +127,7 @@ def test_a_users_error_in_a_thread_ends_the_others(tmp_path, folder, threads):
 
 
 def test_threads_that_are_stopped_end_at_a_chunk_and_go_on_exactly(tmp_path, folder, threads):
-    options = folder | {"alpha": [0, 0.5], "max_epochs": 20, "distillation_steps": 2}
+    options = folder | {"alpha": [0, 0.5], "max_epochs": 40, "distillation_steps": 2}
     main = threading.main_thread().ident
 
     def stop():
