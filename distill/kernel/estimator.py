@@ -119,8 +119,9 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         y (n,) or (n, m), X_val (q, p), y_val (q,) or (q, m), dense; for kernel="precomputed" X is (n, n) and X_val
         (q, n). Uses the kernel's parameters and the solver of this estimator, and does not change it, fitted or not.
         """
-        X, y, X_val, y_val = (np.asarray(a, dtype=np.float64) for a in (X, y, X_val, y_val))
-        return self._path(X, y, alphas, lams, steps, X_val, y_val)
+        y = np.asarray(y, dtype=np.float64)
+        y_val = np.asarray(y_val, dtype=np.float64)
+        return self._path(X, y, X_val, y_val, alphas, lams, steps)
 
 
 class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
@@ -185,8 +186,7 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
     ) -> FloatArray:
         """Mean squared errors of outputs against one-hot labels, as ``SelfDistilledKernelRidge.path``."""
         classes = np.unique(y)
-        X, X_val = (np.asarray(a, dtype=np.float64) for a in (X, X_val))
-        return self._path(X, one_hot(y, classes), alphas, lams, steps, X_val, one_hot(y_val, classes))
+        return self._path(X, one_hot(y, classes), X_val, one_hot(y_val, classes), alphas, lams, steps)
 
 
 def one_hot(labels: ArrayLike, classes: NDArray[Any]) -> FloatArray:

@@ -197,21 +197,17 @@ class SelfDistilledBase(BaseEstimator):
         return iter(spectral.predict(self._kernel_matrix(X, self.X_fit_), self._chain(list(steps)).coefficients))
 
     def _path(
-        self,
-        X: FloatArray,
-        targets: FloatArray,
-        alphas: ArrayLike,
-        lams: ArrayLike,
-        steps: ArrayLike,
-        X_val: FloatArray,
-        targets_val: FloatArray,
+        self, X: ArrayLike, targets: FloatArray, X_val: ArrayLike, targets_val: FloatArray, *axes: ArrayLike
     ) -> FloatArray:
+        """The risk map with ``axes`` alphas, lams and steps."""
+        X = np.asarray(X, dtype=np.float64)
+        X_val = np.asarray(X_val, dtype=np.float64)
         self._check_parameters()
         require_memory(len(targets), arrays=3)
         K = self._kernel_matrix(X)
         K_new = self._kernel_matrix(X_val, X)
         overwrite = self.kernel != "precomputed"
-        return risk_map(K, targets, K_new, targets_val, alphas, lams, steps, solver=self.solver, overwrite=overwrite)
+        return risk_map(K, targets, K_new, targets_val, *axes, solver=self.solver, overwrite=overwrite)
 
 
 def _rows_times(a: FloatArray, s: FloatArray) -> FloatArray:

@@ -1,6 +1,6 @@
 """Factorisations of a kernel matrix, with named errors for a matrix that is no kernel.
 
-There are three ways to apply (K + lam I)^-1, and none forms an inverse:
+Three ways to apply (K + lam I)^-1, none of which forms an inverse:
 
 - one eigendecomposition K = V D V^T, which then serves every lam, alpha and step;
 - one tridiagonal form K = Q T Q^T, the first half of an eigendecomposition: every lam by solves with T at O(n) each;

@@ -132,7 +132,9 @@ def _chain_by_cholesky(
 ) -> Chain:
     alphas = as_schedule(alpha)
     if not limit_is_certain(steps, alphas[-1:]):
-        check_limit_exists(_largest_eigenvalue(K), lam, alphas[-1])
+        last = len(K) - 1
+        largest_eigenvalue = scipy.linalg.eigvalsh(K, subset_by_index=[last, last])
+        check_limit_exists(largest_eigenvalue, lam, alphas[-1])
     if not trusted:
         check_positive_semidefinite(K)
     L = cholesky(K, lam)
@@ -155,12 +157,6 @@ def _chain_by_cholesky(
     if math.inf in steps:
         coefficients[math.inf] = cholesky_solve(L, y) if lam == 0 else limit_by_solving(dense, y, lam, alphas[-1])
     return Chain(np.array([coefficients[step] for step in steps]), condition, "cholesky")
-
-
-def _largest_eigenvalue(K: FloatArray) -> FloatArray:
-    """d_1 (1,) of K."""
-    last = len(K) - 1
-    return scipy.linalg.eigvalsh(K, subset_by_index=[last, last])
 
 
 def fitted_values(system: ShiftedSystem, lam: float, target: FloatArray, c: FloatArray) -> FloatArray:

@@ -134,7 +134,7 @@ def convergence_bound(
 ) -> FloatArray:
     """Upper bounds (len(steps),) on ‖y^(tau) - y^(inf)‖, given ``first_distance`` = ‖y^(1) - y^(inf)‖.
 
-    They are rate^(tau-1) ‖y^(1) - y^(inf)‖. Raises DivergentChainError if there is no limit.
+    They are rate^(tau-1) ‖y^(1) - y^(inf)‖, see ``convergence_rate``. Raises DivergentChainError without a limit.
     """
     check_limit_exists(d, lam, alpha)
     return convergence_rate(d, lam, alpha) ** (np.array(as_steps(steps)) - 1) * first_distance
@@ -156,7 +156,7 @@ def dual_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, alpha: Array
 
 def apply_filters(V: FloatArray, filters: FloatArray, z: FloatArray) -> FloatArray:
     """V diag(filter) z for each of ``filters`` (steps, n): V (q, n), z (n[, m]) give (steps, q[, m])."""
-    return map_columns(partial(product, V), _filtered(filters, z))
+    return predict(V, _filtered(filters, z))
 
 
 def _filtered(filters: FloatArray, z: FloatArray) -> FloatArray:

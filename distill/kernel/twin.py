@@ -79,7 +79,7 @@ class Twin:
     def predict(self, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
         """Predictions (len(steps), q, classes) at the held-out points; ``alpha`` a number, or one for each student."""
         w = spectral.blend_filters(self.spectrum.d, self.lam, alpha, np.asarray(steps) + 1)
-        return self.mean + spectral.predict(self.Q, (w / (self.spectrum.d + self.lam))[:, :, None] * self.z)
+        return self.mean + spectral.apply_filters(self.Q, w / (self.spectrum.d + self.lam), self.z)
 
     def score(self, alpha: ArrayLike, steps: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Squared error and accuracy on the held-out points, each (len(steps),)."""
@@ -93,7 +93,7 @@ class Twin:
     def residuals(self, k: int) -> FloatArray:
         """true - (prediction of A^j y), j = 1..k, (k, q, classes), for the best alphas on held-out points."""
         filters = spectral.power_filters(self.spectrum.d, self.lam, k)
-        return self.true - self.mean - spectral.predict(self.Q, filters[:, :, None] * self.z)
+        return self.true - self.mean - spectral.apply_filters(self.Q, filters, self.z)
 
     def cross_validated_residuals(self, k: int) -> FloatArray:
         """Residuals (k, n - 1, classes) from the training points and given targets alone (``krr.gcv_residuals``)."""

@@ -133,16 +133,15 @@ def run(args: argparse.Namespace) -> str:
     steps: list[float] = [*shown_steps(args.distillation_steps + 1), math.inf]
     table = [chain_losses(folds, args.lam, chain.alpha, steps) for chain in chains]
 
-    figures: dict[Path, Content] = {}
+    files: dict[Path, Content] = {}
+    if args.csv is not None:
+        files[args.csv] = format_csv(chains, steps, table)
     if not args.no_figures:
         from distill.kernel.toy.figures import all_figures
 
-        for name, content in all_figures(data, folds, loss_name, chains, steps, args).items():
-            figures[args.output / f"{name}.{args.format}"] = content
-    tables: dict[Path, Content] = {}
-    if args.csv is not None:
-        tables[args.csv] = format_csv(chains, steps, table)
-    write_files(tables | figures)
+        figures = all_figures(data, folds, loss_name, chains, steps, args)
+        files |= {args.output / f"{name}.{args.format}": content for name, content in figures.items()}
+    write_files(files)
 
     lines = [
         f"{args.kernel} kernel, gamma = {args.gamma:g}, lambda = {args.lam:g}, {len(data.x)} points",
