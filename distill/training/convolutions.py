@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, where these are faster: of single pixels, and of maps that are mostly padding.
+"""Convolutions as matrix products, for outputs of a few pixels: there they are faster than torch's own.
 
 With the ImageNet stem, 32x32 images are 2x2 pixels in the third stage and one pixel in the last: five ninths and eight
 ninths of a 3x3 kernel's products have a factor 0 there. With channels last in memory, an output pixel is a sum over the
@@ -72,7 +72,8 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, size: tuple, stride: tuple, pad: tuple) -> Tensor:
-        images, kernels = _last(x), _kernels(x, weight, size)
+        images = _last(x)
+        kernels = _kernels(x, weight, size)
         out = images.new_zeros(len(x), *size, len(weight))
         for i, j, row, columns, krow, kcolumns in terms(x.shape[2:], weight.shape[2:], stride, pad):
             part = kernels[:, krow, kcolumns].flatten(1).to(x.dtype)
@@ -97,16 +98,21 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         size, stride, pad = ctx.geometry
-        if torch.is_grad_enabled():  # the gradient is to be differentiated once more, which torch's own can be
-            mask, rest = (*ctx.needs_input_grad[:2], False), (stride, pad, (1, 1), False, (0, 0), 1)
+        if torch.is_grad_enabled():  # for a second derivative: torch's own gradient can be differentiated
+            mask = (*ctx.needs_input_grad[:2], False)
+            rest = (stride, pad, (1, 1), False, (0, 0), 1)
             on_images, on_kernels, _ = torch.ops.aten.convolution_backward(
                 _first(grads), x, weight.to(x.dtype), None, *rest, mask
             )
-            return on_images, on_kernels if on_kernels is None else on_kernels.to(weight.dtype), None, None, None
-        images, grads, on_images, on_kernels = _last(x), grads.contiguous(), None, None
+            return on_images, None if on_kernels is None else on_kernels.to(weight.dtype), None, None, None
+        images = _last(x)
+        grads = grads.contiguous()
+        on_images = None
+        on_kernels = None
         products = terms(x.shape[2:], weight.shape[2:], stride, pad)
         if ctx.needs_input_grad[0]:
-            on_images, kernels = torch.zeros_like(images), _kernels(x, weight, size)
+            on_images = torch.zeros_like(images)
+            kernels = _kernels(x, weight, size)
             for i, j, row, columns, krow, kcolumns in products:
                 part = kernels[:, krow, kcolumns].flatten(1).to(grads.dtype)
                 on_images[:, row, columns].flatten(1).addmm_(grads[:, i, j], part)
@@ -114,7 +120,8 @@ class _Products(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             n, c, kh, kw = weight.shape
             on_kernels = weight.new_zeros(n, kh, kw, c)
-            images, grads = images.to(weight.dtype), grads.to(weight.dtype)
+            images = images.to(weight.dtype)
+            grads = grads.to(weight.dtype)
             for i, j, row, columns, krow, kcolumns in products:
                 pixels = images[:, row, columns].flatten(1)
                 on_kernels[:, krow, kcolumns].flatten(1).addmm_(grads[:, i, j].t(), pixels)
@@ -123,17 +130,20 @@ class _Products(torch.autograd.Function):
 
 
 def _kernels(x: Tensor, weight: Tensor, size: tuple) -> Tensor:
-    """(out, kh, kw, in): all at once where all is needed; of one pixel's, terms copy and convert their parts alone."""
+    """The weights as (out, kh, kw, in). For an output of one pixel, each term copies and converts only its part."""
     return weight.permute(0, 2, 3, 1) if size == (1, 1) else _last(weight).to(x.dtype)
 
 
 @lru_cache
 def terms(size: tuple, kernel: tuple, stride: tuple, pad: tuple) -> tuple[tuple[int, int, int, slice, int, slice], ...]:
-    """What a convolution multiplies: output row and column, input row and columns, kernel row and columns."""
-    (h, w), (kh, kw), found = size, kernel, []
+    """The products of a convolution: output row and column, input row and columns, kernel row and columns."""
+    h, w = size
+    kh, kw = kernel
+    found = []
     for i, top in enumerate(range(-pad[0], h + pad[0] - kh + 1, stride[0])):
         for j, left in enumerate(range(-pad[1], w + pad[1] - kw + 1, stride[1])):
-            first, last = max(left, 0), min(left + kw, w)
+            first = max(left, 0)
+            last = min(left + kw, w)
             for row in range(max(top, 0), min(top + kh, h)) if first < last else ():
                 found.append((i, j, row, slice(first, last), row - top, slice(first - left, last - left)))
     return tuple(found)

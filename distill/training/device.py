@@ -53,7 +53,8 @@ def _keep_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+        M_TRIM_THRESHOLD = -1  # malloc.h
+        M_MMAP_THRESHOLD = -3
         libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most of older glibc
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 

@@ -100,7 +100,8 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(after)
-        self.stride, self.widen = stride, after - before
+        self.stride = stride
+        self.widen = after - before
 
     def forward(self, x: Tensor) -> Tensor:  # (n, before, h, w) -> (n, after, h / stride, w / stride)
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -122,7 +123,8 @@ class CifarResNet(nn.Module):
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        stages, before = [], width
+        stages = []
+        before = width
         for stage in range(3):
             after = width * 2**stage
             for block in range(blocks):

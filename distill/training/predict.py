@@ -22,7 +22,8 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
 
 def predict_all(model: nn.Module, pool: ImageStore, train: TrainConfig) -> Tensor:
     """Logits (n, classes) float32 on the CPU for a whole split, in its order and not augmented."""
-    n, size = len(pool), chunk_size(pool, train.batch_size)
+    n = len(pool)
+    size = chunk_size(pool, train.batch_size)
     parts = (pool.images[i : i + size].to(pool.device, non_blocking=True) for i in range(0, n, size))
     return torch.cat([predict(model, part, train) for part in parts]).cpu()  # waits for the device
 
