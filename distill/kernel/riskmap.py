@@ -29,14 +29,7 @@ from distill.kernel.linalg import (
 )
 from distill.kernel.mixing import alphas_to_weights
 from distill.kernel.solvers import check_solver, choose_map_solver, fitted_values, limit_by_solving, limit_is_certain
-from distill.kernel.spectral import (
-    DivergentChainError,
-    apply_filters,
-    blend_filters,
-    map_columns,
-    predict,
-    shrinkage,
-)
+from distill.kernel.spectral import DivergentChainError, apply_filters, blend_filters, map_columns, predict, shrinkage
 
 
 def risk_map(
@@ -201,14 +194,13 @@ class SpectralPredictions:
                 exists.append(True)
             except DivergentChainError:
                 exists.append(False)
-        predictions = iter(self._predict(np.array(filters).reshape(-1, len(d)) / (d + lam)))
+        scaled = np.array(filters).reshape(-1, len(d)) / (d + lam)
+        if self.rotated is None:
+            predictions = iter(predict(self.K_new, apply_filters(self.spectrum.V, scaled, self.z)))
+        else:
+            predictions = iter(apply_filters(self.rotated, scaled, self.z))
         powers = np.array([next(predictions) for _ in range(depth)])
         return powers, [next(predictions) if it_exists else None for it_exists in exists]
-
-    def _predict(self, filters: FloatArray) -> FloatArray:
-        if self.rotated is None:
-            return predict(self.K_new, apply_filters(self.spectrum.V, filters, self.z))
-        return apply_filters(self.rotated, filters, self.z)
 
 
 @dataclass(frozen=True)
