@@ -18,9 +18,10 @@ class NoiseKind:
     """Which wrong label an image gets if its label is corrupted.
 
     ``wrong_labels(labels, classes, rng)`` takes the true labels (n,) int64 of a data set of ``classes`` classes and
-    returns as many labels, each another one than the true one. ``rng`` is for this alone: all randomness comes from it,
-    and the draws may depend on n and ``classes`` only. Then an image's wrong label depends neither on which images are
-    trained on nor on how many are corrupted.
+    returns as many labels in [0, classes): the wrong one, or the true one for classes that this kind never corrupts.
+    It raises DataError for data that it does not fit. ``rng`` is for this alone: all randomness comes from it, and the
+    draws may depend on n and ``classes`` only. Then an image's wrong label depends neither on which images are trained
+    on nor on how many are corrupted.
     """
 
     wrong_labels: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]

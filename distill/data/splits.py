@@ -119,17 +119,19 @@ def _balanced(
 def _corrupted(whole: Split, pool: np.ndarray, classes: int, config: DataConfig, seed: int) -> Split:
     """The images of ``whole`` at the positions ``pool``, round(label_noise * n) of their n labels wrong.
 
-    An order and a wrong label are drawn for each image of the whole source, and the images of the pool that come first
-    in that order get theirs: a wrong label depends neither on the pool nor on how many are corrupted.
+    Only the n images count whose class the kind of noise affects. An order and a wrong label are drawn for each image
+    of the whole source, and the images of the pool that come first in that order get theirs: a wrong label depends
+    neither on the pool nor on how many are corrupted.
     """
     split = whole.take(pool)
-    count = round(config.label_noise * len(split))
-    if count == 0:
+    if config.label_noise == 0:
         return split
     rng = generator(seed, "noise")
     rank = rng.permutation(len(whole))
     wrong = KINDS[config.label_noise_kind].wrong_labels(whole.labels, classes, rng)
-    corrupted = np.argsort(rank[pool])[:count]
+    affected = np.flatnonzero(wrong[pool] != split.true_labels)
+    count = round(config.label_noise * len(affected))
+    corrupted = affected[np.argsort(rank[pool[affected]])[:count]]
     labels = split.true_labels.copy()
     labels[corrupted] = wrong[pool[corrupted]]
     return replace(split, labels=labels)

@@ -201,7 +201,7 @@ class Processes(Executor):
         self.pool = ProcessPoolExecutor(job_count(config), context, initializer=_start_worker)
 
     def submit(self, unit: Unit) -> Future[Any]:
-        with _out_of_ctrl_c():
+        with _uninterrupted():
             return self.pool.submit(_train_quietly, self.path, unit)
 
     def report(self) -> None:
@@ -224,16 +224,28 @@ class Processes(Executor):
 
 
 @contextmanager
-def _out_of_ctrl_c() -> Iterator[None]:
-    """Processes started here never see Ctrl-C, which a terminal sends to all: their parent ends them."""
+def _uninterrupted() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM until a worker has started; half started, it would be left behind.
+
+    The worker never sees Ctrl-C, which a terminal sends to all processes: its parent ends it.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    delayed: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda number, frame: delayed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if delayed:
+            signal.raise_signal(delayed[0])
 
 
 def _start_worker() -> None:

@@ -91,11 +91,12 @@ class Experiment:
             if self.config.chain.estimates_alpha and record["step"] != 0:
                 raise ConfigError(f"{file} is of step {record['step']}: alpha auto needs the teacher of step 0")
             there = record.get("configuration", {})
-            other = there.get("data.dataset") != here.dataset or there.get("data.val_size") != here.val_size
-            if other or self.config.chain.seed != (record["seed"],):
+            if there.get("data.dataset") != here.dataset:
+                raise ConfigError(f"{file} was trained on {there.get('data.dataset')}, not on {here.dataset}")
+            if there.get("data.val_size") != here.val_size or self.config.chain.seed != (record["seed"],):
                 raise ConfigError(
-                    f"{file} was trained on images that this run holds out: give its --seed {record['seed']}, "
-                    f"--dataset {there.get('data.dataset')} and --val-size {there.get('data.val_size')}"
+                    f"{file} was trained on images that this run holds out: give its --seed {record['seed']} "
+                    f"and --val-size {there.get('data.val_size')}"
                 )
 
     def network_factory(self, data: Dataset) -> Callable[[], nn.Module]:

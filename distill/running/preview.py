@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.arms import arm_name, prefixes
+from distill.arms import Estimated, Fixed, arm_name, prefixes
 from distill.chains.checkpoints import load_model
 from distill.config import CUSTOM_DATA, Config, TrainConfig
 from distill.configfile import read_config
@@ -239,6 +239,8 @@ def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
     outcomes: dict[str | None, Outcome] = {}  # by name: unfinished chains may share all their finished students
     first = score(teacher.folder)
     for arm in teacher.chain.arms:
+        if any(type(target) not in (Fixed, Estimated) for target in arm):
+            continue  # the twin knows no other targets
         folders = [teacher.rundir.model(teacher.seed, arm_name(prefix), k) for k, prefix in enumerate(prefixes(arm), 1)]
         folders = list(takewhile(lambda folder: (folder / "result.json").exists(), folders))
         name = arm_name(arm[: len(folders)])

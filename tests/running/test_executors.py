@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tiny import ROOT, config, contents, rows, source, wait_for
 
 import distill
 from distill.errors import UserError
+from distill.running import executors
 from distill.running.experiment import Experiment
 from distill.training.listener import Listener
 
@@ -136,3 +138,19 @@ def test_a_serial_run_finishes_a_seed_before_the_next(tmp_path):
     order = Order()
     distill.run(config(tmp_path, seed=[2, 1], max_epochs=1), source=source(), listener=order)
     assert order.seeds == [2, 2, 2, 1, 1, 1]
+
+
+def test_an_interrupt_waits_until_a_worker_has_started():
+    events = []
+
+    def start():
+        with executors._uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+            events.append("started")
+        events.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert events == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
