@@ -49,7 +49,7 @@ def check_same_losses(device: torch.device) -> float:
     program = Obvious(plain, teacher, ALPHA, LR, REG_COEF, device)
     ours, our_teacher = (plain_classifier(18, seed) for seed in (0, 1))
     for model in (ours, our_teacher):
-        models.take_products(model.network)
+        models.use_product_convolutions(model.network)
         place(model, TrainConfig(), device)
     for _ in range(4):
         images = torch.from_numpy(rng.integers(0, 256, (16, 3, 32, 32), np.uint8)).to(device)

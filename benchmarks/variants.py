@@ -140,7 +140,7 @@ def _network(resnet: int, seed: int, variant: Variant, train: TrainConfig, devic
     """The network with the variant's ingredients; it takes uint8 images if the variant's batches are in memory."""
     network = plain_network(resnet, seed)
     if variant.engine or variant.products:
-        models.take_products(network)
+        models.use_product_convolutions(network)
     if variant.channels_last:
         network.to(memory_format=torch.channels_last)
     if variant.precision == "bf16" and not variant.engine:

@@ -19,7 +19,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     sections: dict[str, Any] = {}
     for section, given in values.items():
         require(section in SECTIONS, f"unknown section [{section}]{nearest(section, SECTIONS)}")
-        require(isinstance(given, dict), f"{section} must be a section: write [{section}] on a line of its own")
+        require(isinstance(given, dict), f"{section} must be a section: write [{section}] on its own line")
         names = [f.name for f in fields(SECTIONS[section])]
         for name in given:
             if name not in names:
@@ -30,7 +30,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def read_toml(path: Path) -> dict[str, dict]:
-    """The sections of a TOML file. Raises ConfigError where it cannot be read."""
+    """The sections of a TOML file. Raises ConfigError if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -17,7 +17,7 @@ class DataError(UserError):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line; its type where it has no message."""
+    """The message of an error on one line; its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -38,7 +38,7 @@ class Metric:
 
     name: str  # the key in result.json and the column of results.csv
     label: str | None  # the panel's title in the diagnostics figure; None: no panel
-    compute: Callable[[Predictions], float | None]  # None where it does not apply
+    compute: Callable[[Predictions], float | None]  # None if it does not apply
 
 
 METRICS = [

@@ -14,7 +14,7 @@ PURPOSES = ("split", "val", "subset", "noise", "init", "epoch", "update", "boots
 
 # Hold this lock while seeding torch's global generators and drawing from them: chains that are trained side by side in
 # threads share them.
-ONE_AT_A_TIME = threading.Lock()
+RNG_LOCK = threading.Lock()
 
 
 def _sequence(seed: int, purpose: str, step: int, epoch: int) -> np.random.SeedSequence:

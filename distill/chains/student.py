@@ -17,7 +17,7 @@ from distill.chains.checkpoints import DamagedFileError, read_tensors, write_ten
 from distill.chains.session import Session
 from distill.errors import ConfigError
 from distill.files import sha256
-from distill.randomness import ONE_AT_A_TIME, torch_seed
+from distill.randomness import RNG_LOCK, torch_seed
 from distill.store.results import Result, read_record
 from distill.store.rundir import RunDir, write_csv
 from distill.training import augment
@@ -163,7 +163,7 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, li
     plan = augment.plan(
         session.seed, spec.step, epoch, len(session.train), width, session.config.data.augment, data.flip
     )
-    with ONE_AT_A_TIME:
+    with RNG_LOCK:
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
     target = Fixed(1.0)  # without a teacher, the given labels alone

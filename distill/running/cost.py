@@ -1,4 +1,4 @@
-"""The cost of a run on this machine, from short bursts of its own training, and what is left of it."""
+"""The cost of a run on this machine, from short bursts of its training, and what is left of it."""
 
 import itertools
 import statistics

@@ -88,7 +88,7 @@ def format_remaining(cost: Cost, done: Done) -> str:
     finished = sum(share == 1 for share in done.values())
     begun = len(done) - finished
     left = format_duration(cost.left(done))
-    return f"left    {left}: {finished} models finished in {cost.config.output}, {begun} begun"
+    return f"left    {left}: {finished} models finished in {cost.config.output}, {begun} in progress"
 
 
 def format_model_count(config: Config) -> str:

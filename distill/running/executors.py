@@ -1,6 +1,6 @@
 """Where the units of a run are trained: in this thread, in processes or, on a CUDA device, in threads.
 
-Threads share one copy of each seed's images and one CUDA context; each has a stream of its own, on which its models'
+Threads share one copy of each seed's images and one CUDA context; each has its own stream, on which its models'
 graphs are captured and replayed. The threads have not run on a device yet: they are tested on a CPU.
 """
 
@@ -67,14 +67,14 @@ def uses_threads(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def work_off(config: Config, executor: Executor, teachers_only: bool = False) -> None:
+def train_units(config: Config, executor: Executor, teachers_only: bool = False) -> None:
     """Train all units of a run: submit every seed's teacher and, when one is finished, the units of its students."""
     running: dict[Future[Any], Unit] = {}
 
     def proceed(timeout: float) -> None:
         for future in wait(running, timeout, FIRST_COMPLETED).done:
             unit = running.pop(future)
-            future.result()  # raises what ended the unit
+            future.result()  # re-raises the unit's error
             if not unit.arms and not teachers_only:
                 running.update({executor.submit(each): each for each in student_units(config, unit.seed)})
 
@@ -135,12 +135,12 @@ class Threads(Executor):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.listener.over.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
+            self.listener.stop.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
-    """A pool of threads, each with a CUDA stream of its own; torch keeps the current device and stream per thread."""
+    """A pool of threads, each with its own CUDA stream; torch keeps the current device and stream per thread."""
 
     def own_stream() -> None:
         if device.type == "cuda":
@@ -161,7 +161,7 @@ def _share_teacher(chain: Chain) -> None:
         teacher.test_logits  # noqa: B018 - reads the model; ends with a copy to the host
 
 
-class _Over(Exception):
+class _Stopped(Exception):
     """The run is being stopped."""
 
 
@@ -171,15 +171,15 @@ class _OneAtATime(Listener):
     def __init__(self, listener: Listener):
         self.listener = listener
         self.lock = threading.Lock()
-        self.over = threading.Event()
+        self.stop = threading.Event()
 
     def note(self, text: str) -> None:
         with self.lock:
             self.listener.note(text)
 
     def end_chunk(self, sums: EpochSums) -> None:
-        if self.over.is_set():
-            raise _Over
+        if self.stop.is_set():
+            raise _Stopped
 
     def end_epoch(self, name: str, row: dict[str, Any]) -> None:
         with self.lock:

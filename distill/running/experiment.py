@@ -190,7 +190,7 @@ def count_models(config: Config) -> int:
 
 
 def versions(device: torch.device) -> dict[str, str | int]:
-    """Versions and hardware, for the record."""
+    """Versions and hardware, for environment.json."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

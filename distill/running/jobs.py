@@ -1,4 +1,4 @@
-"""How many jobs pay: ``--jobs auto``."""
+"""The number of jobs for ``--jobs auto``."""
 
 from collections.abc import Callable
 from dataclasses import replace

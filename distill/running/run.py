@@ -7,7 +7,7 @@ from torch import nn
 
 from distill.config import Config
 from distill.data.source import Source
-from distill.running.executors import make_executor, work_off
+from distill.running.executors import make_executor, train_units
 from distill.running.experiment import Experiment, caller_unaffected, versions
 from distill.running.jobs import prepare_with_jobs
 from distill.store.results import Result
@@ -54,13 +54,13 @@ def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bo
         results = rundir.results()
         listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
         with make_executor(experiment, listener) as executor:
-            work_off(experiment.config, executor, teachers_only)
+            train_units(experiment.config, executor, teachers_only)
         rundir.write_finished()
         return rundir.write_results()
 
 
 def _check(experiment: Experiment) -> None:
-    """Refuse every seed's data, or the given teacher, now rather than after hours of training other seeds."""
+    """Check every seed's data and the given teacher now, rather than after hours of training other seeds."""
     chain = experiment.config.chain
     for seed in chain.seed:
         data = experiment.dataset(seed)

@@ -1,4 +1,4 @@
-"""Timed bursts of a run's own training, of one model or of several at the same time. Writes no run."""
+"""Timed bursts of the run's training, of one model or of several at the same time. Writes no run."""
 
 import io
 import threading

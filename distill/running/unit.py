@@ -89,7 +89,7 @@ def open_run(
 ) -> Experiment:
     """The experiment of a run directory; the images stay in memory for the next call on the same run.
 
-    Raises ConfigError if the directory holds no run, or if the images are not those it was begun with.
+    Raises ConfigError if the directory holds no run, or if the images are not those it began with.
     """
     config = _config(run_directory)
     if source is None and network is None:

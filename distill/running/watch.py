@@ -16,7 +16,7 @@ Row = dict[str, int | float | None]
 
 
 class RunWatcher:
-    """Turns what appears in a run directory after it is made into progress events: epochs, results, estimates."""
+    """Reports new epochs, results and estimates in a run directory to a listener."""
 
     def __init__(self, config: Config, listener: Listener):
         self.listener = listener

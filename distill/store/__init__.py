@@ -1,1 +1,1 @@
-"""What a run leaves on disk: atomic writes, results, the run directory. Imports no torch."""
+"""What a run leaves on disk: results and the run directory. Imports no torch."""

@@ -16,8 +16,9 @@ class Result:
 
     train_loss and train_acc are means over the epoch that was selected (the last, or the best), measured during
     training (augmented images, given labels, regulariser included). val_* and test_* are of the finished model,
-    against true labels, without the regulariser. The last four describe the finished model on its training images,
-    not augmented. None where it does not apply, or where an older version did not compute it.
+    against true labels, without the regulariser. train_distance, clean_acc, memorised and recovered are of
+    the finished model on its training images, not augmented. A value is None if it does not apply or if an older
+    version did not compute it.
 
     Metrics of ``distill.metrics`` without a field here are attributes too; ``extra`` holds them.
     """
@@ -35,7 +36,7 @@ class Result:
     test_brier: float | None
     test_ece: float | None
     agreement: float | None  # share of test images on which the model and its teacher predict the same class
-    epochs: int  # of its own training: 0 for a given model and for a student that is its probe
+    epochs: int  # trained: 0 for a given model and for a student that is its probe
     seconds: float
     arm: str | None  # the arm up to this model, see arms.arm_name; None: the teacher
     val_brier: float | None
@@ -87,7 +88,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("it is no table of values by name")
+            raise ValueError("it is not a JSON object")
         if missing := sorted((REQUIRED | OF_THE_MODEL) - content.keys()):
             raise ValueError(f"it lacks {', '.join(missing)}")
         int(content["seed"])
@@ -96,7 +97,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no finished model (no result.json in it)") from None
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{file} is damaged ({error}); delete its folder to train that model again") from None
+        raise ConfigError(f"{file} is damaged ({error}); delete its folder to retrain that model") from None
     return content
 
 

@@ -20,7 +20,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from distill.randomness import ONE_AT_A_TIME
+from distill.randomness import RNG_LOCK
 from distill.training.batches import Batch
 
 WARM_UP = 3  # updates before a capture, in which libraries choose algorithms and take their workspaces
@@ -96,7 +96,7 @@ class GraphCapture:
             captured.next.zero_()
             captured.step(update)
 
-        with ONE_AT_A_TIME, self.lock, no_trace(model, optimizer, chunk.given.device) as drew:
+        with RNG_LOCK, self.lock, no_trace(model, optimizer, chunk.given.device) as drew:
             captured.recording.warm_up(first_batch)
             if drew():
                 raise NoGraphError("the network draws random numbers")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.config import CIFAR_RESNETS, ModelConfig
 from distill.errors import ConfigError
-from distill.randomness import ONE_AT_A_TIME
+from distill.randomness import RNG_LOCK
 from distill.training.convolutions import ProductConv2d, suits
 
 
@@ -40,14 +40,14 @@ class Classifier(nn.Module):
 @contextmanager
 def quiet_rng() -> Iterator[None]:
     """Make a network without a trace in torch's generator on the CPU, and while no other thread draws from it."""
-    with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+    with RNG_LOCK, torch.random.fork_rng(devices=[]):
         yield
 
 
 def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:
     """The network that ``config`` names, for images of ``channels`` channels; initial weights from torch's generator.
 
-    Raises ConfigError where pretrained weights cannot be had.
+    Raises ConfigError if pretrained parameters are not available.
     """
     if config.resnet in CIFAR_RESNETS:
         assert config.width is not None  # the configuration has resolved it
@@ -66,7 +66,7 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
         if not config.pretrained:
             raise
         raise ConfigError(
-            f"--pretrained: the weights of {name} cannot be had ({' '.join(str(error).split())}); "
+            f"--pretrained: the parameters of {name} are not available ({' '.join(str(error).split())}); "
             f"put torchvision's file into {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
         ) from None
     network.fc = nn.Linear(network.fc.in_features, classes)
@@ -77,11 +77,11 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
         network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     if network.conv1.in_channels != 3 or config.stem == "cifar":
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
-    take_products(network)
+    use_product_convolutions(network)
     return network
 
 
-def take_products(network: nn.Module) -> None:
+def use_product_convolutions(network: nn.Module) -> None:
     """Replace every plain convolution in a ResNet by a ProductConv2d with the same parameters.
 
     Sets ``any_layout`` on the network, because a ResNet works for every memory layout of its maps (``device.place``).

@@ -65,7 +65,7 @@ def test_of_a_run_that_began_it_tells_what_is_left(tmp_path, capsys):
     capsys.readouterr()
     assert main(["--resume", str(tmp_path / "run"), "--estimate"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"left    0 s: 2 models finished in {tmp_path / 'run'}, 0 begun"
+    assert last == f"left    0 s: 2 models finished in {tmp_path / 'run'}, 0 in progress"
     assert main([*words, "--distillation-steps", "1", "--lr", "1", "--estimate"]) == 2
     assert "holds a run with other options" in capsys.readouterr().err
     assert contents(tmp_path) == before

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.training import convolutions
 from distill.training.convolutions import ProductConv2d
-from distill.training.models import take_products
+from distill.training.models import use_product_convolutions
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 RESNETS = [  # kernel, stride, height and width: the convolutions of ResNets on maps of one and of four pixels
@@ -202,7 +202,7 @@ def test_what_may_be_done_with_a_convolution_may_be_done_with_ours(kernel, size)
 @pytest.mark.parametrize("options", [{"dilation": 2}, {"groups": 3}, {"padding_mode": "circular"}, {"padding": "same"}])
 def test_other_convolutions_stay_torchs(options):
     network = nn.Sequential(nn.Conv2d(3, 6, 3, **options), nn.Conv2d(6, 6, 1))
-    take_products(network)
+    use_product_convolutions(network)
     assert [type(module) for module in network] == [nn.Conv2d, ProductConv2d]
 
 
