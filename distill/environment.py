@@ -14,7 +14,7 @@ SETTINGS = {
 def set_environment() -> None:
     """Set the environment variables in ``SETTINGS``, except those that are set already.
 
-    They are read when torch is loaded and when CUDA is first used. Importing ``distill.running`` calls this.
+    torch reads them when it is loaded and when CUDA is first used. Importing ``distill.running`` calls this.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

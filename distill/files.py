@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and their SHA-256."""
+"""Atomic writing of files, and their SHA-256."""
 
 import hashlib
 import os

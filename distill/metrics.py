@@ -1,4 +1,4 @@
-"""Metrics of a finished model: each is one entry of ``METRICS``. Importing this module loads no torch.
+"""Metrics of a finished model, one entry of ``METRICS`` each. Importing this module loads no torch.
 
 To add a metric, append a ``Metric`` to ``METRICS`` and test it. It then appears in result.json, as the last column of
 results.csv, as an attribute of ``Result``, and in the diagnostics figure. In runs made before, its value is None.
@@ -20,7 +20,7 @@ ECE_BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What is known of a finished model when its metrics are computed: logits in eval mode, and labels on the CPU."""
+    """Logits of a finished model in eval mode, and labels on the CPU: what its metrics are computed from."""
 
     test_logits: Tensor
     test_labels: Tensor
@@ -63,9 +63,6 @@ def evaluate_all(predictions: Predictions) -> dict[str, float | None]:
     return {metric.name: metric.compute(predictions) for metric in METRICS}
 
 
-# ---- of logits and labels
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """The fraction of images whose most probable class is the label."""
     _, correct = _confidence_and_correct(logits, labels)
@@ -105,9 +102,6 @@ def entropy(logits: Tensor) -> float:
     return torch.special.entr(_log_probabilities(logits).exp()).sum(1).mean().item()
 
 
-# ---- of a student and its teacher
-
-
 def agreement(logits: Tensor, teacher: Tensor) -> float:
     """The fraction of images on which two models predict the same class."""
     return (logits.argmax(1) == teacher.argmax(1)).double().mean().item()
@@ -118,9 +112,6 @@ def mean_kl(logits: Tensor, teacher: Tensor) -> float:
     log_p = _log_probabilities(teacher)
     log_q = _log_probabilities(logits)
     return (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
-
-
-# ---- of the training images
 
 
 def clean_accuracy(predictions: Predictions) -> float | None:
@@ -141,14 +132,8 @@ def recovered(predictions: Predictions) -> float | None:
     return _share((predicted == predictions.true_labels)[wrong])
 
 
-# ---- the reliability diagram: not one number
-
-
 def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
-    """The reliability diagram: for each bin of the ECE the count and the sums of confidence and of correct answers.
-
-    Sums, so that the diagrams of several seeds add up.
-    """
+    """Count, and sums of confidence and of correct answers, in each bin of the ECE; those of several seeds add up."""
     # Not exp of log_softmax, whose last bits may differ.
     confidence, predicted = logits.double().cpu().softmax(1).max(1)
     correct = (predicted == labels.cpu()).double()

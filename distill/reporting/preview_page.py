@@ -52,9 +52,6 @@ def compare(expected: Array, observed: Array) -> tuple[float, float]:
     return float(np.corrcoef(expected, observed)[0, 1]) if varies else np.nan, float(share)
 
 
-# ---- tables
-
-
 def tables(
     title: str, predicted: Array, truth: Array, forecasts: Sequence[Forecast], outcomes: Sequence[Outcome]
 ) -> str:
@@ -156,9 +153,6 @@ def _pairs(outcomes: Sequence[Outcome], twin: int, metric: int) -> tuple[Array, 
     return expected, np.concatenate([(outcome.error, outcome.accuracy)[metric] for outcome in outcomes])
 
 
-# ---- the figure
-
-
 @styled()
 def figure(title: str, forecasts: Sequence[Forecast], outcomes: Sequence[Outcome]) -> Figure:
     """A row per twin (error, accuracy, best alphas), then degrees of freedom and outcomes."""
@@ -186,7 +180,7 @@ def _twin_style(i: int) -> dict[str, Any]:
 
 
 def _positions(steps: Array) -> Array:
-    """Where steps are drawn: the limit, which is last, is set apart."""
+    """Horizontal positions of steps; the limit, which is last, is set apart."""
     return np.arange(len(steps), dtype=np.float64) + np.where(steps == np.inf, 0.3, 0.0)
 
 
@@ -231,7 +225,7 @@ def _draw_map(axes: Axes, forecast: Forecast, values: Array, metric: str, *, low
 
 def _draw_alphas(axes: Axes, forecast: Forecast) -> None:
     steps = forecast.steps[1:-1]
-    sizes = (8, 5.5, 3)  # all can be seen where they agree
+    sizes = (8, 5.5, 3)  # so that equal alphas do not hide each other
     for i, (name, schedule) in enumerate(forecast.schedules.items()):
         style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": sizes[i]}
         axes.plot(steps, schedule.alphas, LINES[i], label=name, clip_on=False, **style)

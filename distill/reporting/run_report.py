@@ -1,4 +1,4 @@
-"""A run directory as tables and figures. Imports no torch."""
+"""The report of a run: its tables, and its figures as files."""
 
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,7 @@ def estimates(records: list[dict[str, Any]]) -> str:
             rows.append(_estimate_row(record, probe))
     if len(rows) == 1:
         return ""
-    heading = (
-        "Estimated alpha; held-out Brier scores of the probe (alpha 0), predicted, and of the student; test accuracies"
-    )
+    heading = "Estimated alpha; held-out Brier scores: probe (alpha 0), predicted, student; test accuracies"
     return f"{heading}\n{aligned(rows)}"
 
 

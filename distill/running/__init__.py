@@ -1,4 +1,4 @@
-"""Many chains: where they run, what they cost, and what a person sees meanwhile."""
+"""Whole runs: execution of their chains, cost, progress and preview."""
 
 from distill.environment import set_environment
 

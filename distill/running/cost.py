@@ -70,7 +70,7 @@ class Cost:
 
 
 def measure(experiment: Experiment) -> Cost:
-    """Time bursts of an experiment's own training, with the number of threads of its jobs, one job alone."""
+    """Time bursts of an experiment's training, with the number of threads of its jobs, one job alone."""
     trial = trial_of(experiment)
     bursts = list(zip(*trial.update_seconds(), strict=True))
     teacher, student = map(statistics.median, bursts)

@@ -1,4 +1,4 @@
-"""Text about a run: what it is, what it costs, how much is left."""
+"""Descriptions of a run, its cost and its remaining cost, as text."""
 
 import platform
 
@@ -61,7 +61,7 @@ def _grid(config: Config) -> str:
 
 
 def format_cost(cost: Cost) -> str:
-    """A cost in a few lines."""
+    """A cost in six lines, and a line for each note."""
     config = cost.config
     chains = independent_chains(config)
     jobs = min(job_count(config), chains)
@@ -86,9 +86,9 @@ def format_cost(cost: Cost) -> str:
 def format_remaining(cost: Cost, done: Done) -> str:
     """The remaining cost of a partly finished run, as one line."""
     finished = sum(share == 1 for share in done.values())
-    begun = len(done) - finished
+    in_progress = len(done) - finished
     left = format_duration(cost.left(done))
-    return f"left    {left}: {finished} models finished in {cost.config.output}, {begun} in progress"
+    return f"left    {left}: {finished} models finished in {cost.config.output}, {in_progress} in progress"
 
 
 def format_model_count(config: Config) -> str:

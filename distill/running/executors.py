@@ -1,4 +1,4 @@
-"""Where the units of a run are trained: in this thread, in processes or, on a CUDA device, in threads.
+"""Executors of a run's units: the calling thread, processes or, on a CUDA device, threads.
 
 Threads share one copy of each seed's images and one CUDA context; each has its own stream, on which its models'
 graphs are captured and replayed. The threads have not run on a device yet: they are tested on a CPU.
@@ -14,7 +14,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, Thr
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -47,9 +46,7 @@ class Executor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Clean up."""
 
 
@@ -63,7 +60,7 @@ def make_executor(experiment: Experiment, listener: Listener) -> Executor:
 
 
 def uses_threads(device: torch.device) -> bool:
-    """Whether jobs are threads: on a device that does the work. On a CPU threads would contend for Python's lock."""
+    """Whether jobs are threads: only on a GPU. On a CPU they would contend for Python's lock."""
     return device.type == "cuda"
 
 
@@ -131,9 +128,7 @@ class Threads(Executor):
             if self.units_left[seed] == 0:
                 del self.chains[seed]  # frees its images
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self.listener.stop.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
         self.pool.shutdown(wait=True, cancel_futures=True)
@@ -191,7 +186,7 @@ class _OneAtATime(Listener):
 
 
 class Processes(Executor):
-    """Trains units in processes, which read everything from the run directory; so does their progress."""
+    """Trains units in processes. They read everything from the run directory, and their progress is read from there."""
 
     def __init__(self, config: Config, listener: Listener):
         self.path = config.output
@@ -207,9 +202,7 @@ class Processes(Executor):
     def report(self) -> None:
         self.watcher.look()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         broken = isinstance(error, BrokenProcessPool)
         if error is not None and not broken:
             for process in set(multiprocessing.active_children()) - self.others:

@@ -1,4 +1,4 @@
-"""The kernel twin of a trained network: forecast the chains of a run, and compare them with what the students did.
+"""The kernel twin of a trained network: a forecast of a run's chains, compared with its finished students.
 
 Kernel ridge chains (``distill.kernel.twin``) take the place of a trained teacher's students. That gives their held-out
 error and accuracy against alpha and step, their best alphas and their degrees of freedom, in seconds and without
@@ -25,7 +25,6 @@ from torch.nn import functional
 from distill.arms import Estimated, Fixed, arm_name, prefixes
 from distill.chains.checkpoints import load_model
 from distill.config import CUSTOM_DATA, Config, TrainConfig
-from distill.configfile import read_config
 from distill.data.source import Source
 from distill.errors import ConfigError
 from distill.kernel.twin import Forecast, forecast, make_twin
@@ -106,21 +105,15 @@ def preview(inputs: TwinInputs, students: int, lam: float | None = None) -> list
     return [forecast(twin, students) for twin in twins]
 
 
-# ---- the teacher and its predictions
-
-
 def _experiment(run: Path, source: Source | None, network: Callable[[], nn.Module] | None) -> Experiment:
     """The run's configuration and images, on this machine, which may lack its device and precision."""
-    if not (run / "config.toml").exists():
-        raise ConfigError(f"{run} holds no run (no config.toml in it)")
-    config = read_config(run / "config.toml")
+    rundir = RunDir(run)
+    config = rundir.config()
     _check(run, config, source, network)
-    here = replace(config.run, output=str(run), device="auto", jobs=1)
+    here = replace(config.run, device="auto", jobs=1)
     train = replace(config.train, precision="fp32")
     experiment = prepare(replace(config, run=here, train=train), source, network)
-    data = run / "data.sha256"
-    if data.exists() and data.read_text().strip() != experiment.source.fingerprint:
-        raise ConfigError(f"{run} was trained on other images or labels than those found now")
+    rundir.check_data(experiment.source.fingerprint)
     return experiment
 
 
@@ -141,7 +134,7 @@ def _check(run: Path, config: Config, source: Source | None, network: Callable[[
         )
     if config.data.val_size == 0:
         raise ConfigError(
-            f"{run} held no images out, and test images are not for choosing alpha: train with --val-size N"
+            f"{run} held no images out, and alpha must not be chosen on test images: train with --val-size N"
         )
 
 
@@ -218,9 +211,6 @@ def small(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _probabilities(logits: Tensor) -> Array:
     return logits.double().softmax(1).numpy()
-
-
-# ---- what the chains did
 
 
 def score(folder: Path) -> tuple[float, float]:

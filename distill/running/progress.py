@@ -9,7 +9,7 @@ from distill.store.results import Result, name_model
 from distill.training.fit import EpochSums
 from distill.training.listener import Listener
 
-LINE_EVERY = 10.0  # seconds between lines about epochs if the output is no terminal
+LINE_EVERY = 10.0  # seconds between lines about epochs if the output is not a terminal
 LOOK_EVERY = 1.0  # seconds between reading the sums, which waits for the device
 
 

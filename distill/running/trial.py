@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -89,13 +88,12 @@ class Trial:
         """Seconds of an update of a teacher and of a student; one pair per burst, taken in turn after a warm-up."""
         teacher, teacher_updates = self.warmed_up(taught=False)
         student, student_updates = self.warmed_up(taught=True)
-        return [
-            (
-                self.burst(teacher, False, teacher_updates) / teacher_updates,
-                self.burst(student, True, student_updates) / student_updates,
-            )
-            for _ in range(BURSTS)
-        ]
+        pairs = []
+        for _ in range(BURSTS):
+            teacher_seconds = self.burst(teacher, False, teacher_updates)
+            student_seconds = self.burst(student, True, student_updates)
+            pairs.append((teacher_seconds / teacher_updates, student_seconds / student_updates))
+        return pairs
 
     def evaluation(self) -> float:
         """Seconds of evaluating one image."""
@@ -116,7 +114,7 @@ class Trial:
 
 
 def trial_of(experiment: Experiment) -> Trial:
-    """A trial of an experiment's own training, on its first seed's images."""
+    """A trial of an experiment's training, on its first seed's images."""
     config = experiment.config
     data = experiment.dataset(config.chain.seed[0])
     return Trial(data, experiment.network_factory(data), config.train, experiment.device, config.data.augment)
@@ -137,9 +135,7 @@ class ConcurrentTrial:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.threads.shutdown()
 
     def images_per_second(self, jobs: int) -> float:

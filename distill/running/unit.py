@@ -1,7 +1,7 @@
 """One unit of work: a seed's teacher, or the students of some arms of the grid, trained from a run directory."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -11,7 +11,6 @@ from torch import nn
 from distill.arms import TEACHER, arm_name, disjoint_groups
 from distill.chains.chain import Chain
 from distill.config import Config
-from distill.configfile import read_config
 from distill.data.source import Source
 from distill.errors import ConfigError
 from distill.running.experiment import Experiment, caller_unaffected, prepare
@@ -25,7 +24,7 @@ class Unit:
     """A part of a run that is trained in one go. Units of a run share no model that they train."""
 
     seed: int
-    arms: tuple[str, ...] = ()  # as in the names of folders; empty: the seed's teacher
+    arms: tuple[str, ...] = ()  # as in folder names; empty: the seed's teacher
 
 
 def student_units(config: Config, seed: int) -> list[Unit]:
@@ -35,7 +34,7 @@ def student_units(config: Config, seed: int) -> list[Unit]:
 
 def units(run_directory: str | PathLike[str]) -> list[Unit]:
     """All units of a run: first every seed's teacher, then the students, which need the teacher of their seed."""
-    config = _config(Path(run_directory))
+    config = RunDir(Path(run_directory)).config()
     teachers = [Unit(seed) for seed in config.chain.seed]
     return teachers + [unit for seed in config.chain.seed for unit in student_units(config, seed)]
 
@@ -62,14 +61,14 @@ def train_unit(
     directory. When all units are done, ``run`` with the same configuration trains nothing and completes the directory.
     """
     path = Path(run_directory)
-    config = _config(path)
+    rundir = RunDir(path)
+    config = rundir.config()
     if seed not in config.chain.seed:
         raise ConfigError(f"{path} has no seed {seed}; it has {' '.join(map(str, config.chain.seed))}")
     known = [str(arm_name(arm)) for arm in config.chain.arms]
     for arm in arms:
         if arm not in known:
             raise ConfigError(f"{path} has no arm {arm}; it has {' '.join(known)}")
-    rundir = RunDir(path)
     if arms and not (rundir.model(seed, None, config.chain.first_step) / "result.json").exists():
         raise ConfigError(f"the teacher of seed {seed} in {path} is not finished: train it first")
     with caller_unaffected(config):
@@ -91,26 +90,16 @@ def open_run(
 
     Raises ConfigError if the directory holds no run, or if the images are not those it began with.
     """
-    config = _config(run_directory)
+    config = RunDir(run_directory).config()
     if source is None and network is None:
         experiment = _prepared(config)
         experiment.set_up()  # another run may have changed torch's switches since
     else:
         experiment = prepare(config, source, network)
-    recorded = (run_directory / "data.sha256").read_text().strip()
-    if recorded != experiment.source.fingerprint:
-        raise ConfigError(f"{run_directory} holds a run on other images or labels than those found here")
+    RunDir(run_directory).check_data(experiment.source.fingerprint)
     return experiment
 
 
 @lru_cache(maxsize=1)
 def _prepared(config: Config) -> Experiment:
     return prepare(config)
-
-
-def _config(run_directory: Path) -> Config:
-    file = run_directory / "config.toml"
-    if not file.exists():
-        raise ConfigError(f"{run_directory} holds no run (no config.toml in it)")
-    config = read_config(file)
-    return replace(config, run=replace(config.run, output=str(run_directory)))

@@ -1,4 +1,4 @@
-"""Progress read from a run directory, whichever process works there."""
+"""Progress of a run, read from its directory, whichever process works there."""
 
 import csv
 from contextlib import suppress
@@ -45,7 +45,7 @@ class RunWatcher:
         self.rows[folder] = rows
 
     def _report_result(self, folder: Path, name: str) -> None:
-        with suppress(UserError):  # a damaged file: whoever needs the model says so
+        with suppress(UserError):  # a damaged file: the code that needs the model reports it
             record = read_record(folder)
             if "auto" in record:
                 values = {key: value for key, value in record["auto"].items() if key != "val_brier"}

@@ -61,7 +61,7 @@ class Result:
         return cls(**own, extra={name: known.get(name) for name in columns() if name not in FIELDS})
 
     def __getattr__(self, name: str) -> float | None:
-        """A metric among ``extra``. Python calls this only for names that are no fields."""
+        """A metric among ``extra``. Python calls this only for names without a field."""
         if name in self.__dict__.get("extra", {}):
             return self.__dict__["extra"][name]
         raise AttributeError(f"a result has no {name}")

@@ -1,4 +1,4 @@
-"""The run directory: which folder belongs to which model, and who may work in it. Imports no torch.
+"""The run directory: the folder of each model, the files of the run, the lock. Imports no torch.
 
 While a model is trained, its folder holds ``training_state.pt``, a file that is replaced after every epoch. Then comes
 model.pt, then result.json: a model is finished once its result.json exists. Before a student of an estimated alpha
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,6 +51,20 @@ class RunDir:
             folder = folder / f"alpha_{arm}"
         return folder / f"step_{step}"
 
+    def config(self) -> Config:
+        """The configuration of the run in this folder, as its output. Raises ConfigError if there is none."""
+        file = self.path / "config.toml"
+        if not file.exists():
+            raise ConfigError(f"{self.path} holds no run (no config.toml in it)")
+        config = read_config(file)
+        return replace(config, run=replace(config.run, output=str(self.path)))
+
+    def check_data(self, fingerprint: str) -> None:
+        """Raise ConfigError if the run in this folder is on other data."""
+        file = self.path / "data.sha256"
+        if file.exists() and file.read_text().strip() != fingerprint:
+            raise ConfigError(f"{self.path} holds a run on other images or labels than those found here")
+
     def open(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or continue in it. Raises ConfigError if it holds another run, or other data."""
         self.check(config, fingerprint)
@@ -67,9 +82,10 @@ class RunDir:
         ignored = ("chain.alpha", "chain.alpha_schedule") if previewed else ()
         if differing := config.differences(held, ignored):
             raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
-        data = self.path / "data.sha256"
-        if data.exists() and data.read_text().strip() != fingerprint:
-            raise ConfigError(f"{self.path} holds a run on other images or labels; choose another --output")
+        try:
+            self.check_data(fingerprint)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; choose another --output") from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -104,10 +120,7 @@ class RunDir:
         self.write_results()
 
     def write_results(self) -> list[Result]:
-        """Write results.csv from the finished models and return their results.
-
-        Several processes and threads may call it: one waits for the other.
-        """
+        """Write results.csv from the finished models and return their results. Concurrent calls take turns."""
         with open(self.path / ".results.lock", "w") as file:
             _flock(file, wait=True)
             results = self.results()

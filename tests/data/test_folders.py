@@ -61,7 +61,7 @@ def test_imagefolder_reads_a_tree(tree):
     np.testing.assert_array_equal(source.test_images, patterned_images(np.repeat([0, 1, 2], 6), 3, 16, 1))
 
 
-def test_threads_decode_what_one_thread_decodes(tree, monkeypatch):
+def test_decoding_in_threads_gives_the_same_images(tree, monkeypatch):
     expected = load_tree(tree)
     os.remove(tree / ".self-distiller-native.npz")
     large = folders._list_images
@@ -73,7 +73,7 @@ def test_threads_decode_what_one_thread_decodes(tree, monkeypatch):
     assert load_tree(tree).fingerprint == expected.fingerprint
 
 
-def test_test_may_lack_a_class_and_train_may_not(tree):
+def test_a_class_may_be_missing_in_test_but_not_in_train(tree):
     shutil.rmtree(tree / "test" / "dog")
     source = load_tree(tree)
     np.testing.assert_array_equal(np.bincount(source.test_labels, minlength=3), [6, 0, 6])
@@ -214,7 +214,7 @@ def test_a_changed_tree_is_decoded_again(tree, decoded, change):
     assert (second.fingerprint == first.fingerprint) == (change == "touch")
 
 
-def test_swapping_files_of_one_size_and_time_is_a_change(tree):
+def test_swapped_files_of_equal_size_and_time_are_decoded_again(tree):
     paths = [tree / "train" / "cat" / name for name in ("a.bmp", "b.bmp", "c.bmp")]
     for path, grey in zip(paths, (10, 20, 30), strict=True):
         Image.new("RGB", (16, 16), (grey,) * 3).save(path)
@@ -259,7 +259,7 @@ def test_a_write_that_is_cut_off_leaves_no_cache(tree, monkeypatch):
     assert load_tree(tree).train_images.shape == (36, 3, 16, 16)
 
 
-def test_without_a_place_for_the_cache_there_is_one_note(tree, capsys):
+def test_a_cache_that_cannot_be_written_gives_one_note(tree, capsys):
     (tree / ".self-distiller-native.npz" / "in the way").mkdir(parents=True)
     assert len(load_tree(tree).train_labels) == 36
     [line] = capsys.readouterr().err.splitlines()
@@ -267,7 +267,7 @@ def test_without_a_place_for_the_cache_there_is_one_note(tree, capsys):
     assert [p.name for p in tree.iterdir() if "npz." in p.name] == []
 
 
-def test_a_folder_without_write_permission_is_read_all_the_same(tree, capsys):
+def test_a_read_only_folder_is_read(tree, capsys):
     tree.chmod(0o555)
     if os.access(tree, os.W_OK):
         pytest.skip("permissions do not bind this user")
@@ -275,7 +275,7 @@ def test_a_folder_without_write_permission_is_read_all_the_same(tree, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_progress_is_one_plain_line_where_there_is_no_terminal(tree, capsys):
+def test_progress_without_a_terminal_is_one_line(tree, capsys):
     load_tree(tree)
     assert capsys.readouterr().err == ""
     os.remove(tree / ".self-distiller-native.npz")

@@ -83,14 +83,14 @@ def test_a_function_of_the_user_is_called_with_the_data_folder(my_data):
         ("my_data:arrays", r"returned an object of type tuple; return distill.from_arrays\(\.\.\.\)"),
     ],
 )
-def test_what_is_wrong_with_a_function_is_one_line_that_names_it(my_data, name, message):
+def test_errors_of_a_data_function_are_one_line_with_its_name(my_data, name, message):
     with pytest.raises(DataError, match=message) as caught:
         load(name, my_data)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_a_function_misses_is_an_error_of_the_function(my_data):
+def test_a_missing_file_in_a_data_function_is_reported_as_its_error(my_data):
     (my_data / "brightness").unlink()
     with pytest.raises(DataError, match=r"dataset my_data:stripes failed in line 7 .*FileNotFoundError.*brightness"):
         load("my_data:stripes", my_data)

@@ -50,7 +50,7 @@ def test_from_arrays_refuses_what_it_cannot_read(arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_fingerprint_tells_data_apart():
+def test_fingerprints_of_different_data_differ():
     def fingerprint(pixel=0, label=1, classes=("a", "b"), test_label=1):
         images = np.zeros((2, 2, 2), np.uint8)
         images[0, 0, 0] = pixel

@@ -150,7 +150,7 @@ def test_one_size_never_shifts_the_draw_of_another_part(seed, train_size, test_s
 
 @given(seed=SEEDS, low=st.floats(0, 1), high=st.floats(0, 1))
 @settings(max_examples=25)
-def test_more_noise_corrupts_more_of_the_same(seed, low, high):
+def test_more_noise_keeps_the_labels_that_less_noise_corrupts(seed, low, high):
     source = toy_source([20, 20, 20])
     little = make_dataset(source, DataConfig(label_noise=min(low, high)), seed).train
     much = make_dataset(source, DataConfig(label_noise=max(low, high)), seed).train
@@ -160,7 +160,7 @@ def test_more_noise_corrupts_more_of_the_same(seed, low, high):
 
 @given(seed=SEEDS, train_size=st.integers(3, 60), noise=st.floats(0, 1))
 @settings(max_examples=25)
-def test_a_subset_is_corrupted_as_the_whole_is(seed, train_size, noise):
+def test_wrong_labels_do_not_depend_on_the_subset(seed, train_size, noise):
     """One order decides which images are corrupted first, so of two runs' choices one contains the other."""
     source = toy_source([20, 20, 20])
     whole = make_dataset(source, DataConfig(label_noise=noise), seed).train
@@ -172,7 +172,7 @@ def test_a_subset_is_corrupted_as_the_whole_is(seed, train_size, noise):
     np.testing.assert_array_equal(some.labels[both], whole.labels[some.index][both])
 
 
-def test_training_and_test_subsets_are_drawn_apart():
+def test_training_and_test_subsets_are_independent_draws():
     toy = toy_source([20, 20, 20])
     source = replace(toy, test_images=toy.train_images, test_labels=toy.train_labels)
     dataset = make_dataset(source, DataConfig(train_size=30, test_size=30), seed=1)

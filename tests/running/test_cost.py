@@ -25,7 +25,7 @@ TEACHER = 4 * (10 * 2 + 2 + 5) + 9  # four epochs with a look at the held-out im
 STUDENT = 4 * (10 * 3 + 2 + 5) + 9
 
 
-def test_a_models_cost_is_its_parts(tmp_path):
+def test_the_cost_of_a_model_is_the_sum_of_its_parts(tmp_path):
     assert cost(tmp_path).model(taught=False) == pytest.approx(TEACHER)
     assert cost(tmp_path).model(taught=True) == pytest.approx(STUDENT)
 
@@ -56,13 +56,13 @@ def test_chains_and_grids_are_sums_of_models(tmp_path, options, chain, grid):
         ({(1, ()): 1.0, (3, ()): 1.0, (1, (Fixed(0.5),)): 1.0}, TEACHER + 7 * STUDENT),  # seed 3 is no part of it
     ],
 )
-def test_what_is_done_costs_no_more(tmp_path, done, left):
+def test_finished_training_is_subtracted_from_the_cost(tmp_path, done, left):
     options = {"alpha": [0, 0.5], "seed": [1, 2], "distillation_steps": 2}
     assert cost(tmp_path, **options).left(done) == pytest.approx(left)
     assert cost(tmp_path, **options, jobs=2).left(done) == pytest.approx(max(left / 2, TEACHER + 2 * STUDENT))
 
 
-def test_what_is_done_is_read_from_the_runs_folder(tmp_path):
+def test_done_in_reads_the_finished_share_of_each_model(tmp_path):
     """Of a finished model all, of a model in training its epochs, of an estimated alpha's probe a half."""
     c = config(tmp_path, max_epochs=4, alpha=[0.5, "auto"], seed=[1, 2], val_size=6, distillation_steps=2)
     assert done_in(c) == {}
@@ -96,7 +96,7 @@ def test_teacher_and_student_take_turns_and_medians_count(tmp_path, monkeypatch)
     assert made.scatter == 9
 
 
-def test_the_bursts_are_of_the_run_itself(tmp_path, monkeypatch):
+def test_bursts_use_the_runs_batch_size_and_teacher(tmp_path, monkeypatch):
     """Its batch size, its chunks, with a teacher and without; and nothing is left on disk."""
     seen, epoch = [], Trainer.epoch
 
@@ -113,6 +113,6 @@ def test_the_bursts_are_of_the_run_itself(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_hopeless_learning_rate_is_one_line(tmp_path):
+def test_a_diverging_learning_rate_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"not finite at update .*; try a smaller --lr"):
         measure(prepare(config(tmp_path, lr=1e38, optimizer="sgd"), source()))

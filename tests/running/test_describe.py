@@ -10,7 +10,7 @@ from distill.running.experiment import prepare
 from distill.running.trial import Trial
 
 
-def test_what_is_about_to_run_is_described(tmp_path):
+def test_describe_shows_device_data_model_chains_and_output(tmp_path):
     experiment = prepare(config(tmp_path, alpha=[0, 0.5], label_noise=0.25), source())
     lines = dict(line.split(None, 1) for line in describe.describe(experiment).splitlines())
     assert lines["device"].startswith("cpu")
@@ -29,35 +29,35 @@ def cost(tmp_path, **options) -> Cost:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.5, "0.5 s"), (40, "40 s"), (720, "12 min"), (5400, "1.5 h"), (12345, "3.4 h")]
 )
-def test_durations_are_told_in_their_unit(seconds, text):
+def test_format_duration_chooses_the_unit(seconds, text):
     assert describe.format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.00342, "3.42 ms"), (0.0996, "99.6 ms"), (0.283, "283 ms"), (1.41, "1,410 ms")]
 )
-def test_updates_are_told_in_milliseconds(seconds, text):
+def test_format_milliseconds(seconds, text):
     assert describe.format_milliseconds(seconds) == text
 
 
-def test_bursts_that_differ_much_are_told_of(tmp_path):
+def test_a_large_scatter_of_bursts_is_reported(tmp_path):
     calm, busy = (describe.format_cost(replace(cost(tmp_path), scatter=scatter)) for scatter in (1.2, 2.3))
     assert "the slowest 1.20 times the fastest\n" in calm
     assert "the slowest 2.30 times the fastest: is this machine doing something else?\n" in busy
 
 
-def test_what_training_says_of_itself_is_told(tmp_path, monkeypatch):
+def test_notes_of_the_training_are_printed(tmp_path, monkeypatch):
     monkeypatch.setattr(Trial, "evaluation", lambda self: (self.listener.note("no graph"), 0.1)[1])
     made = measure(prepare(config(tmp_path), source()))
     assert describe.format_cost(made).splitlines()[-1] == "note    no graph"
 
 
-def test_more_jobs_than_chains_are_not_spoken_of(tmp_path):
+def test_the_cost_counts_no_more_jobs_than_chains(tmp_path):
     assert "1 chain, 3 models, one after the other" in describe.format_cost(cost(tmp_path, jobs=8))
     assert "2 chains, 6 models, 2 jobs" in describe.format_cost(cost(tmp_path, jobs=8, seed=[1, 2]))
 
 
-def test_of_a_run_that_began_it_tells_what_is_left(tmp_path, capsys):
+def test_estimate_of_a_run_in_progress_shows_the_remaining_cost(tmp_path, capsys):
     words = ["--dataset", "digits", "--resnet", "8", "--width", "2", "--train-size", "64", "--test-size", "32"]
     words += ["--batch-size", "16", "--max-epochs", "1", "--device", "cpu", "--output", str(tmp_path / "run")]
     assert main([*words, "--distillation-steps", "1"]) == 0
@@ -71,7 +71,7 @@ def test_of_a_run_that_began_it_tells_what_is_left(tmp_path, capsys):
     assert contents(tmp_path) == before
 
 
-def test_the_program_tells_it_and_writes_nothing(tmp_path, capsys, tiny_imagefolder, monkeypatch):
+def test_estimate_prints_the_cost_and_writes_nothing(tmp_path, capsys, tiny_imagefolder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--dataset", "imagefolder", "--data-dir", str(tiny_imagefolder), "--resnet", "8", "--width", "2"]
     before = contents(tiny_imagefolder).keys()

@@ -19,7 +19,7 @@ from distill.running.experiment import Experiment
 from distill.training.listener import Listener
 
 
-def test_two_jobs_give_the_bits_of_one(tmp_path, folder):
+def test_two_processes_give_the_same_bits_as_a_serial_run(tmp_path, folder):
     options = folder | {"alpha": [0, 0.5], "seed": [1, 2], "distillation_steps": 1, "max_epochs": 1}
     one = distill.run(config(tmp_path / "one", **options))
     two = distill.run(config(tmp_path / "two", jobs=2, **options))
@@ -27,7 +27,7 @@ def test_two_jobs_give_the_bits_of_one(tmp_path, folder):
     assert [(r.seed, r.alpha, r.step) for r in two] == [(r.seed, r.alpha, r.step) for r in one]
 
 
-def test_a_users_error_in_a_worker_is_the_same_one_line(tmp_path, folder):
+def test_a_user_error_in_a_worker_keeps_its_message(tmp_path, folder):
     with pytest.raises(UserError, match="loss is not finite at update"):
         distill.run(config(tmp_path, **folder, jobs=2, lr=1e38, optimizer="sgd"))
 
@@ -61,7 +61,7 @@ def alive(pids: list[int]) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-def test_no_worker_outlives_its_parent_and_the_run_goes_on_exactly(tmp_path, folder, ending):
+def test_workers_end_with_their_parent_and_the_run_resumes_to_the_same_bits(tmp_path, folder, ending):
     options = folder | {"alpha": [0, 0.5], "max_epochs": 40}
     run = tmp_path / "parts"
     words = [f"--{name}={value}" for name, value in options.items() if name != "alpha"]
@@ -94,7 +94,7 @@ def test_no_worker_outlives_its_parent_and_the_run_goes_on_exactly(tmp_path, fol
     assert contents(run) == contents(tmp_path / "whole")
 
 
-def test_a_worker_that_was_killed_is_one_line(tmp_path, folder):
+def test_a_killed_worker_is_reported_in_one_line(tmp_path, folder):
     def kill_one():
         wait_for(lambda: list(tmp_path.rglob("training_state.pt")))
         multiprocessing.active_children()[0].kill()

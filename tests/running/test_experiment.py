@@ -13,7 +13,7 @@ def test_a_given_teacher_is_not_counted_as_a_model_to_train(tmp_path):
     assert count_models(c) == 3 * 2 * 4
 
 
-def test_jobs_need_what_a_configuration_can_name(tmp_path):
+def test_several_jobs_refuse_a_network_or_images_from_python(tmp_path):
     with pytest.raises(UserError, match=r"package\.module:function"):
         distill.run(config(tmp_path / "run", jobs=2), source=source())
     assert not (tmp_path / "run").exists()
@@ -25,7 +25,7 @@ def test_more_jobs_than_a_device_has_streams_for_are_refused(tmp_path, monkeypat
         prepare(config(tmp_path, jobs=17), source())
 
 
-def test_a_network_that_is_named_works_with_jobs(tmp_path, folder, monkeypatch):
+def test_a_network_named_in_the_configuration_works_with_jobs(tmp_path, folder, monkeypatch):
     """Workers import it by its name."""
     module = (
         "from torch import nn\ndef make(channels, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear({}))\n"

@@ -26,7 +26,7 @@ def test_jobs_may_be_a_number_or_auto():
         RunConfig(jobs="automatic")
 
 
-def test_auto_goes_through_a_file_and_is_no_part_of_the_run(tmp_path):
+def test_jobs_auto_is_kept_in_toml_and_not_in_the_identity(tmp_path):
 
     c = config(tmp_path, jobs="auto")
     (tmp_path / "c.toml").write_text(to_toml(c))
@@ -43,7 +43,7 @@ def test_auto_goes_through_a_file_and_is_no_part_of_the_run(tmp_path):
         ({}, 64, 1),
     ],
 )
-def test_on_a_cpu_auto_is_a_job_for_each_core_and_chain(tmp_path, monkeypatch, options, cores, jobs):
+def test_on_a_cpu_auto_is_the_smaller_number_of_cores_and_chains(tmp_path, monkeypatch, options, cores, jobs):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
     prepared = prepare(config(tmp_path, **options), source())
     assert find_jobs(prepared) == jobs
@@ -73,7 +73,7 @@ def device_memory(monkeypatch, free: int, peak: int) -> None:
         ({1: 100, 2: None}, 8, 1),  # out of memory
     ],
 )
-def test_the_probe_takes_jobs_as_long_as_they_pay(monkeypatch, rates, most, jobs):
+def test_fastest_jobs_stops_when_doubling_gains_too_little(monkeypatch, rates, most, jobs):
     def rate(together, jobs):
         if rates[jobs] is None:
             raise torch.OutOfMemoryError
@@ -85,7 +85,7 @@ def test_the_probe_takes_jobs_as_long_as_they_pay(monkeypatch, rates, most, jobs
     assert fastest_jobs(trial, most) == jobs
 
 
-def test_the_probe_stops_where_a_capture_fails(monkeypatch):
+def test_fastest_jobs_stops_if_a_capture_fails(monkeypatch):
     def rate(together, jobs):
         if jobs == 4:
             together.trial.listener.notes.append("no CUDA graph")
@@ -97,7 +97,7 @@ def test_the_probe_stops_where_a_capture_fails(monkeypatch):
     assert fastest_jobs(trial, 8) == 2
 
 
-def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
+def test_fastest_jobs_stops_if_memory_is_short(monkeypatch):
     device_memory(monkeypatch, free=100, peak=30)
     monkeypatch.setattr(ConcurrentTrial, "images_per_second", lambda self, jobs: 100 * jobs)
     # a job has taken 30: two may take 60 of 80. Two have then taken 30 together: four may.
@@ -107,7 +107,7 @@ def test_the_probe_takes_no_more_jobs_than_memory_has_room_for(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_probe_answers(tmp_path):
+def test_fastest_jobs_on_a_gpu(tmp_path):
     prepared = prepare(config(tmp_path, device="cuda", alpha=[0, 0.5], seed=[1, 2]), source())
     trial = trial_of(prepared)
     assert fastest_jobs(trial, 4) in (1, 2, 4)

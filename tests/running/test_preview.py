@@ -99,7 +99,7 @@ def test_features_are_the_input_of_the_last_linear_layer(monkeypatch):
 @pytest.mark.parametrize(
     "layers", [[nn.Flatten()], [nn.Conv2d(1, 3, 8), nn.Flatten()], [nn.Linear(8, 3), nn.Flatten()]]
 )
-def test_a_network_without_such_a_layer_is_refused(layers):
+def test_features_of_a_network_without_a_suitable_linear_layer_are_refused(layers):
     with pytest.raises(ConfigError, match="features"):
         features(nn.Sequential(*layers), as_floats(pool()), TrainConfig())
 
@@ -108,7 +108,7 @@ def as_floats(pool: ImageStore) -> ImageStore:
     return ImageStore(pool.images.float(), pool.labels, pool.device)
 
 
-def test_a_subset_is_balanced_and_grows_by_what_is_added():
+def test_balanced_subsets_are_balanced_and_nested():
     labels = np.repeat([4, 0, 9], [30, 20, 5])
     draw = [balanced_subset(labels, size, np.random.default_rng(0)) for size in (3, 15, 25, 1000)]
     assert [np.bincount(labels[rows], minlength=10)[[4, 0, 9]].tolist() for rows in draw] == [
@@ -124,7 +124,7 @@ def test_a_subset_is_balanced_and_grows_by_what_is_added():
     assert set(other) != set(draw[1])
 
 
-def test_images_become_rows_of_no_more_than_32_pixels_square():
+def test_small_averages_images_down_to_32_by_32_pixels():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 20), np.uint8)
     rows = small(images)
     assert rows.shape == (2, 3 * 32 * 20)
@@ -149,7 +149,7 @@ def outcomes_at(run: Path, alphas: tuple, schedules: tuple = ()) -> list[Outcome
     return outcomes_of(teacher, [])
 
 
-def test_chains_are_looked_at_as_far_as_they_are_finished(tmp_path):
+def test_outcomes_cover_the_finished_part_of_each_chain(tmp_path):
     leave(tmp_path, "seed_1/step_0", None, None)
     leave(tmp_path, "seed_1/alpha_0.2/step_1", "seed_1/step_0", 0.2)
     leave(tmp_path, "seed_1/alpha_0.2/step_2", "seed_1/alpha_0.2/step_1", 0.2)
@@ -181,7 +181,7 @@ def test_a_teacher_alone_has_no_outcome(tmp_path):
     assert outcomes_at(tmp_path, (0.2,)) == []
 
 
-def test_the_outcome_is_what_the_models_say_of_the_held_out_images(run):
+def test_outcomes_equal_the_models_scores_on_the_held_out_images(run):
     teacher = preview._Teacher(preview._experiment(run, tiny.source(), None), run, 1)
     folder = run / "seed_1/alpha_0.3/step_2"
     p = preview.load_model(folder)(torch.from_numpy(teacher.data.val.images)).softmax(1).detach().numpy()
@@ -216,7 +216,7 @@ def test_a_page_from_end_to_end(run):
     assert {name: after[name] for name in before} == before
 
 
-def test_the_twin_is_the_one_of_the_teachers_features(run):
+def test_the_linear_twin_is_fitted_to_the_teachers_features(run):
     """One figure of the page by the long way: the model, its features, a ridge regression."""
     teacher = preview._Teacher(preview._experiment(run, tiny.source(), None), run, 1)
     model, train, val = teacher.model, teacher.data.train, teacher.data.val
@@ -269,7 +269,7 @@ def test_a_network_and_images_from_python(tmp_path, undrawn):
         page(tmp_path / "run", source=tiny.source())
 
 
-def test_options_reach_the_twin(run, undrawn):
+def test_size_and_lam_reach_the_twin(run, undrawn):
     assert "of 2 training images" in page(run, 2, size=2, source=tiny.source())
     text = page(run, 2, size=12, lam=0.25, source=tiny.source())
     assert "of 12 training images" in text
@@ -299,12 +299,12 @@ def test_images_from_python(run):
         page(run)
 
 
-def test_other_images_than_the_runs(run):
+def test_a_preview_on_other_images_is_refused(run):
     with pytest.raises(ConfigError, match="other images"):
         page(run, source=tiny.source(seed=1))
 
 
-def test_a_changed_teacher(own_run):
+def test_a_preview_of_a_changed_teacher_is_refused(own_run):
     with open(own_run / "seed_1/step_0/model.pt", "ab") as file:
         file.write(b"x")
     with pytest.raises(ConfigError, match=r"model\.pt"):

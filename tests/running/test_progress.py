@@ -51,7 +51,7 @@ def show_a_run(listener, models=2, epochs=2):
     listener.close()
 
 
-def test_a_run_without_a_terminal_is_plain_lines(capsys):
+def test_without_a_terminal_progress_is_plain_lines(capsys):
     show_a_run(Progress(2, 2))
     out, err = capsys.readouterr()
     assert err == ""
@@ -61,12 +61,12 @@ def test_a_run_without_a_terminal_is_plain_lines(capsys):
     ]
 
 
-def test_a_teacher_agrees_with_nobody(capsys):
+def test_a_teachers_line_shows_no_agreement(capsys):
     Progress(1, 1).end_model(result(agreement=None, test_acc=0.875, seconds=2.0))
     assert capsys.readouterr().out == "seed 1, step 0: test accuracy 0.8750, 2.0 s\n"
 
 
-def test_without_a_terminal_long_trainings_give_a_sign_of_life(capsys, monkeypatch):
+def test_without_a_terminal_an_epoch_is_printed_every_ten_seconds(capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     listener = Progress(1, 2)
     listener.end_epoch("student", ROW)
@@ -99,7 +99,7 @@ def test_the_bar_of_the_epoch_shows_loss_accuracy_and_speed(on_terminal, monkeyp
     listener.close()
 
 
-def test_figures_are_read_once_a_second_at_most(on_terminal):
+def test_sums_are_read_at_most_once_a_second(on_terminal):
     on_terminal()
 
     class Expensive:
@@ -112,7 +112,7 @@ def test_figures_are_read_once_a_second_at_most(on_terminal):
     listener.close()
 
 
-def test_finished_epochs_count_where_a_model_is_gone_on_with(on_terminal):
+def test_the_bar_counts_finished_epochs_of_a_resumed_model(on_terminal):
     terminal = on_terminal()
     listener = Progress(1, 5)
     listener.start_model("teacher", 100, 3)
@@ -121,7 +121,7 @@ def test_finished_epochs_count_where_a_model_is_gone_on_with(on_terminal):
     listener.close()
 
 
-def test_finished_models_count_where_a_run_is_gone_on_with(on_terminal):
+def test_the_bar_counts_finished_models_of_a_resumed_run(on_terminal):
     on_terminal()
     listener = Progress(3, 5)
     listener.begin(2)
@@ -129,7 +129,7 @@ def test_finished_models_count_where_a_run_is_gone_on_with(on_terminal):
     listener.close()
 
 
-def test_side_by_side_there_is_one_bar_and_every_epoch_moves_it(on_terminal):
+def test_with_several_jobs_one_bar_counts_all_epochs(on_terminal):
     terminal = on_terminal()
     listener = Progress(2, 5, jobs=2)
     listener.end_epoch("one", ROW)
@@ -144,7 +144,7 @@ def test_models_are_named_as_their_folders_are(arm, name):
     assert name_model(2, arm, 3) == name
 
 
-def test_a_silent_run_is_told_the_same_and_says_nothing(capsys):
+def test_the_base_listener_prints_nothing(capsys):
     class Told(Listener):
         def close(self):
             pass
@@ -153,7 +153,7 @@ def test_a_silent_run_is_told_the_same_and_says_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_note_that_every_model_repeats_is_told_once(capsys):
+def test_a_repeated_note_is_printed_once(capsys):
     listener = Progress(1, 1)
     for text in ("no graph", "no graph", "another", "no graph"):
         listener.note(text)

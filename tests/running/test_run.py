@@ -33,7 +33,7 @@ def crash(monkeypatch, at: int, before: bool) -> list:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before_the_rename", "after_the_rename"])
-def test_a_run_that_ended_at_any_write_goes_on_to_the_same_bits(tmp_path, monkeypatch, before):
+def test_a_run_killed_at_any_write_resumes_to_the_same_bits(tmp_path, monkeypatch, before):
     monkeypatch.setattr("distill.files.os.fsync", lambda file: None)
     monkeypatch.setattr("distill.store.rundir._commit", lambda: None)
     options = {"distillation_steps": 1, "label_noise": 0.25}
@@ -77,7 +77,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     assert distill.run(config(tmp_path), source=source()) == first
 
 
-def test_an_interrupted_epoch_is_all_that_is_lost(tmp_path, monkeypatch):
+def test_an_interrupt_loses_only_the_current_epoch(tmp_path, monkeypatch):
     epochs, epoch = [], Trainer.epoch
 
     def counted(self, *args):
@@ -93,7 +93,7 @@ def test_an_interrupted_epoch_is_all_that_is_lost(tmp_path, monkeypatch):
     assert epochs == [0, 1, 0, 1, 1, 0, 1]
 
 
-def test_a_full_disk_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
+def test_a_run_resumes_after_a_full_disk(tmp_path, monkeypatch):
     distill.run(config(tmp_path / "whole"), source=source())
 
     def full(file):

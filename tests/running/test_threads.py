@@ -50,7 +50,7 @@ def graphs(monkeypatch):
 
 
 @pytest.mark.parametrize("jobs", [2, 5])
-def test_threads_give_the_bits_of_one(tmp_path, folder, threads, graphs, jobs):
+def test_threads_give_the_same_bits_as_a_serial_run(tmp_path, folder, threads, graphs, jobs):
     options = folder | {"alpha": [0, 0.5, 1], "seed": [1, 2], "distillation_steps": 2, "val_size": 6}
     one = distill.run(config(tmp_path / "one", **options))
     many = distill.run(config(tmp_path / "many", jobs=jobs, **options))
@@ -82,7 +82,7 @@ def test_a_student_that_was_deleted_is_trained_again_by_threads(tmp_path, folder
     assert order[:2] == ["step_0", "shared"]
 
 
-def test_threads_do_not_draw_from_each_other(tmp_path, folder, threads, monkeypatch):
+def test_threads_do_not_share_random_draws(tmp_path, folder, threads, monkeypatch):
     """Initial weights are drawn from the process's one generator, here with every chance for others to interfere."""
     seed, build = torch.manual_seed, Experiment.network_factory
 
@@ -98,7 +98,7 @@ def test_threads_do_not_draw_from_each_other(tmp_path, folder, threads, monkeypa
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_progress_is_told_by_one_thread_at_a_time(tmp_path, folder, threads):
+def test_threads_report_progress_one_at_a_time(tmp_path, folder, threads):
     class Show(Listener):
         def __init__(self):
             self.inside, self.together, self.told = 0, 0, []
@@ -126,7 +126,7 @@ def test_a_users_error_in_a_thread_ends_the_others(tmp_path, folder, threads):
     assert our_threads() == started
 
 
-def test_threads_that_are_stopped_end_at_a_chunk_and_go_on_exactly(tmp_path, folder, threads):
+def test_stopped_threads_end_at_a_chunk_and_resume_to_the_same_bits(tmp_path, folder, threads):
     options = folder | {"alpha": [0, 0.5], "max_epochs": 40, "distillation_steps": 2}
     main = threading.main_thread().ident
 

@@ -10,14 +10,14 @@ from distill.running.trial import WARM_UP, ConcurrentTrial, Trial, trial_of
 from distill.training.fit import Trainer
 
 
-def test_a_trial_keeps_what_its_training_says(tmp_path, monkeypatch):
+def test_trial_keeps_the_notes_of_its_training(tmp_path, monkeypatch):
     trial = trial_of(prepare(config(tmp_path), source()))
     monkeypatch.setattr(Trainer, "_graph", lambda *arguments: arguments[-1].note("no CUDA graph"))
     trial.burst(trial.fit(), False, 1)
     assert trial.listener.notes == ["no CUDA graph"]
 
 
-def test_jobs_are_timed_together_for_the_same_updates(tmp_path, monkeypatch):
+def test_concurrent_jobs_are_timed_over_the_same_number_of_updates(tmp_path, monkeypatch):
     """One student finds out how many updates a burst has; then all of them train so many, whatever their number."""
     trial, bursts, burst = trial_of(prepare(config(tmp_path), source())), [], Trial.burst
 
@@ -36,7 +36,7 @@ def test_jobs_are_timed_together_for_the_same_updates(tmp_path, monkeypatch):
         assert len(together.threads._threads) == 3  # the same ones, which know their algorithms
 
 
-def test_a_job_that_fails_in_the_probe_does_not_leave_the_others_waiting(tmp_path, monkeypatch):
+def test_a_failing_concurrent_job_ends_the_others(tmp_path, monkeypatch):
     trial, fits = trial_of(prepare(config(tmp_path), source())), []
     fit = Trial.fit
 
@@ -53,7 +53,7 @@ def test_a_job_that_fails_in_the_probe_does_not_leave_the_others_waiting(tmp_pat
     assert threading.active_count() == started
 
 
-def test_ctrl_c_in_the_probe_ends_its_threads(tmp_path, monkeypatch):
+def test_ctrl_c_ends_the_threads_of_a_concurrent_trial(tmp_path, monkeypatch):
     def stopped(tasks):
         raise KeyboardInterrupt
 

@@ -21,7 +21,7 @@ def start(run: Path, unit: Unit) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
 
 
-def test_a_grid_worked_off_by_other_processes_equals_the_serial_grid(tmp_path, folder):
+def test_units_trained_in_other_processes_equal_the_serial_run(tmp_path, folder):
     options = config(tmp_path / "units", **GRID, **folder)
     run = distill.create_run(options)
     assert not list(run.rglob("*.pt"))
@@ -36,7 +36,7 @@ def test_a_grid_worked_off_by_other_processes_equals_the_serial_grid(tmp_path, f
     assert contents(run) == contents(tmp_path / "serial")
 
 
-def test_a_run_completes_what_units_began_and_trains_nothing_twice(tmp_path, monkeypatch):
+def test_run_completes_a_directory_of_trained_units_without_retraining(tmp_path, monkeypatch):
     run = distill.create_run(config(tmp_path / "units", **GRID), source=source())
     for unit in distill.units(run):
         distill.train_unit(run, unit.seed, unit.arms, source=source())
@@ -69,7 +69,7 @@ def test_a_unit_returns_each_of_its_results_once(tmp_path):
     assert [(r.arm, r.step) for r in results] == [(None, 0), ("0.2", 1), ("0.2-0.4", 2), ("0.2-0.6", 2)]
 
 
-def test_the_callers_draws_are_unaffected(tmp_path):
+def test_train_unit_leaves_torchs_generator_unchanged(tmp_path):
     run = distill.create_run(config(tmp_path), source=source())
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -86,7 +86,7 @@ def test_the_callers_draws_are_unaffected(tmp_path):
         (1, ("0.5",), "the teacher of seed 1 in .* is not finished: train it first"),
     ],
 )
-def test_a_unit_that_cannot_be_trained_is_refused(tmp_path, seed, arms, message):
+def test_unknown_seeds_and_arms_and_missing_teachers_are_refused(tmp_path, seed, arms, message):
     run = distill.create_run(config(tmp_path, **GRID), source=source())
     before = contents(run)
     with pytest.raises(UserError, match=message):
@@ -109,7 +109,7 @@ def test_the_images_of_a_run_are_read_once_per_process(tmp_path, folder):
     assert open_run(run).source is open_run(run).source
 
 
-def test_creating_a_run_again_keeps_it_and_another_one_is_refused(tmp_path):
+def test_create_run_keeps_the_same_run_and_refuses_another(tmp_path):
     run = distill.create_run(config(tmp_path), source=source())
     distill.train_unit(run, 1, source=source())
     before = contents(run)

@@ -27,7 +27,7 @@ class Events(Listener):
         self.results.append(result)
 
 
-def test_a_directory_gives_the_events_of_the_run_itself(tmp_path):
+def test_the_watcher_reports_the_events_of_a_serial_run(tmp_path):
     told = Events()
     read = Events()
     c = config(tmp_path, **OPTIONS)
@@ -41,7 +41,7 @@ def test_a_directory_gives_the_events_of_the_run_itself(tmp_path):
     assert read.results == told.results
 
 
-def test_nothing_is_reported_twice_and_nothing_that_was_there_before(tmp_path):
+def test_the_watcher_reports_only_new_events_and_each_once(tmp_path):
     first = Events()
     c = config(tmp_path, **OPTIONS)
     watcher = RunWatcher(c, first)
@@ -80,7 +80,7 @@ def test_epochs_are_reported_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]"])
-def test_a_damaged_result_is_left_to_those_who_need_it(tmp_path, content):
+def test_the_watcher_ignores_a_damaged_result(tmp_path, content):
     events = Events()
     watcher = RunWatcher(config(tmp_path, distillation_steps=0), events)
     folder = tmp_path / "seed_1" / "step_0"
