@@ -1,4 +1,4 @@
-"""Models on disk: plain tensors, read without running any code in the file; JSON beside them says what they are."""
+"""Models on disk: files of plain tensors, read without running code. The result.json beside them describes them."""
 
 import io
 import zipfile

@@ -1,6 +1,6 @@
 """The toy experiment as a program: its table of losses and its files.
 
-NumPy and Matplotlib are imported only where they are needed, so that --help and a bad option answer at once.
+NumPy and Matplotlib are imported only when they are needed, so that --help and a bad option answer at once.
 """
 
 import argparse
