@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 if typing.TYPE_CHECKING:
     from torch import Tensor
@@ -72,14 +72,26 @@ def target(value: float | str) -> Target:
     return KINDS[value] if isinstance(value, str) else Fixed(value)
 
 
-def prefixes(arm: Arm) -> list[Arm]:
-    """The arm up to each of its students, in turn."""
-    return [arm[:k] for k in range(1, len(arm) + 1)]
+class Student(NamedTuple):
+    """A student of an arm. In arms that begin alike it is the same one, and equal."""
+
+    arm: str  # the name of the arm up to it
+    position: int  # from 1, the teacher's own student
+    target: Target
 
 
-def students(arms: Iterable[Arm]) -> set[Arm]:
-    """All students of some arms, each as the arm up to it. A student that arms share appears once."""
-    return {prefix for arm in arms for prefix in prefixes(arm)}
+def students_of(arm: Arm) -> Iterator[Student]:
+    """The students of an arm in turn. Takes memory for one at a time, however long the arm is."""
+    name = ""
+    for position, target in enumerate(arm, start=1):
+        if position == 1 or target != arm[position - 2]:  # a target that repeats adds nothing to the name
+            name = "-".join(each.name for each in arm[:position])
+        yield Student(name, position, target)
+
+
+def students(arms: Iterable[Arm]) -> dict[Student, None]:
+    """All students of some arms, those of an arm in turn. A student that arms share appears once."""
+    return dict.fromkeys(student for arm in arms for student in students_of(arm))
 
 
 def disjoint_groups(arms: Iterable[Arm]) -> list[tuple[Arm, ...]]:
@@ -92,7 +104,7 @@ def disjoint_groups(arms: Iterable[Arm]) -> list[tuple[Arm, ...]]:
 
 def trainings(arms: Iterable[Arm]) -> int:
     """Students to train for some arms, at most; shared ones count once."""
-    return sum(prefix[-1].trainings for prefix in students(arms))
+    return sum(student.target.trainings for student in students(arms))
 
 
 def estimates_alpha(arms: Iterable[Arm]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.arms import arm_name, arm_title, prefixes
+from distill.arms import arm_name, arm_title, students_of
 from distill.config import Config
 from distill.configfile import read_config
 from distill.errors import ConfigError, UserError
@@ -37,7 +37,7 @@ class Study:
     @property
     def arms(self) -> dict[str, list[str]]:
         """The names of the arms, each with the names of its students, step by step."""
-        return {arm_name(arm): [*map(arm_name, prefixes(arm))] for arm in self.config.chain.arms}
+        return {arm_name(arm): [student.arm for student in students_of(arm)] for arm in self.config.chain.arms}
 
     def teachers(self, metric: str) -> np.ndarray:
         """A metric of the teachers (seeds,)."""

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import tracemalloc
 
 import pytest
 
@@ -10,13 +11,14 @@ from distill.arms import (
     TEACHER,
     Estimated,
     Fixed,
+    Student,
     arm_name,
     arm_title,
     disjoint_groups,
     estimates_alpha,
-    prefixes,
     sort_key,
     students,
+    students_of,
     target,
     trainings,
 )
@@ -60,11 +62,27 @@ def test_sorting_puts_the_teacher_first_numbers_by_size_and_words_last():
 
 def test_shared_students_are_counted_once():
     arms = [(Fixed(0.2), Fixed(0.4)), (Fixed(0.2), Fixed(0.9)), (AUTO, AUTO), (Fixed(1),)]
-    assert prefixes(arms[0]) == [(Fixed(0.2),), (Fixed(0.2), Fixed(0.4))]
+    assert [*students_of(arms[0])] == [Student("0.2", 1, Fixed(0.2)), Student("0.2-0.4", 2, Fixed(0.4))]
     assert len(students(arms)) == 3 + 2 + 1
     assert trainings(arms) == 3 + 2 * 2 + 1
     assert estimates_alpha(arms)
     assert not estimates_alpha(arms[:2])
+
+
+def test_a_student_is_named_by_the_arm_up_to_it():
+    for values in ("aab", "aaab", "abba", "abbb", "a"):
+        arm = tuple(AUTO if value == "a" else Fixed(0.2) for value in values)
+        names = [student.arm for student in students_of(arm)]
+        assert names == [arm_name(arm[: k + 1]) for k in range(len(arm))]
+
+
+def test_a_long_chain_takes_memory_in_proportion_to_its_length():
+    tracemalloc.start()
+    try:
+        assert len(students([(Fixed(0.5),) * 50_000])) == 50_000
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_groups_share_no_student_and_lose_no_arm():
@@ -73,7 +91,7 @@ def test_groups_share_no_student_and_lose_no_arm():
     groups = disjoint_groups(arms)
     assert sorted(map(str, itertools.chain(*groups))) == sorted(map(str, arms))
     for one, other in itertools.combinations(groups, 2):
-        assert not students(one) & students(other)
+        assert not students(one).keys() & students(other).keys()
     assert len(groups) == 3
 
 

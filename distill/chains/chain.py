@@ -14,7 +14,7 @@ Algorithm 1, for an alpha that is estimated.
 from functools import cached_property
 from pathlib import Path
 
-from distill.arms import TEACHER, Arm, Estimated, arm_name, prefixes
+from distill.arms import TEACHER, Arm, Estimated, Student, students_of
 from distill.chains import estimated_alpha, student
 from distill.chains.checkpoints import load_parameters
 from distill.chains.session import Session
@@ -37,37 +37,40 @@ class Chain:
 
     def run(self, arm: Arm = TEACHER) -> list[Result]:
         """Train one chain: the teacher, then students, each taught by the one before. Finished models are kept."""
-        models = [self.teacher]
-        for step, prefix in enumerate(prefixes(arm), start=self.first_step + 1):
-            models.append(self.student(prefix, step, teacher=models[-1]))
-        return [model.result for model in models]
+        model = self.teacher
+        results = [model.result]
+        for each in students_of(arm):
+            model = self.student(each, teacher=model)  # its own teacher is no longer needed and leaves memory
+            results.append(model.result)
+        return results
 
     @cached_property
     def teacher(self) -> Finished:
         """The first model: trained on the given labels, or a given checkpoint. It does not depend on alpha."""
-        spec = self.spec(TEACHER, self.first_step, teacher=None)
+        spec = self.spec(None, teacher=None)
         if self.session.config.chain.teacher_ckpt is None:
             return student.train(self.session, spec, self.listener)
         return self._given_teacher(spec, Path(self.session.config.chain.teacher_ckpt))
 
-    def student(self, prefix: Arm, step: int, teacher: Finished) -> Finished:
-        """The student at the end of ``prefix``, taught by ``teacher``."""
-        spec = self.spec(prefix, step, teacher)
+    def student(self, each: Student, teacher: Finished) -> Finished:
+        """A student of an arm, taught by ``teacher``."""
+        spec = self.spec(each, teacher)
         if isinstance(spec.target, Estimated):
             return estimated_alpha.train(self.session, spec, self.teacher, self.listener)
         return student.train(self.session, spec, self.listener)
 
-    def spec(self, prefix: Arm, step: int, teacher: Finished | None) -> ModelSpec:
-        """The specification of one model of an arm."""
+    def spec(self, each: Student | None, teacher: Finished | None) -> ModelSpec:
+        """The specification of a student, or of the first teacher (None)."""
         seed = self.session.seed
-        name = arm_name(prefix)
+        name = None if each is None else each.arm
+        step = self.first_step + (0 if each is None else each.position)
         return ModelSpec(
             run=self.rundir.path,
             folder=self.rundir.model(seed, name, step),
             name=name_model(seed, name, step),
             arm=name,
             step=step,
-            target=prefix[-1] if prefix else None,
+            target=None if each is None else each.target,
             teacher=teacher,
         )
 

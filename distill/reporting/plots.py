@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from distill import metrics
-from distill.arms import TEACHER, Arm, arm_name, arm_title, prefixes
+from distill.arms import TEACHER, Arm, arm_name, arm_title, students_of
 from distill.config import ChainConfig
 from distill.reporting.statistics import spread
 from distill.reporting.style import line_style, new_figure, styled
@@ -48,7 +48,7 @@ class Run:
 
     def models(self, arm: Arm) -> list[tuple[str | None, int]]:
         """The arm and step of each model of a chain, from the teacher on."""
-        names = [None, *map(arm_name, prefixes(arm))]
+        names = [None, *(student.arm for student in students_of(arm))]
         return [(name, self.chain.first_step + k) for k, name in enumerate(names)]
 
     @property

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.arms import TEACHER, Arm, Estimated, arm_name, disjoint_groups, students
+from distill.arms import TEACHER, Arm, Estimated, Student, disjoint_groups, students
 from distill.chains.student import epochs_on_disk
 from distill.config import Config
 from distill.running.experiment import Experiment, job_count
 from distill.running.trial import trial_of
 from distill.store.rundir import RunDir
 
-Done = Mapping[tuple[int, Arm], float]  # the fraction of training that is done, by seed and arm up to the model
+Done = Mapping[tuple[int, Student | None], float]  # the fraction of training that is done; None: a seed's teacher
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,16 @@ class Cost:
         epoch = self.updates * update + self.held_out * self.evaluation + self.checkpoint
         return self.config.train.epochs * epoch + (self.train + self.held_out + self.test) * self.evaluation
 
-    def training(self, prefix: Arm) -> float:
-        """Seconds of one model of the grid; an empty prefix is a seed's teacher, which costs nothing if it is given."""
-        if not prefix:
+    def training(self, student: Student | None) -> float:
+        """Seconds of one model of the grid. None is a seed's teacher, which costs nothing if it is given."""
+        if student is None:
             return self.model(taught=False) if self.config.chain.teacher_ckpt is None else 0.0
-        target = prefix[-1]
-        return target.trainings * self.model(taught=target.uses_teacher)
+        return student.target.trainings * self.model(taught=student.target.uses_teacher)
 
     def seconds(self, seed: int, arms: Iterable[Arm], done: Done) -> float:
         """Seconds of a seed's teacher and the students of some arms, shared ones counted once, less what is done."""
-        models = {TEACHER, *students(arms)}
-        return sum((1 - done.get((seed, prefix), 0.0)) * self.training(prefix) for prefix in models)
+        models = [None, *students(arms)]
+        return sum((1 - done.get((seed, model), 0.0)) * self.training(model) for model in models)
 
     @property
     def chain(self) -> float:
@@ -89,8 +88,8 @@ def measure(experiment: Experiment) -> Cost:
     )
 
 
-def done_in(config: Config) -> dict[tuple[int, Arm], float]:
-    """For each model begun in the run directory, by seed and arm, the fraction of its training that is done.
+def done_in(config: Config) -> dict[tuple[int, Student | None], float]:
+    """For each model begun in the run directory, by seed and student, the fraction of its training that is done.
 
     Raises ConfigError if a training state is damaged.
     """
@@ -103,8 +102,11 @@ def done_in(config: Config) -> dict[tuple[int, Arm], float]:
         trained = epochs_on_disk(folder) / config.train.epochs
         return (trained + share(folder / "probe", estimated=False)) / 2 if estimated else trained
 
-    found = {}
-    for seed, prefix in itertools.product(chain.seed, {TEACHER, *students(chain.arms)}):
-        folder = rundir.model(seed, arm_name(prefix), chain.first_step + len(prefix))
-        found[seed, prefix] = share(folder, estimated=prefix != TEACHER and isinstance(prefix[-1], Estimated))
+    found: dict[tuple[int, Student | None], float] = {}
+    for seed, student in itertools.product(chain.seed, [None, *students(chain.arms)]):
+        if student is None:
+            found[seed, student] = share(rundir.model(seed, None, chain.first_step), estimated=False)
+            continue
+        folder = rundir.model(seed, student.arm, chain.first_step + student.position)
+        found[seed, student] = share(folder, estimated=isinstance(student.target, Estimated))
     return {model: part for model, part in found.items() if part}

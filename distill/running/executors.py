@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import torch
 
-from distill.arms import arm_name, students
+from distill.arms import students
 from distill.chains.chain import Chain
 from distill.config import Config
 from distill.errors import UserError
@@ -149,8 +149,8 @@ def _share_teacher(chain: Chain) -> None:
     teacher = chain.teacher
     config = chain.session.config.chain
     folders = (
-        chain.rundir.model(chain.session.seed, arm_name(prefix), config.first_step + len(prefix))
-        for prefix in students(config.arms)
+        chain.rundir.model(chain.session.seed, each.arm, config.first_step + each.position)
+        for each in students(config.arms)
     )
     if not all((folder / "result.json").exists() for folder in folders):
         teacher.test_logits  # noqa: B018 - reads the model; ends with a copy to the host

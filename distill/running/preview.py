@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.arms import Estimated, Fixed, arm_name, prefixes
+from distill.arms import Estimated, Fixed, arm_name, students_of
 from distill.chains.checkpoints import load_model
 from distill.config import CUSTOM_DATA, Config, TrainConfig
 from distill.data.source import Source
@@ -231,7 +231,7 @@ def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
     for arm in teacher.chain.arms:
         if any(type(target) not in (Fixed, Estimated) for target in arm):
             continue  # the twin knows no other targets
-        folders = [teacher.rundir.model(teacher.seed, arm_name(prefix), k) for k, prefix in enumerate(prefixes(arm), 1)]
+        folders = [teacher.rundir.model(teacher.seed, each.arm, each.position) for each in students_of(arm)]
         folders = list(takewhile(lambda folder: (folder / "result.json").exists(), folders))
         name = arm_name(arm[: len(folders)])
         longest = len(outcomes[name].alphas) if name in outcomes else 0

@@ -4,7 +4,6 @@ import csv
 from contextlib import suppress
 from pathlib import Path
 
-from distill.arms import PROBE, Estimated, arm_name, prefixes
 from distill.chains.estimated_alpha import Choice, format_choice
 from distill.config import Config
 from distill.errors import UserError
@@ -23,8 +22,12 @@ class RunWatcher:
         self.held_out = config.data.val_size
         if config.train.fast_dev_run:
             self.held_out = min(self.held_out, 2 * config.train.batch_size)
-        models = _models(config)
-        self.unfinished = {folder: name for folder, name in models.items() if not _is_finished(folder)}
+        models = RunDir(config.output).models(config)
+        self.unfinished = {
+            model.folder: name_model(model.seed, model.arm, model.step)
+            for model in models
+            if not _is_finished(model.folder)
+        }
         self.rows = {folder: read_metrics(folder) for folder in self.unfinished}
 
     def look(self) -> None:
@@ -70,19 +73,3 @@ def _number(column: str, text: str) -> int | float | None:
 
 def _is_finished(folder: Path) -> bool:
     return (folder / "result.json").exists()
-
-
-def _models(config: Config) -> dict[Path, str]:
-    """The folder and the name of every model of a grid, teachers before students, probes before their students."""
-    rundir = RunDir(config.output)
-    step = config.chain.first_step
-    found: dict[Path, str] = {}
-    for seed in config.chain.seed:
-        found[rundir.model(seed, None, step)] = name_model(seed, None, step)
-        for prefix in (prefix for arm in config.chain.arms for prefix in prefixes(arm)):
-            arm = arm_name(prefix)
-            folder = rundir.model(seed, arm, step + len(prefix))
-            if isinstance(prefix[-1], Estimated):
-                found[folder / "probe"] = name_model(seed, f"{arm}{PROBE}", step + len(prefix))
-            found[folder] = name_model(seed, arm, step + len(prefix))
-    return found

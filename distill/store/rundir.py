@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+from distill.arms import PROBE, Estimated, students
 from distill.config import Config
 from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
@@ -38,6 +39,15 @@ def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]])
     write_atomically(path, text.getvalue())
 
 
+class Model(NamedTuple):
+    """A model of a run: which one it is, and where it is."""
+
+    folder: Path
+    seed: int
+    arm: str | None  # the name of the arm up to it; None: the teacher
+    step: int
+
+
 class RunDir:
     """The folder of one run."""
 
@@ -50,6 +60,20 @@ class RunDir:
         if arm is not None:
             folder = folder / f"alpha_{arm}"
         return folder / f"step_{step}"
+
+    def models(self, config: Config) -> list[Model]:
+        """All models of a run, finished or not: teachers before students, a probe before its student."""
+        first = config.chain.first_step
+        found = []
+        for seed in config.chain.seed:
+            found.append(Model(self.model(seed, None, first), seed, None, first))
+            for student in students(config.chain.arms):
+                step = first + student.position
+                folder = self.model(seed, student.arm, step)
+                if isinstance(student.target, Estimated):
+                    found.append(Model(folder / "probe", seed, f"{student.arm}{PROBE}", step))
+                found.append(Model(folder, seed, student.arm, step))
+        return found
 
     def config(self) -> Config:
         """The configuration of the run in this folder, as its output. Raises ConfigError if there is none."""

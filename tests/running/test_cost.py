@@ -1,7 +1,7 @@
 import pytest
 from tiny import config, source
 
-from distill.arms import Estimated, Fixed
+from distill.arms import Estimated, Fixed, Student
 from distill.chains.checkpoints import write_tensors
 from distill.chains.student import STATE
 from distill.errors import UserError
@@ -19,6 +19,7 @@ def cost(tmp_path, **options) -> Cost:
     return Cost(c, 10, train=40, held_out=20, test=30, teacher=2.0, student=3.0, evaluation=0.1, checkpoint=5.0)
 
 
+HALF = Student("0.5", 1, Fixed(0.5))
 TEACHER = 4 * (10 * 2 + 2 + 5) + 9  # four epochs with a look at the held-out images, and all three splits at the end
 
 
@@ -51,9 +52,9 @@ def test_chains_and_grids_are_sums_of_models(tmp_path, options, chain, grid):
     ("done", "left"),
     [
         ({}, 2 * TEACHER + 8 * STUDENT),
-        ({(1, ()): 1.0}, TEACHER + 8 * STUDENT),
-        ({(1, ()): 1.0, (1, (Fixed(0.0),)): 0.25}, TEACHER + 7.75 * STUDENT),
-        ({(1, ()): 1.0, (3, ()): 1.0, (1, (Fixed(0.5),)): 1.0}, TEACHER + 7 * STUDENT),  # seed 3 is no part of it
+        ({(1, None): 1.0}, TEACHER + 8 * STUDENT),
+        ({(1, None): 1.0, (1, HALF): 0.25}, TEACHER + 7.75 * STUDENT),
+        ({(1, None): 1.0, (3, None): 1.0, (1, HALF): 1.0}, TEACHER + 7 * STUDENT),  # seed 3 is no part of it
     ],
 )
 def test_finished_training_is_subtracted_from_the_cost(tmp_path, done, left):
@@ -69,10 +70,11 @@ def test_done_in_reads_the_finished_share_of_each_model(tmp_path):
     write_json(tmp_path / "seed_1" / "step_0" / "result.json", {})
     for folder in ("seed_1/alpha_0.5/step_1", "seed_1/alpha_auto/step_1/probe", "seed_2/step_0"):
         write_tensors(tmp_path / folder / STATE, {"rows": [{}]})
-    quarter = {(1, (Fixed(0.5),)): 0.25, (1, (Estimated(),)): 0.125, (2, ()): 0.25}
-    assert done_in(c) == {(1, ()): 1.0} | quarter
+    estimated = (1, Student("auto", 1, Estimated()))
+    quarter = {(1, HALF): 0.25, estimated: 0.125, (2, None): 0.25}
+    assert done_in(c) == {(1, None): 1.0} | quarter
     write_json(tmp_path / "seed_1" / "alpha_auto" / "step_1" / "probe" / "result.json", {})
-    assert done_in(c) == {(1, ()): 1.0} | quarter | {(1, (Estimated(),)): 0.5}
+    assert done_in(c) == {(1, None): 1.0} | quarter | {estimated: 0.5}
     write_tensors(tmp_path / "seed_2" / "step_0" / STATE, {"lines": []})
     with pytest.raises(UserError, match="does not belong to this training; delete it"):
         done_in(c)
