@@ -12,6 +12,7 @@ teacher) and whose last entry repeats. ``steps`` are fit numbers >= 1, or ``math
 (n,) or (n, m). All arrays are float64.
 """
 
+from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.linalg import (
     KernelMatrixError,
     MatrixTooLargeError,
@@ -57,6 +58,8 @@ __all__ = [
     "UNTRUSTED",
     "Chain",
     "DivergentChainError",
+    "FeatureChain",
+    "FeatureSums",
     "KernelMatrixError",
     "MatrixTooLargeError",
     "NotFiniteError",

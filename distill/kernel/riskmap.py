@@ -1,8 +1,8 @@
 """Risk maps: the mean squared error of every chain of a grid of alphas, ridges and steps.
 
 For one ridge the fits of all alphas are combinations of the predictions P_j of A y, A² y, ... (``Grid.depth`` of them),
-so that these are predicted once, and an alpha costs nothing that grows with n (``_risks_in_span``). Limits, and steps
-too late for powers, are predicted one by one.
+so that these are predicted once, and the squared error of an alpha costs nothing that grows with n
+(``risks.Risk.in_span``). Limits, and steps too late for powers, are predicted one by one.
 """
 
 import math
@@ -28,6 +28,7 @@ from distill.kernel.linalg import (
     tridiagonalise,
 )
 from distill.kernel.mixing import alphas_to_weights
+from distill.kernel.risks import make_risk
 from distill.kernel.solvers import check_solver, choose_map_solver, fitted_values, limit_by_solving, limit_is_certain
 from distill.kernel.spectral import DivergentChainError, apply_filters, blend_filters, map_columns, predict, shrinkage
 
@@ -43,15 +44,18 @@ def risk_map(
     *,
     solver: str = "auto",
     overwrite: bool = False,
+    loss: str = "squared",
+    offset: ArrayLike = 0.0,
 ) -> FloatArray:
-    """Mean squared error of every chain at every step: (len(alphas), len(lams), len(steps)) float64.
+    """The risk of every chain at every step: (len(alphas), len(lams), len(steps)) float64.
 
     K (n, n) kernel matrix, or its ``Spectrum``; y (n,) or (n, m); K_new (q, n) holds k(x, X) at the q points
     where ``target`` (q,) or (q, m) is known; alphas any numbers, lams >= 0, steps >= 1, ``math.inf`` for the
-    limit. The error is inf for a chain without a limit, and for one that exceeds float64's range. ``solver``,
-    ``overwrite`` and exceptions as in ``chain``; there is also "tridiagonal", which reduces K to tridiagonal form once
-    and needs no eigenvectors. With it and "cholesky" the lams must be > 0, the finite steps few, and limits need
-    alpha in [0, 1].
+    limit. ``loss`` "squared" is the mean squared error; "zero_one" the share of points whose largest output of m >= 2
+    is not that of the target. ``offset``, a number or (m,), is added to all predictions. The risk is inf for a chain
+    without a limit, and for one that exceeds float64's range. ``solver``, ``overwrite`` and exceptions as in
+    ``chain``; there is also "tridiagonal", which reduces K to tridiagonal form once and needs no eigenvectors. With it
+    and "cholesky" the lams must be > 0, the finite steps few, and limits need alpha in [0, 1].
     """
     check_solver(solver, "tridiagonal")
     grid = Grid(as_schedule(alphas), np.atleast_1d(np.asarray(lams, dtype=np.float64)), as_steps(steps))
@@ -60,6 +64,7 @@ def risk_map(
     y = as_targets(y, K_new.shape[1])
     if len(target) != len(K_new) or target.shape[1:] != y.shape[1:]:
         raise ValueError(f"target {target.shape} does not match y {y.shape} and K_new {K_new.shape}")
+    risk = make_risk(loss, target, offset)
     predictions: Predictions
     if isinstance(K, Spectrum):
         predictions = SpectralPredictions(K, y, K_new, grid.columns)
@@ -72,11 +77,10 @@ def risk_map(
     for i, lam in enumerate(grid.lams):
         powers, single = predictions.columns(lam, grid.depth, [(grid.alphas[a], grid.steps[j]) for a, j in grid.single])
         if grid.depth:
-            out[:, i, early] = _risks_in_span(powers, combinations, target)
+            out[:, i, early] = risk.in_span(powers, combinations)
         for (a, j), prediction in zip(grid.single, single, strict=True):
             if prediction is not None:
-                with np.errstate(over="ignore"):
-                    out[a, i, j] = np.mean((prediction - target) ** 2)
+                out[a, i, j] = risk(prediction)
     return np.where(np.isnan(out), np.inf, out)
 
 
@@ -120,44 +124,15 @@ class Grid:
 
 
 def _combinations(alphas: FloatArray, steps: list[int], depth: int) -> FloatArray:
-    """The coefficients (alphas, steps, depth + 1) of target - f^(step) in target, P_1, ..., P_depth.
+    """The coefficients (alphas, steps, depth) of f^(step) in P_1, ..., P_depth.
 
-    They are (1, -c) with c = (alpha, alpha (1 - alpha), ..., (1 - alpha)^(k-1)), stick breaking with one alpha.
+    They are alpha, alpha (1 - alpha), ..., (1 - alpha)^(k-1): stick breaking with one alpha.
     """
-    combinations = np.zeros((len(alphas), len(steps), depth + 1))
-    combinations[..., 0] = 1
+    combinations = np.zeros((len(alphas), len(steps), depth))
     for i, alpha in enumerate(alphas):
         for row, step in zip(combinations[i], steps, strict=True):
-            row[1 : step + 1] = -alphas_to_weights(np.full(step - 1, alpha))
+            row[:step] = alphas_to_weights(np.full(step - 1, alpha))
     return combinations
-
-
-def _risks_in_span(powers: FloatArray, combinations: FloatArray, target: FloatArray) -> FloatArray:
-    """Mean squared errors (alphas, steps) of combinations of the predicted powers (depth, q[, m]).
-
-    A triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ replaces target and predictions, so that a combination costs
-    depth² operations, whatever q is.
-    """
-    T = _triangle(np.stack([target.ravel(), *powers.reshape(len(powers), -1)]))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return ((combinations @ T.T) ** 2).sum(axis=-1) / target.size
-
-
-def _triangle(rows: FloatArray) -> FloatArray:
-    """The upper triangle T (k, k) with ‖sum_j a_j rows_j‖ = ‖T a‖ for every a (k,), for ``rows`` (k, q).
-
-    Modified Gram-Schmidt, whose T is as accurate as Householder's. Not by LAPACK, because waking its threads
-    for a matrix this small takes ten times as long as the arithmetic.
-    """
-    rows = rows.copy()
-    T = np.zeros((len(rows), len(rows)))
-    for j, row in enumerate(rows):
-        T[j, j] = np.sqrt(np.einsum("q,q", row, row))
-        if T[j, j] > 0:
-            row /= T[j, j]
-            T[j, j + 1 :] = np.einsum("q,kq->k", row, rows[j + 1 :])
-            rows[j + 1 :] -= T[j, j + 1 :, None] * row
-    return T
 
 
 class Predictions(Protocol):

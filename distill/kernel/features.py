@@ -1,0 +1,182 @@
+"""Chains of ridge regressions on features: the primal form, for fewer features than points.
+
+With Phi (n, p), Phi^T Phi = W S W^T and u = W^T Phi^T y, the coefficients of fit tau are
+
+    beta^(tau) = W (S + lam)^-1 w^(tau)(S) u,    f^(tau)(x) = phi(x)^T beta^(tau),
+
+with the blend filters w of ``distill.kernel.spectral``. These are the formulas of the dual form with Phi^T Phi (p, p)
+in the place of K, Phi^T y in the place of y and phi(x) in the place of k(x, X), so the same functions compute them.
+The n points enter through sums over rows alone, which blocks of rows add up to.
+"""
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import blas
+
+from distill.kernel import spectral
+from distill.kernel.arrays import EPS, FloatArray
+from distill.kernel.linalg import LARGEST_ENTRY, NotFiniteError, Spectrum, decompose
+from distill.kernel.riskmap import risk_map
+
+CHUNK_BYTES = 2**25  # of a block's rows in float64; larger blocks are no faster and need more memory
+
+
+class FeatureSums:
+    """Sums over rows of features and targets, from which every chain of ridge regressions follows.
+
+    ``rows`` is the number n of points. With X (n, p) and y (n,) or (n, m), ``gram`` (p, p) is X^T X, ``cross`` (p,) or
+    (p, m) is X^T y and ``square`` () or (m,) the sum of y², all float64. With ``intercept`` columns are centred first,
+    and ``mean_x`` (p,) and ``mean_y`` () or (m,) are their means; without it, these are 0.
+    """
+
+    def __init__(self, *, intercept: bool = False):
+        self.intercept = intercept
+        self.rows = 0
+        self.gram: FloatArray = np.zeros((0, 0))
+        self.cross: FloatArray = np.zeros(0)
+        self.square: FloatArray = np.zeros(())
+        self.mean_x: FloatArray = np.zeros(0)
+        self.mean_y: FloatArray = np.zeros(())
+
+    def add(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Add a block of rows, X (n, p) and y (n,) or (n, m), of any real dtype; memory-mapped arrays are not copied.
+
+        Blocks of the same points in another order or division give the same sums up to rounding. Raises ValueError
+        for shapes that do not fit the blocks before, and NotFiniteError.
+        """
+        X = np.asanyarray(X)
+        y = np.asanyarray(y)
+        if X.ndim != 2 or y.ndim not in (1, 2) or len(X) != len(y) or X.shape[1] == 0:
+            raise ValueError(f"a block needs X (n, p) and y (n,) or (n, m), not {X.shape} and {y.shape}")
+        if self.rows and (X.shape[1] != len(self.gram) or y.shape[1:] != self.cross.shape[1:]):
+            raise ValueError(
+                f"this block has rows of {X.shape[1:]} and {y.shape[1:]}, and those before have "
+                f"{self.gram.shape[1:]} and {self.cross.shape[1:]}"
+            )
+        height = max(1, CHUNK_BYTES // (8 * X.shape[1]))
+        block = FeatureSums(intercept=self.intercept)  # added as a whole or, if a later row is not finite, not at all
+        for start in range(0, len(X), height):
+            rows = slice(start, start + height)
+            block._merge(self._sums(np.array(X[rows], np.float64, order="C"), np.array(y[rows], np.float64)))
+        self._merge(block)
+        return self
+
+    def __add__(self, other: "FeatureSums") -> "FeatureSums":
+        """The sums over the points of both, from two processes for example."""
+        if self.intercept != other.intercept:
+            raise ValueError("one of the sums has an intercept, the other has none")
+        both = FeatureSums(intercept=self.intercept)
+        for sums in (self, other):
+            both._merge(sums)
+        return both
+
+    def _sums(self, X: FloatArray, y: FloatArray) -> "FeatureSums":
+        """The sums over one chunk, whose arrays are overwritten."""
+        if not (np.abs(X).max() <= LARGEST_ENTRY and np.abs(y).max(initial=0) <= LARGEST_ENTRY):  # true for NaN too
+            raise NotFiniteError(f"X or y has entries that are NaN, infinite or above {LARGEST_ENTRY:g}")
+        part = FeatureSums(intercept=self.intercept)
+        part.rows = len(X)
+        part.mean_x = X.mean(axis=0) if self.intercept else np.zeros(X.shape[1])
+        part.mean_y = y.mean(axis=0) if self.intercept else np.zeros(y.shape[1:])
+        if self.intercept:
+            X -= part.mean_x
+            y -= part.mean_y
+        upper = blas.dsyrk(1.0, X.T)  # half the work of a full product
+        part.gram = np.triu(upper) + np.triu(upper, 1).T
+        part.cross = X.T @ y
+        part.square = (y**2).sum(axis=0)
+        return part
+
+    def _merge(self, part: "FeatureSums") -> None:
+        """Add the sums over other points (Chan, Golub & LeVeque 1983), whose means may differ from ours."""
+        if self.rows == 0 or part.rows == 0:
+            if part.rows:
+                self.__dict__.update({name: np.copy(value) for name, value in vars(part).items() if name != "rows"})
+                self.intercept = part.intercept
+                self.rows = part.rows
+            return
+        rows = self.rows + part.rows
+        weight = self.rows * part.rows / rows
+        shift_x = part.mean_x - self.mean_x
+        shift_y = part.mean_y - self.mean_y
+        self.gram = self.gram + part.gram + weight * np.outer(shift_x, shift_x)
+        self.cross = self.cross + part.cross + weight * np.multiply.outer(shift_x, shift_y)
+        self.square = self.square + part.square + weight * shift_y**2
+        self.mean_x = self.mean_x + shift_x * (part.rows / rows)
+        self.mean_y = self.mean_y + shift_y * (part.rows / rows)
+        self.rows = rows
+
+
+class FeatureChain:
+    """Every chain of ridge regressions on features, from one eigendecomposition of the Gram matrix.
+
+    ``spectrum`` holds S (p,) and W (p, p). ``lam``, ``alpha`` and ``steps`` as in ``distill.krr``, whose errors its
+    methods raise. The intercept is not penalised, and is the same at every step up to the coefficients.
+    """
+
+    def __init__(self, sums: FeatureSums):
+        if sums.rows == 0:
+            raise ValueError("there are no points")
+        self.sums = sums
+        self.spectrum: Spectrum = decompose(sums.gram)
+
+    def coefficients(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+        """beta^(tau), (len(steps), p[, m])."""
+        return spectral.dual_coefficients(self.spectrum, self.sums.cross, lam, alpha, steps)
+
+    def predict(self, X: ArrayLike, coefficients: ArrayLike) -> FloatArray:
+        """f^(tau)(x) = phi(x)^T beta^(tau) + intercept at the rows of X (q, p): (len(coefficients), q[, m])."""
+        return spectral.predict(np.asarray(X, np.float64) - self.sums.mean_x, coefficients) + self.sums.mean_y
+
+    def risk_map(
+        self,
+        X: ArrayLike,
+        target: ArrayLike,
+        alphas: ArrayLike,
+        lams: ArrayLike,
+        steps: ArrayLike,
+        *,
+        loss: str = "squared",
+    ) -> FloatArray:
+        """The risk of every chain at points X (q, p) with targets (q,) or (q, m), as ``krr.risk_map``."""
+        X = np.asarray(X, np.float64) - self.sums.mean_x
+        target = np.asarray(target, np.float64)
+        return risk_map(
+            self.spectrum, self.sums.cross, X, target, alphas, lams, steps, loss=loss, offset=self.sums.mean_y
+        )
+
+    def degrees_of_freedom(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+        """Effective degrees of freedom, (len(steps),): sum s w/(s + lam), and 1 for an intercept."""
+        B = spectral.diagonals(self.spectrum.d, lam, alpha, steps)
+        return spectral.degrees_of_freedom(B) + self.sums.intercept
+
+    def generalised_cross_validation(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+        """GCV(tau), (len(steps),), as ``krr.generalised_cross_validation``: without held-out points."""
+        left = 1 - spectral.diagonals(self.spectrum.d, lam, alpha, steps)
+        inside, outside = self._projections()
+        inside = (inside**2).reshape(len(inside), -1).sum(axis=1)
+        error = ((left**2 * inside).sum(axis=1) + (outside**2).sum()) / (self.sums.rows * max(1, outside.size))
+        share = 1 - self.degrees_of_freedom(lam, alpha, steps) / self.sums.rows
+        return np.divide(error, share**2, out=np.full(len(left), np.inf), where=share > EPS)
+
+    def gcv_residuals(self, lam: float, k: int) -> FloatArray:
+        """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in another basis, (k, p + 1[, m]), for best alphas."""
+        A = spectral.shrinkage(self.spectrum.d, lam)
+        inside, outside = self._projections()
+        residuals = []
+        for j in range(1, k + 1):
+            share = 1 - ((A**j).sum() + self.sums.intercept) / self.sums.rows
+            left = (1 - A**j).reshape(-1, *[1] * (inside.ndim - 1)) * inside
+            residuals.append(np.concatenate([left, outside[None]]) / share)
+        return np.array(residuals)
+
+    def _projections(self) -> tuple[FloatArray, FloatArray]:
+        """The targets' components along Phi's left singular vectors (p[, m]), and the norms of the rest () or (m,)."""
+        d = self.spectrum.d
+        u = spectral.product(self.spectrum.V.T, self.sums.cross)
+        root = np.sqrt(d).reshape(-1, *[1] * (u.ndim - 1))
+        spans = root > np.sqrt(len(d) * EPS * d[0])
+        inside = np.divide(u, root, out=np.zeros_like(u), where=spans)
+        return inside, np.sqrt(np.maximum(self.sums.square - (inside**2).sum(axis=0), 0))
