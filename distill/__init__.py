@@ -6,7 +6,7 @@ Names are imported when they are first used: ``import distill`` costs nothing, a
 from importlib import import_module
 from typing import Any
 
-_HOME = {
+_MODULE_OF = {
     "Config": "config",
     "DataConfig": "config",
     "ModelConfig": "config",
@@ -22,12 +22,12 @@ _HOME = {
     "units": "running.unit",
     "train_unit": "running.unit",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

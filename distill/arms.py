@@ -1,7 +1,7 @@
 """Arms: the chains of a grid. An arm lists the target of each of its students in turn.
 
 Each kind of student target is a small class here. To add one, write the class and, if the command line should name it,
-give it an entry in ``KINDS``. Names, order, counts and shared students follow from it. Loads no other module.
+give it an entry in ``ALPHA_WORDS``. Names, order, counts and shared students follow from it. Loads no other module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Fixed:
     Other kinds whose alpha is known in advance are subclasses with another ``name``, ``help`` and ``teacher_target``.
     """
 
-    help: ClassVar[str] = ""  # for --help, of a kind that is in KINDS
+    help: ClassVar[str] = ""  # for --help, of a kind that is in ALPHA_WORDS
 
     alpha: float  # weight of the given labels, in [0, 1]
 
@@ -64,12 +64,12 @@ Arm = tuple[Target, ...]
 TEACHER: Arm = ()  # the arm of the teacher that all arms of a seed share
 
 # The words that ``--alpha`` and ``--alpha-schedule`` take besides numbers.
-KINDS: dict[str, Target] = {"auto": Estimated()}
+ALPHA_WORDS: dict[str, Target] = {"auto": Estimated()}
 
 
 def target(value: float | str) -> Target:
-    """The target that a number, or a word of ``KINDS``, stands for."""
-    return KINDS[value] if isinstance(value, str) else Fixed(value)
+    """The target that a number, or a word of ``ALPHA_WORDS``, stands for."""
+    return ALPHA_WORDS[value] if isinstance(value, str) else Fixed(value)
 
 
 class Student(NamedTuple):
@@ -129,7 +129,7 @@ def arm_title(name: str | None) -> str:
     """How figures and tables call an arm: ``alpha = 0.6``, ``auto``, ``teacher``."""
     if name is None:
         return "teacher"
-    return name if name in KINDS else f"alpha = {name}"
+    return name if name in ALPHA_WORDS else f"alpha = {name}"
 
 
 def sort_key(name: str | None) -> list[tuple[int, float, str]]:

@@ -18,7 +18,7 @@ from distill.arguments import OneLineParser, program_name, refuse
 from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config
 from distill.configfile import from_dict, read_config, read_toml
 from distill.environment import set_environment
-from distill.errors import ConfigError, UserError, nearest
+from distill.errors import ConfigError, UserError, suggestion
 from distill.options import Section, field_type
 
 if typing.TYPE_CHECKING:
@@ -111,7 +111,7 @@ def parse(argv: list[str]) -> Command:
     given, unknown = parser.parse_known_args(words)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise ConfigError(f"unknown option {unknown[0]}{nearest(unknown[0], flags)}")
+        raise ConfigError(f"unknown option {unknown[0]}{suggestion(unknown[0], flags)}")
     options = vars(given)
     file = options.pop("config", None)
     resume = options.pop("resume", None)

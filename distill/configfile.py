@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import SECTION_OF, SECTIONS, Config
-from distill.errors import ConfigError, nearest
+from distill.errors import ConfigError, suggestion
 from distill.options import require
 
 
@@ -18,12 +18,12 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """
     sections: dict[str, Any] = {}
     for section, given in values.items():
-        require(section in SECTIONS, f"unknown section [{section}]{nearest(section, SECTIONS)}")
+        require(section in SECTIONS, f"unknown section [{section}]{suggestion(section, SECTIONS)}")
         require(isinstance(given, dict), f"{section} must be a section: write [{section}] on its own line")
         names = [f.name for f in fields(SECTIONS[section])]
         for name in given:
             if name not in names:
-                hint = f" (it belongs in [{SECTION_OF[name]}])" if name in SECTION_OF else nearest(name, names)
+                hint = f" (it belongs in [{SECTION_OF[name]}])" if name in SECTION_OF else suggestion(name, names)
                 raise ConfigError(f"unknown key {section}.{name}{hint}")
         sections[section] = SECTIONS[section](**given)
     return Config(**sections)

@@ -21,7 +21,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean X?)`` for the closest known name, or nothing."""
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean X?)``, X the known name closest to ``name``; an empty text if none is close."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from distill.errors import ConfigError, nearest
+from distill.errors import ConfigError, suggestion
 
 if typing.TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ def parse(text: str) -> tuple[Loss, dict[str, float]]:
     """
     name, colon, given = text.partition(":")
     if name not in LOSSES:
-        raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, not {text}{nearest(name, LOSSES)}")
+        raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, not {text}{suggestion(name, LOSSES)}")
     loss = LOSSES[name]
     options = {key: option.default for key, option in loss.options.items()}
     seen: set[str] = set()
@@ -104,7 +104,7 @@ def parse(text: str) -> tuple[Loss, dict[str, float]]:
         seen.add(key)
         if key not in options:
             known = f"its options are {', '.join(options)}" if options else "it has no options"
-            raise ConfigError(f"loss {text}: {name} has no option {key!r}{nearest(key, options)}; {known}")
+            raise ConfigError(f"loss {text}: {name} has no option {key!r}{suggestion(key, options)}; {known}")
         options[key] = _number(text, key, value, loss.options[key])
     return loss, options
 

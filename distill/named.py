@@ -29,7 +29,7 @@ def named_object(text: str, what: str) -> Callable[..., Any]:
     return found
 
 
-def line_of(text: str, error: BaseException) -> str:
+def error_location(text: str, error: BaseException) -> str:
     """`` in line 7 of my_data.py``, the last line that ``error`` passed in the module of ``text``; else nothing."""
     file = import_module(text.partition(":")[0]).__file__
     line = None

@@ -1,6 +1,7 @@
-"""The kinds of label noise that ``--label-noise-kind`` names. To add one, write its function and its line in ``KINDS``.
+"""The kinds of label noise that ``--label-noise-kind`` names.
 
-This module loads without NumPy, so that ``--help`` can list the kinds at once.
+To add one, write its function and its line in ``NOISE_KINDS``. This module loads without NumPy, so that ``--help`` can
+list the kinds at once.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def pairflip(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.n
     return (labels + 1) % classes
 
 
-KINDS: dict[str, NoiseKind] = {
+NOISE_KINDS: dict[str, NoiseKind] = {
     "symmetric": NoiseKind(symmetric, "any other class, all equally likely"),
     "pairflip": NoiseKind(pairflip, "the next class"),
 }

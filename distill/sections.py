@@ -36,8 +36,8 @@ class DataConfig(Section):
     label_noise: float = option(0.0, "fraction of the training labels to corrupt, in [0, 1]")
     label_noise_kind: str = option(
         "symmetric",
-        "; ".join(f"{name}: {kind.help}" for name, kind in noise.KINDS.items()),
-        choices=tuple(noise.KINDS),
+        "; ".join(f"{name}: {kind.help}" for name, kind in noise.NOISE_KINDS.items()),
+        choices=tuple(noise.NOISE_KINDS),
     )
     augment: bool = option(
         True, "random crops (zero padding of an eighth of the width) and flips (no flips for digits)"
@@ -218,15 +218,15 @@ class ChainConfig(Section):
     alpha: tuple[float | str, ...] | None = option(
         None,
         "weight of the given labels in [0, 1]; the teacher gets 1 - alpha; several values make a grid. "
-        + "".join(f"{word}: {kind.help}. " for word, kind in arms.KINDS.items())
+        + "".join(f"{word}: {kind.help}. " for word, kind in arms.ALPHA_WORDS.items())
         + "preview: the same as --preview [default: 0.6]",
-        words=(*arms.KINDS, PREVIEW),
+        words=(*arms.ALPHA_WORDS, PREVIEW),
     )
     alpha_schedule: tuple[tuple[float | str, ...], ...] = option(
         (),
         "an alpha (or auto) for each student in turn; the last one repeats. Several schedules may be given; those that "
         "begin alike share models",
-        words=tuple(arms.KINDS),
+        words=tuple(arms.ALPHA_WORDS),
     )
     seed: tuple[int, ...] = option(
         (1,), "seed of splits, label noise, initial parameters and batches; several values make a grid"

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from distill.arms import (
-    KINDS,
+    ALPHA_WORDS,
     TEACHER,
     Estimated,
     Fixed,
@@ -44,7 +44,7 @@ def test_arm_names(arm, name):
 def test_a_target_is_a_number_or_a_word():
     assert target(0.25) == Fixed(0.25)
     assert target("auto") == AUTO
-    assert all(kind.name == word for word, kind in KINDS.items())
+    assert all(kind.name == word for word, kind in ALPHA_WORDS.items())
 
 
 def test_titles():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.chains.student import EPOCH_COLUMNS
+from distill.chains.model_training import EPOCH_COLUMNS
 from distill.store.results import columns
 
 ROOT = Path(__file__).parents[1]

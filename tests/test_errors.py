@@ -1,6 +1,6 @@
-"""distill.errors: one line, and the nearest known name."""
+"""distill.errors: one line, and a suggestion for a mistyped name."""
 
-from distill.errors import ConfigError, nearest, one_line
+from distill.errors import ConfigError, one_line, suggestion
 
 
 def test_one_line():
@@ -9,5 +9,5 @@ def test_one_line():
 
 
 def test_the_nearest_name_is_suggested():
-    assert nearest("alpa", ["alpha", "seed"]) == " (did you mean alpha?)"
-    assert nearest("zzz", ["alpha", "seed"]) == ""
+    assert suggestion("alpa", ["alpha", "seed"]) == " (did you mean alpha?)"
+    assert suggestion("zzz", ["alpha", "seed"]) == ""

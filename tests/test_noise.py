@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.noise import KINDS
+from distill.noise import NOISE_KINDS
 
 FOR_ALL_CLASSES = ("symmetric", "pairflip")  # other kinds may leave classes alone, or fit certain data only
 
 
 def wrong_labels(kind: str, labels: np.ndarray, classes: int, seed: int = 0) -> np.ndarray:
-    return KINDS[kind].wrong_labels(labels, classes, np.random.default_rng(seed))
+    return NOISE_KINDS[kind].wrong_labels(labels, classes, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("kind", FOR_ALL_CLASSES)
@@ -48,6 +48,6 @@ def test_pairflip_gives_the_next_class():
     np.testing.assert_array_equal(wrong_labels("pairflip", np.array([0, 1, 2]), 3), [1, 2, 0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NOISE_KINDS)
 def test_every_kind_has_a_help_text(kind):
-    assert KINDS[kind].help
+    assert NOISE_KINDS[kind].help

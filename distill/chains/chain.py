@@ -7,18 +7,18 @@ Borup & Andersen, "Even your Teacher Needs Guidance", NeurIPS 2021, arXiv 2102.1
         student = train(alpha * given labels + (1 - alpha) * teacher(images))
         teacher = student
 
-``Chain.run`` is this loop. ``student.train`` trains one model, resuming it if it was begun; ``estimated_alpha`` holds
-Algorithm 1, for an alpha that is estimated.
+``Chain.run`` is this loop. ``train_model`` trains or resumes one model. ``estimated_alpha`` holds Algorithm 1, which
+estimates alpha.
 """
 
 from functools import cached_property
 from pathlib import Path
 
 from distill.arms import TEACHER, Arm, Estimated, Student, students_of
-from distill.chains import estimated_alpha, student
+from distill.chains import estimated_alpha
 from distill.chains.checkpoints import load_parameters
+from distill.chains.model_training import FinishedModel, ModelSpec, finish_model, train_model
 from distill.chains.session import Session
-from distill.chains.student import Finished, ModelSpec
 from distill.errors import ConfigError
 from distill.files import sha256
 from distill.store.results import Result, name_model
@@ -36,7 +36,7 @@ class Chain:
         self.first_step = session.config.chain.first_step
 
     def run(self, arm: Arm = TEACHER) -> list[Result]:
-        """Train one chain: the teacher, then students, each taught by the one before. Finished models are kept."""
+        """Train one chain: the teacher, then each student with the model before as teacher. Keep finished models."""
         model = self.teacher
         results = [model.result]
         for each in students_of(arm):
@@ -45,21 +45,21 @@ class Chain:
         return results
 
     @cached_property
-    def teacher(self) -> Finished:
+    def teacher(self) -> FinishedModel:
         """The first model: trained on the given labels, or a given checkpoint. It does not depend on alpha."""
         spec = self.spec(None, teacher=None)
         if self.session.config.chain.teacher_ckpt is None:
-            return student.train(self.session, spec, self.listener)
+            return train_model(self.session, spec, self.listener)
         return self._given_teacher(spec, Path(self.session.config.chain.teacher_ckpt))
 
-    def student(self, each: Student, teacher: Finished) -> Finished:
-        """A student of an arm, taught by ``teacher``."""
+    def student(self, each: Student, teacher: FinishedModel) -> FinishedModel:
+        """A student of an arm, trained with ``teacher``."""
         spec = self.spec(each, teacher)
         if isinstance(spec.target, Estimated):
             return estimated_alpha.train(self.session, spec, self.teacher, self.listener)
-        return student.train(self.session, spec, self.listener)
+        return train_model(self.session, spec, self.listener)
 
-    def spec(self, each: Student | None, teacher: Finished | None) -> ModelSpec:
+    def spec(self, each: Student | None, teacher: FinishedModel | None) -> ModelSpec:
         """The specification of a student, or of the first teacher (None)."""
         seed = self.session.seed
         name = None if each is None else each.arm
@@ -74,14 +74,14 @@ class Chain:
             teacher=teacher,
         )
 
-    def _given_teacher(self, spec: ModelSpec, file: Path) -> Finished:
+    def _given_teacher(self, spec: ModelSpec, file: Path) -> FinishedModel:
         """The teacher from ``--teacher-ckpt``, copied into the run directory when the run begins."""
         if not spec.is_finished:
             model = self.session.new_model(spec.step)
             load_parameters(model, file)
             parent = {"path": str(file), "sha256": sha256(file)}
-            student.finish(self.session, spec, self.session.place(model), [], parent, self.listener)
-        teacher = Finished(self.session, spec.folder)
+            finish_model(self.session, spec, self.session.place(model), [], parent, self.listener)
+        teacher = FinishedModel(self.session, spec.folder)
         if file.exists() and sha256(file) != teacher.parent.get("sha256"):
             raise ConfigError(f"{file} is not the file that this run began with; choose another --output")
         return teacher

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.arms import PROBE, Fixed
-from distill.chains import student
+from distill.chains.model_training import STATE, FinishedModel, ModelSpec, train_model
 from distill.chains.session import Session
-from distill.chains.student import STATE, Finished, ModelSpec
 from distill.errors import ConfigError
 from distill.files import write_atomically
 from distill.kernel.mixing import best_alpha
@@ -78,7 +77,7 @@ def _estimate(
     return best, float(np.std(resampled))
 
 
-def train(session: Session, spec: ModelSpec, first: Finished, listener: Listener) -> Finished:
+def train(session: Session, spec: ModelSpec, first: FinishedModel, listener: Listener) -> FinishedModel:
     """Train the student of a step whose alpha is estimated. ``first`` is the teacher of step 0.
 
     First the probe is trained; then alpha is chosen and written to choice.json, so that a resumed student keeps it;
@@ -87,22 +86,22 @@ def train(session: Session, spec: ModelSpec, first: Finished, listener: Listener
     choice_file = spec.folder / "choice.json"
     if spec.is_finished:
         choice_file.unlink(missing_ok=True)  # the process may have died between the two writes
-        return student.train(session, spec, listener)
+        return train_model(session, spec, listener)
     probe_spec = _probe(session, spec)
     if not probe_spec.is_finished:
         # These belong to a probe that was deleted.
         choice_file.unlink(missing_ok=True)
         (spec.folder / STATE).unlink(missing_ok=True)
-    probe = student.train(session, probe_spec, listener)
+    probe = train_model(session, probe_spec, listener)
     if not choice_file.exists():
         write_json(choice_file, asdict(_choose(session, spec, first, probe, listener)))
     choice = _read_choice(choice_file)
     if choice.takes_probe:
         _take_probe(probe, spec, choice, listener)
     else:
-        student.train(session, replace(spec, target=Fixed(choice.alpha)), listener, asdict(choice))
+        train_model(session, replace(spec, target=Fixed(choice.alpha)), listener, asdict(choice))
     choice_file.unlink()
-    return Finished(session, spec.folder)
+    return FinishedModel(session, spec.folder)
 
 
 def _probe(session: Session, spec: ModelSpec) -> ModelSpec:
@@ -117,7 +116,9 @@ def _probe(session: Session, spec: ModelSpec) -> ModelSpec:
     )
 
 
-def _choose(session: Session, spec: ModelSpec, first: Finished, probe: Finished, listener: Listener) -> Choice:
+def _choose(
+    session: Session, spec: ModelSpec, first: FinishedModel, probe: FinishedModel, listener: Listener
+) -> Choice:
     """Alpha of a step, from the predictions of its probe and of the first teacher on the held-out images."""
     assert session.val is not None, "the configuration holds images out"
     rng = generator(session.seed, "bootstrap", spec.step)
@@ -137,7 +138,7 @@ def format_choice(choice: Choice, images: int) -> str:
     return f"alpha* = {choice.alpha_star:.4f} ± {choice.standard_error:.4f} on {images:,} held-out images: {outcome}"
 
 
-def _take_probe(probe: Finished, spec: ModelSpec, choice: Choice, listener: Listener) -> None:
+def _take_probe(probe: FinishedModel, spec: ModelSpec, choice: Choice, listener: Listener) -> None:
     """Make a probe the student of its step: the same parameters and metrics, without another training."""
     write_atomically(spec.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
     result = replace(probe.result, arm=spec.arm, epochs=0, seconds=0.0)

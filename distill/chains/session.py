@@ -14,7 +14,7 @@ from distill.losses import loss_function
 from distill.randomness import torch_seed
 from distill.training.batches import ImageStore, make_image_store
 from distill.training.device import place
-from distill.training.models import Classifier, quiet_rng
+from distill.training.models import Classifier, forked_rng
 from distill.training.objective import one_hot
 from distill.training.predict import predict_all
 
@@ -49,7 +49,7 @@ class Session:
 
     def new_model(self, step: int) -> Classifier:
         """A model on the CPU with initial parameters drawn from (seed, step)."""
-        with quiet_rng():
+        with forked_rng():
             torch.manual_seed(torch_seed(self.seed, "init", step))
             return Classifier(self.make_network(), self.data.mean, self.data.std)
 

@@ -10,7 +10,7 @@ from distill.data.digits import read_digits
 from distill.data.folders import read_folders
 from distill.data.source import Source
 from distill.errors import ConfigError, DataError, UserError, one_line
-from distill.named import line_of, named_object
+from distill.named import error_location, named_object
 
 # A reader takes the section [data] and whether to show progress on standard error.
 READERS: dict[str, Callable[[DataConfig, bool], Source]] = {
@@ -47,7 +47,7 @@ def _call(name: str, data_dir: Path) -> Source:
         source = function(data_dir)
     except Exception as error:  # the user's code may raise anything
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise DataError(f"dataset {name} failed{line_of(name, error)}: {kind}{one_line(error)}") from error
+        raise DataError(f"dataset {name} failed{error_location(name, error)}: {kind}{one_line(error)}") from error
     if not isinstance(source, Source):
         raise DataError(
             f"dataset {name} returned an object of type {type(source).__name__}; return distill.from_arrays(...)"

@@ -11,7 +11,7 @@ import numpy as np
 from distill.config import DataConfig
 from distill.data.source import Source
 from distill.errors import DataError
-from distill.noise import KINDS
+from distill.noise import NOISE_KINDS
 from distill.randomness import generator
 
 TEST_OF_UNSPLIT = 500  # test images drawn from a source without a test split: 50 of each digit
@@ -128,7 +128,7 @@ def _corrupted(whole: Split, pool: np.ndarray, classes: int, config: DataConfig,
         return split
     rng = generator(seed, "noise")
     rank = rng.permutation(len(whole))
-    wrong = KINDS[config.label_noise_kind].wrong_labels(whole.labels, classes, rng)
+    wrong = NOISE_KINDS[config.label_noise_kind].wrong_labels(whole.labels, classes, rng)
     affected = np.flatnonzero(wrong[pool] != split.true_labels)
     count = round(config.label_noise * len(affected))
     corrupted = affected[np.argsort(rank[pool[affected]])[:count]]

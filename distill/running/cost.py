@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.arms import TEACHER, Arm, Estimated, Student, disjoint_groups, students
-from distill.chains.student import epochs_on_disk
+from distill.chains.model_training import epochs_on_disk
 from distill.config import Config
 from distill.running.experiment import Experiment, job_count
 from distill.running.trial import trial_of

@@ -10,7 +10,7 @@ from distill.running.cost import Cost, Done
 from distill.running.experiment import Experiment, count_models, job_count
 from distill.running.jobs import independent_chains
 from distill.running.trial import BURSTS
-from distill.training.models import quiet_rng
+from distill.training.models import forked_rng
 from distill.training.optim import updates_per_epoch
 
 SCATTER_WARNING = 1.5  # warn above this ratio of the slowest burst to the fastest
@@ -25,7 +25,7 @@ def describe(experiment: Experiment) -> str:
     noise = int((data.train.labels != data.train.true_labels).sum())
     corrupted = f", {noise:,} training labels corrupted" if noise else ""
     c, h, w = data.train.images.shape[1:]
-    with quiet_rng():
+    with forked_rng():
         parameters = sum(p.numel() for p in experiment.network_factory(data)().parameters())
     updates = updates_per_epoch(len(data.train), config.train.batch_size)
     return "\n".join(

@@ -107,7 +107,7 @@ class Threads(Executor):
     def __init__(self, experiment: Experiment, listener: Listener):
         config = experiment.config
         self.experiment = experiment
-        self.listener = _OneAtATime(listener)
+        self.listener = _SynchronisedListener(listener)
         self.chains: dict[int, Chain] = {}
         self.units_left = {seed: len(student_units(config, seed)) for seed in config.chain.seed}
         self.pool = job_threads(experiment.device, job_count(config))
@@ -160,8 +160,8 @@ class _Stopped(Exception):
     """The run is being stopped."""
 
 
-class _OneAtATime(Listener):
-    """Passes on progress from several threads, one event at a time; stops a thread at its chunk's end if ``over``."""
+class _SynchronisedListener(Listener):
+    """Forwards events from several threads, one at a time. Once ``stop`` is set, a thread ends after its chunk."""
 
     def __init__(self, listener: Listener):
         self.listener = listener

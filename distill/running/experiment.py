@@ -27,7 +27,7 @@ from distill.store.results import read_record
 from distill.store.rundir import RunDir
 from distill.training.device import pick_device, set_up
 from distill.training.listener import Listener
-from distill.training.models import Classifier, quiet_rng
+from distill.training.models import Classifier, forked_rng
 
 CUDA_JOBS = 16  # torch has 32 streams a device and gives them out in turn, and a job may take two
 
@@ -83,7 +83,7 @@ class Experiment:
         assert self.config.chain.teacher_ckpt is not None
         file = Path(self.config.chain.teacher_ckpt)
         here = self.config.data
-        with quiet_rng():
+        with forked_rng():
             load_parameters(Classifier(self.network_factory(data)(), data.mean, data.std), file)
         drawn = self.source.test_labels is None or here.val_size > 0  # the seed decides which images are held out
         if drawn and (file.parent / "result.json").exists():

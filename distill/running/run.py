@@ -70,7 +70,7 @@ def _check(experiment: Experiment) -> None:
 
 def _begin(experiment: Experiment, rundir: RunDir, listener: Listener) -> None:
     """Write what describes the run; report a device or a number of threads that is not the last process's."""
-    rundir.open(experiment.config, experiment.source.fingerprint)
+    rundir.begin(experiment.config, experiment.source.fingerprint)
     facts = versions(experiment.device)
     before = rundir.environments()
     for key in ("device", "threads"):

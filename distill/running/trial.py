@@ -22,7 +22,7 @@ from distill.training.batches import make_image_store
 from distill.training.device import place
 from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Notes
-from distill.training.models import Classifier, quiet_rng
+from distill.training.models import Classifier, forked_rng
 from distill.training.optim import updates_per_epoch
 from distill.training.predict import predict_all
 
@@ -55,7 +55,7 @@ class Trial:
         self.listener = Notes()
 
     def _model(self) -> Classifier:
-        with quiet_rng():
+        with forked_rng():
             return Classifier(self.make_network(), self.data.mean, self.data.std)
 
     def fit(self) -> Trainer:

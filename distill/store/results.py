@@ -74,7 +74,7 @@ class Result:
 FIELDS = tuple(f.name for f in fields(Result) if f.name != "extra")
 REQUIRED = {"seed", "alpha", "step", "arm", "test_acc", "epochs", "seconds"}
 # Entries of result.json without which the model can neither be loaded nor its chain be checked.
-OF_THE_MODEL = {"model_sha256", "parent", "classes", "channels", "model"}
+MODEL_KEYS = {"model_sha256", "parent", "classes", "channels", "model"}
 
 
 def columns() -> list[str]:
@@ -89,7 +89,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
-        if missing := sorted((REQUIRED | OF_THE_MODEL) - content.keys()):
+        if missing := sorted((REQUIRED | MODEL_KEYS) - content.keys()):
             raise ValueError(f"it lacks {', '.join(missing)}")
         int(content["seed"])
         int(content["step"])

@@ -89,7 +89,7 @@ class RunDir:
         if file.exists() and file.read_text().strip() != fingerprint:
             raise ConfigError(f"{self.path} holds a run on other images or labels than those found here")
 
-    def open(self, config: Config, fingerprint: str) -> None:
+    def begin(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or continue in it. Raises ConfigError if it holds another run, or other data."""
         self.check(config, fingerprint)
         write_atomically(self.path / "config.toml", to_toml(config))

@@ -96,7 +96,7 @@ class GraphCapture:
             captured.next.zero_()
             captured.step(update)
 
-        with RNG_LOCK, self.lock, no_trace(model, optimizer, chunk.given.device) as drew:
+        with RNG_LOCK, self.lock, state_restored(model, optimizer, chunk.given.device) as drew:
             captured.recording.warm_up(first_batch)
             if drew():
                 raise NoGraphError("the network draws random numbers")
@@ -262,7 +262,9 @@ class CapturedUpdates:
 
 
 @contextmanager
-def no_trace(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[Callable[[], bool]]:
+def state_restored(
+    model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> Iterator[Callable[[], bool]]:
     """Restore parameters, buffers, optimiser state and torch's generators at the end, in their own memory.
 
     Optimiser state created inside is kept as zeros, its initial value; after an error it is deleted, since it may be

@@ -38,7 +38,7 @@ class Classifier(nn.Module):
 
 
 @contextmanager
-def quiet_rng() -> Iterator[None]:
+def forked_rng() -> Iterator[None]:
     """Make a network without a trace in torch's generator on the CPU, and while no other thread draws from it."""
     with RNG_LOCK, torch.random.fork_rng(devices=[]):
         yield

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tiny import config, rows, source
 
 import distill
-from distill.chains import student
+from distill.chains import model_training
 from distill.data.source import from_arrays
 from distill.data.splits import make_dataset
 from distill.errors import UserError
@@ -178,7 +178,7 @@ def test_the_teacher_has_no_teachers_loss(finished):
 
 
 def test_no_training_state_is_left(finished):
-    assert not list(finished.rglob("*.pt.tmp")) + list(finished.rglob(student.STATE))
+    assert not list(finished.rglob("*.pt.tmp")) + list(finished.rglob(model_training.STATE))
 
 
 def test_a_given_teacher_that_was_replaced_is_refused(tmp_path, finished):

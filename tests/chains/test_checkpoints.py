@@ -10,7 +10,7 @@ from torch import nn
 
 import distill
 from distill import metrics
-from distill.chains import student
+from distill.chains import model_training
 from distill.errors import UserError
 from distill.training.fit import Trainer
 
@@ -74,7 +74,7 @@ def test_loading_an_own_network_needs_its_function(tmp_path):
 
 def test_dropout_resumes_exactly(tmp_path):
     distill.run(config(tmp_path / "whole"), source=source(), network=Own)
-    with killed_at(student.STATE, 3):
+    with killed_at(model_training.STATE, 3):
         distill.run(config(tmp_path / "parts"), source=source(), network=Own)
     torch.rand(5)  # whatever else the process drew
     distill.run(config(tmp_path / "parts"), source=source(), network=Own)

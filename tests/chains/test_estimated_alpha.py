@@ -13,7 +13,7 @@ from scipy.special import softmax
 from tiny import config, contents, killed_at, source
 
 import distill
-from distill.chains import estimated_alpha, student
+from distill.chains import estimated_alpha, model_training
 from distill.chains.estimated_alpha import choose
 from distill.data.splits import make_dataset
 from distill.errors import UserError
@@ -209,9 +209,9 @@ def test_a_note_says_that_alpha_has_no_effect(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "occurrence"),
     [
-        (student.STATE, 3),
+        (model_training.STATE, 3),
         ("choice.json", 1),
-        (student.STATE, 5),
+        (model_training.STATE, 5),
         ("model.pt", 3),
         ("result.json", 3),
         ("choice.json", 2),
@@ -240,7 +240,7 @@ def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, mo
 
 def test_another_probe_is_another_estimate(tmp_path, monkeypatch):
     choices(monkeypatch, (0.3, False), (0.8, False))
-    with killed_at(student.STATE, 6):  # in the student's training
+    with killed_at(model_training.STATE, 6):  # in the student's training
         distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source())
     folder = tmp_path / "seed_1/alpha_auto/step_1"
     assert (folder / "choice.json").exists()

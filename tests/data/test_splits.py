@@ -13,7 +13,7 @@ from distill.data.load import load_source
 from distill.data.source import Source, from_arrays
 from distill.data.splits import Split, make_dataset
 from distill.errors import DataError
-from distill.noise import KINDS, NoiseKind
+from distill.noise import NOISE_KINDS, NoiseKind
 
 
 def assert_same_dataset(a, b):
@@ -102,7 +102,7 @@ def test_a_kind_that_leaves_classes_alone_corrupts_its_share_of_the_others(monke
     def zero_to_one(labels, classes, rng):
         return np.where(labels == 0, 1, labels)
 
-    monkeypatch.setitem(KINDS, "zero-to-one", NoiseKind(zero_to_one, ""))
+    monkeypatch.setitem(NOISE_KINDS, "zero-to-one", NoiseKind(zero_to_one, ""))
     config = DataConfig(label_noise=0.4)
     object.__setattr__(config, "label_noise_kind", "zero-to-one")
     train = make_dataset(toy_source([50, 30, 20]), config, seed=1).train

@@ -3,7 +3,7 @@ from tiny import config, source
 
 from distill.arms import Estimated, Fixed, Student
 from distill.chains.checkpoints import write_tensors
-from distill.chains.student import STATE
+from distill.chains.model_training import STATE
 from distill.errors import UserError
 from distill.running import cost as cost_module
 from distill.running.cost import Cost, done_in, measure

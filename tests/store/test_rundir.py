@@ -38,12 +38,12 @@ def test_a_damaged_environment_is_begun_anew(tmp_path, content):
 
 def test_options_may_change_until_something_is_trained(tmp_path):
     rundir = RunDir(tmp_path)
-    rundir.open(config(tmp_path, lr=1e38), "a")
-    rundir.open(config(tmp_path, lr=0.01), "b")
+    rundir.begin(config(tmp_path, lr=1e38), "a")
+    rundir.begin(config(tmp_path, lr=0.01), "b")
     rundir.model(1, None, 0).mkdir(parents=True)
     (rundir.model(1, None, 0) / "training_state.pt").touch()
     with pytest.raises(ConfigError, match=r"--lr 0.02 instead of 0.01"):
-        rundir.open(config(tmp_path, lr=0.02), "b")
+        rundir.begin(config(tmp_path, lr=0.02), "b")
 
 
 # ------------------------------------------------------------------------------------------------------ the directory
@@ -75,7 +75,7 @@ def test_results_csv_has_a_row_per_finished_model_in_order(tmp_path):
 
 def begin(run: Path) -> None:
     """A run in which a teacher has been trained for an epoch."""
-    RunDir(run).open(config(run), "data")
+    RunDir(run).begin(config(run), "data")
     (run / "seed_1" / "step_0").mkdir(parents=True)
     (run / "seed_1" / "step_0" / "training_state.pt").touch()
 
@@ -83,19 +83,19 @@ def begin(run: Path) -> None:
 def test_a_directory_of_another_run_is_refused_with_every_option_that_differs(tmp_path):
     begin(tmp_path)
     with pytest.raises(ConfigError, match=r"--lr 0\.02 instead of 0\.01, --seed 7 instead of 1") as error:
-        RunDir(tmp_path).open(config(tmp_path, lr=0.02, seed=7), "data")
+        RunDir(tmp_path).begin(config(tmp_path, lr=0.02, seed=7), "data")
     assert "batch" not in str(error.value)
 
 
 def test_a_directory_of_other_images_is_refused(tmp_path):
     begin(tmp_path)
     with pytest.raises(ConfigError, match="other images"):
-        RunDir(tmp_path).open(config(tmp_path), "other data")
+        RunDir(tmp_path).begin(config(tmp_path), "other data")
 
 
 def test_where_a_run_is_done_may_change(tmp_path):
     begin(tmp_path)
-    RunDir(tmp_path).open(config(tmp_path, jobs=2, threads=2, device="auto", data_dir="elsewhere"), "data")
+    RunDir(tmp_path).begin(config(tmp_path, jobs=2, threads=2, device="auto", data_dir="elsewhere"), "data")
 
 
 def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
@@ -106,7 +106,7 @@ def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
 
 
 def test_config_toml_without_the_output_so_that_it_runs_again_elsewhere(tmp_path):
-    RunDir(tmp_path).open(config(tmp_path), "data")
+    RunDir(tmp_path).begin(config(tmp_path), "data")
     assert "output" not in (tmp_path / "config.toml").read_text()
 
 

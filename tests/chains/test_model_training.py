@@ -8,7 +8,7 @@ import torch
 from tiny import config, contents, killed_at, rows, source
 
 import distill
-from distill.chains import student
+from distill.chains import model_training
 from distill.chains.checkpoints import read_tensors
 from distill.data.source import from_arrays
 from distill.errors import UserError
@@ -62,7 +62,7 @@ def test_selection_never_looks_at_the_test_images(selected, tmp_path):
 
 
 def test_best_survives_an_interruption(selected, tmp_path):
-    with killed_at(student.STATE, 4):
+    with killed_at(model_training.STATE, 4):
         distill.run(config(tmp_path, **BEST), source=source())
     distill.run(config(tmp_path, **BEST), source=source())
     assert contents(tmp_path) == contents(selected)
@@ -104,10 +104,10 @@ def test_clean_labels_need_no_record(finished):
 
 def begun(run):
     """A run that ended within the first student, its teacher finished."""
-    with killed_at(student.STATE, 3):
+    with killed_at(model_training.STATE, 3):
         distill.run(config(run), source=source())
     assert (run / TEACHER / "result.json").exists()
-    assert (run / STUDENT / student.STATE).exists()
+    assert (run / STUDENT / model_training.STATE).exists()
 
 
 def cut(file):

@@ -1,4 +1,4 @@
-"""One model of a chain: in training with its state on disk, and finished."""
+"""Training of one model of a chain, teacher or student: its state on disk, and the finished model."""
 
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ EPOCH_COLUMNS = (
 )
 
 
-class Finished:
+class FinishedModel:
     """A finished model on disk. Its parameters are read when they are first needed."""
 
     def __init__(self, session: Session, folder: Path) -> None:
@@ -69,7 +69,7 @@ class ModelSpec:
     arm: str | None  # the name of the arm up to this model; None for the teacher
     step: int
     target: Target | None  # None for the teacher, which is trained on the given labels
-    teacher: Finished | None
+    teacher: FinishedModel | None
 
     @property
     def is_finished(self) -> bool:
@@ -83,34 +83,34 @@ class ModelSpec:
 
 
 class Training:
-    """A model in training. One file holds its state and record after every epoch, and resumes it."""
+    """A model in training. After every epoch one file holds its state and metrics, from which it resumes."""
 
     def __init__(self, session: Session, spec: ModelSpec) -> None:
         self.folder = spec.folder
         self.selects_best = session.selects_best
-        self.fit = Trainer(session.new_model(spec.step), session.config.train, session.device)
+        self.trainer = Trainer(session.new_model(spec.step), session.config.train, session.device)
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.best: dict[str, Tensor] | None = None  # parameters of the epoch most accurate on the held-out images
-        self.taught = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
+        self.trained_on = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
         if (self.folder / STATE).exists():
             self._resume()
 
     def _resume(self) -> None:
         with _state_errors(self.folder):
             state = read_tensors(self.folder / STATE)
-            if state["taught"] != self.taught:
+            if state["taught"] != self.trained_on:
                 raise ConfigError(f"{self.folder} was begun with another teacher or alpha; delete it to retrain")
-            self.fit.load_state_dict(state["fit"])
+            self.trainer.load_state_dict(state["fit"])
             self.rows = state["rows"]
             self.best = state["best"]
         self._write_metrics()  # the process may have died between the two writes
 
     def record(self, row: dict[str, Any]) -> None:
-        """Keep the metrics of an epoch and the state after it."""
+        """Write the metrics of an epoch and the state after it."""
         if self.selects_best and row["val_acc"] > max((r["val_acc"] for r in self.rows), default=-1):
-            self.best = {name: tensor.cpu().clone() for name, tensor in self.fit.model.state_dict().items()}
+            self.best = {name: tensor.cpu().clone() for name, tensor in self.trainer.model.state_dict().items()}
         self.rows.append(row)
-        state = {"fit": self.fit.state_dict(), "rows": self.rows, "best": self.best, "taught": self.taught}
+        state = {"fit": self.trainer.state_dict(), "rows": self.rows, "best": self.best, "taught": self.trained_on}
         write_tensors(self.folder / STATE, state)
         self._write_metrics()
 
@@ -118,36 +118,38 @@ class Training:
         write_csv(self.folder / "metrics.csv", list(EPOCH_COLUMNS), self.rows)
 
     def selected(self) -> nn.Module:
-        """The model that will teach: the last epoch's, or the best."""
+        """The model to keep: that of the last epoch, or of the best."""
         if self.best is not None:
-            self.fit.model.load_state_dict(self.best)
-        return self.fit.model
+            self.trainer.model.load_state_dict(self.best)
+        return self.trainer.model
 
 
-def train(session: Session, spec: ModelSpec, listener: Listener, estimate: dict[str, Any] | None = None) -> Finished:
-    """Train a model on ``alpha * given labels + (1 - alpha) * teacher``, resume it, or return it if it is finished.
+def train_model(
+    session: Session, spec: ModelSpec, listener: Listener, estimate: dict[str, Any] | None = None
+) -> FinishedModel:
+    """Train or resume a model on ``alpha * given labels + (1 - alpha) * teacher``; a finished one is returned.
 
-    ``estimate`` is kept in its record.
+    ``estimate``, the estimate of its alpha, is written to its result.json.
     """
     if spec.is_finished:
         return _finished(session, spec)
     training = Training(session, spec)
-    listener.start_model(spec.name, len(session.train), training.fit.epochs)
-    for epoch in range(training.fit.epochs, session.config.train.epochs):
-        row = _train_epoch(session, spec, training.fit, epoch, listener)
+    listener.start_model(spec.name, len(session.train), training.trainer.epochs)
+    for epoch in range(training.trainer.epochs, session.config.train.epochs):
+        row = _train_epoch(session, spec, training.trainer, epoch, listener)
         training.record(row)
         listener.end_epoch(spec.name, row)
     parent = None
     if spec.teacher is not None:
         parent = {"path": str(spec.teacher.folder.relative_to(spec.run)), "sha256": spec.teacher.sha256}
-    finish(session, spec, training.selected(), training.rows, parent, listener, estimate)
-    return Finished(session, spec.folder)
+    finish_model(session, spec, training.selected(), training.rows, parent, listener, estimate)
+    return FinishedModel(session, spec.folder)
 
 
-def _finished(session: Session, spec: ModelSpec) -> Finished:
-    """A finished model. Raises ConfigError if another teacher taught it."""
+def _finished(session: Session, spec: ModelSpec) -> FinishedModel:
+    """A finished model. Raises ConfigError if it was trained with another teacher."""
     (spec.folder / STATE).unlink(missing_ok=True)  # the process may have died between the two writes
-    model = Finished(session, spec.folder)
+    model = FinishedModel(session, spec.folder)
     if spec.teacher is not None and model.parent.get("sha256") != spec.teacher.sha256:
         raise ConfigError(
             f"{spec.folder} was trained with a different teacher than {spec.teacher.folder}; delete it to retrain"
@@ -155,7 +157,7 @@ def _finished(session: Session, spec: ModelSpec) -> Finished:
     return model
 
 
-def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, listener: Listener) -> dict[str, Any]:
+def _train_epoch(session: Session, spec: ModelSpec, trainer: Trainer, epoch: int, listener: Listener) -> dict[str, Any]:
     """Train one epoch and score the held-out images; returns the epoch's row of metrics.csv."""
     started = time.perf_counter()
     data = session.data
@@ -172,17 +174,17 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, li
         teacher = spec.teacher.model
         target = spec.target
     try:
-        train_metrics = fit.epoch(session.train, plan, len(data.classes), teacher, target, listener)
+        train_metrics = trainer.epoch(session.train, plan, len(data.classes), teacher, target, listener)
     except NotFiniteLossError as error:
         raise ConfigError(f"{spec.name}, epoch {epoch + 1}: {error}; {error.advice}") from None
     val_loss = None
     val_acc = None
     if session.val is not None:
-        val_loss, val_logits = session.score(fit.model, session.val)
+        val_loss, val_logits = session.score(trainer.model, session.val)
         val_acc = metrics.accuracy(val_logits, session.val.labels)
     return {
         "epoch": epoch + 1,
-        "lr": fit.lr,
+        "lr": trainer.lr,
         **{f"train_{name}": value for name, value in train_metrics.items()},
         "val_loss": val_loss,
         "val_acc": val_acc,
@@ -190,7 +192,7 @@ def _train_epoch(session: Session, spec: ModelSpec, fit: Trainer, epoch: int, li
     }
 
 
-def finish(
+def finish_model(
     session: Session,
     spec: ModelSpec,
     model: nn.Module,
@@ -199,7 +201,7 @@ def finish(
     listener: Listener,
     estimate: dict[str, Any] | None = None,
 ) -> None:
-    """Score a model and leave it on disk: model.pt, then result.json; the training state is deleted."""
+    """Score a model and write model.pt, then result.json; then delete the training state."""
     test_loss, test_logits = session.score(model, session.test)
     val_loss = None
     val_logits = None
@@ -259,7 +261,7 @@ def epochs_on_disk(folder: Path) -> int:
 
 @contextmanager
 def _state_errors(folder: Path) -> Iterator[None]:
-    """Turn anything that is wrong with a training state into a ConfigError of one line."""
+    """Turn any error in a training state into a ConfigError of one line."""
     try:
         yield
     except torch.OutOfMemoryError:
