@@ -8,6 +8,7 @@ from typing import Any
 
 from distill.config import SECTION_OF, SECTIONS, Config
 from distill.errors import ConfigError, suggestion
+from distill.files import read_text
 from distill.options import require
 
 
@@ -32,7 +33,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 def read_toml(path: Path) -> dict[str, dict]:
     """The sections of a TOML file. Raises ConfigError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -1,12 +1,45 @@
-"""Atomic writing of files, and their SHA-256."""
+"""Reading of regular files, atomic writing, and SHA-256."""
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 Content = str | bytes | Callable[[BinaryIO], object]  # text (UTF-8), bytes, or a function that writes to the open file
+
+
+def open_file(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading; never waits. Raises OSError, for folders, pipes, sockets and devices too."""
+    return open(path, "rb", opener=_open_regular)
+
+
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+    """The text of a regular file. Raises OSError, and UnicodeDecodeError."""
+    with open_file(path) as file:
+        return file.read().decode(encoding)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a path without waiting for the other end of a pipe."""
+    _require_regular(path, os.stat(path))  # opening a socket fails, and opening a device may act on it
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _require_regular(path, os.fstat(handle))
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _require_regular(path: str, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file but a pipe, a socket or a device", path)
 
 
 def write_atomically(path: Path, content: Content) -> None:
@@ -53,5 +86,5 @@ def _sync_folder(folder: Path) -> None:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,11 @@
 
 import errno
 import os
+import socket
 
 import pytest
 
-from distill.files import sha256, write_atomically, write_together
+from distill.files import open_file, read_text, sha256, write_atomically, write_together
 
 
 @pytest.mark.parametrize("content", ["naïve\n", "naïve\n".encode(), lambda file: file.write("naïve\n".encode())])
@@ -71,3 +72,29 @@ def test_of_files_written_together_all_are_there_or_none(tmp_path):
     write_together({first: "1", second: b"2"})
     assert (first.read_text(), second.read_text()) == ("1", "2")
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
+
+
+def test_a_regular_file_is_read_directly_and_through_a_link(tmp_path):
+    (tmp_path / "file").write_bytes("naïve\n".encode())
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        assert read_text(tmp_path / name) == "naïve\n"
+        with open_file(tmp_path / name) as file:
+            assert file.read(3) == b"na\xc3"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device", "folder", "link"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "file"
+    with socket.socket(socket.AF_UNIX) as open_socket:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "socket":
+            open_socket.bind(str(path))
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else "file")
+        with pytest.raises(OSError, match=r"Not a regular file|Is a directory|symbolic links") as refused:
+            open_file(path)
+    assert refused.value.filename == str(path)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.config import ModelConfig, TrainConfig
 from distill.configfile import from_dict
 from distill.errors import ConfigError, one_line
-from distill.files import sha256, write_atomically
+from distill.files import open_file, sha256, write_atomically
 from distill.named import named_object
 from distill.store.results import read_record
 from distill.training import models
@@ -32,11 +32,13 @@ class DamagedFileError(ConfigError):
 def read_tensors(file: Path) -> dict:
     """A file of tensors and plain values, read without running any code in it. Raises ConfigError, DamagedFileError."""
     try:
-        if zipfile.is_zipfile(file):  # torch does not verify the checksums
-            with zipfile.ZipFile(file) as parts:
-                if parts.testzip() is not None:
-                    raise DamagedFileError(f"{file} is damaged: its checksum is wrong")
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with open_file(file) as content:
+            if zipfile.is_zipfile(content):  # torch does not verify the checksums
+                with zipfile.ZipFile(content) as parts:
+                    if parts.testzip() is not None:
+                        raise DamagedFileError(f"{file} is damaged: its checksum is wrong")
+            content.seek(0)
+            return torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
     except (ConfigError, MemoryError):

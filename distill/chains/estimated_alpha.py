@@ -18,7 +18,7 @@ from distill.arms import PROBE, Fixed
 from distill.chains.model_training import STATE, FinishedModel, ModelSpec, train_model
 from distill.chains.session import Session
 from distill.errors import ConfigError
-from distill.files import write_atomically
+from distill.files import read_text, write_atomically
 from distill.kernel.mixing import best_alpha
 from distill.randomness import generator
 from distill.store.results import name_model, read_record
@@ -151,7 +151,7 @@ def _take_probe(probe: FinishedModel, spec: ModelSpec, choice: Choice, listener:
 def _read_choice(file: Path) -> Choice:
     """An estimate that was written down. Raises ConfigError if the file is damaged."""
     try:
-        choice = Choice(**json.loads(file.read_text(encoding="utf-8")))
+        choice = Choice(**json.loads(read_text(file)))
         float(choice.alpha)
         return choice
     except (TypeError, ValueError) as error:

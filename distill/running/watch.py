@@ -7,6 +7,7 @@ from pathlib import Path
 from distill.chains.estimated_alpha import Choice, format_choice
 from distill.config import Config
 from distill.errors import UserError
+from distill.files import read_text
 from distill.store.results import Result, name_model, read_record
 from distill.store.rundir import RunDir
 from distill.training.listener import Listener
@@ -59,8 +60,8 @@ class RunWatcher:
 def read_metrics(folder: Path) -> list[Row]:
     """The rows of a model's metrics.csv, one per epoch; empty fields are None. No rows if there is no file."""
     try:
-        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-            return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+        lines = read_text(folder / "metrics.csv").splitlines()
+        return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(lines)]
     except FileNotFoundError:
         return []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from distill import arms, metrics
 from distill.errors import ConfigError
+from distill.files import read_text
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The whole of a finished model's result.json. Raises ConfigError if it is missing or damaged."""
     file = folder / "result.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         if missing := sorted((REQUIRED | MODEL_KEYS) - content.keys()):

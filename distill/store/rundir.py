@@ -21,7 +21,7 @@ from distill.arms import PROBE, Estimated, students
 from distill.config import Config
 from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
-from distill.files import write_atomically
+from distill.files import read_text, write_atomically
 from distill.store.results import Result, columns, read_record, sort_key
 
 
@@ -86,7 +86,7 @@ class RunDir:
     def check_data(self, fingerprint: str) -> None:
         """Raise ConfigError if the run in this folder is on other data."""
         file = self.path / "data.sha256"
-        if file.exists() and file.read_text().strip() != fingerprint:
+        if file.exists() and read_text(file).strip() != fingerprint:
             raise ConfigError(f"{self.path} holds a run on other images or labels than those found here")
 
     def begin(self, config: Config, fingerprint: str) -> None:
@@ -159,7 +159,7 @@ class RunDir:
     def environments(self) -> list[dict[str, Any]]:
         """The entries of environment.json, one for each process; none if the file is missing or damaged."""
         try:
-            return list(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["runs"])
+            return list(json.loads(read_text(self.path / "environment.json"))["runs"])
         except (OSError, ValueError, TypeError, LookupError):
             return []
 

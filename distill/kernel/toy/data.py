@@ -4,6 +4,7 @@ The data are those of Mobahi, Farajtabar & Bartlett (NeurIPS 2020), with the noi
 """
 
 import csv
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distill.errors import DataError
+from distill.files import read_text
 from distill.kernel.arrays import FloatArray
 from distill.kernel.linalg import Spectrum, decompose, require_memory
 from distill.kernel.riskmap import risk_map
@@ -71,12 +73,11 @@ def read_csv(path: str | Path) -> Data:
     Raises DataError naming the line, and OSError.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = [name for name in ("x", "y", "truth") if name in (reader.fieldnames or [])]
-            if columns[:2] != ["x", "y"]:
-                raise DataError(f"{path}: the first line must name the columns x and y (and may name truth)")
-            rows = [_numbers(path, reader.line_num, row, columns) for row in reader]
+        reader = csv.DictReader(io.StringIO(read_text(path, "utf-8-sig"), newline=""))
+        columns = [name for name in ("x", "y", "truth") if name in (reader.fieldnames or [])]
+        if columns[:2] != ["x", "y"]:
+            raise DataError(f"{path}: the first line must name the columns x and y (and may name truth)")
+        rows = [_numbers(path, reader.line_num, row, columns) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV file in UTF-8: {error}") from None
     except OSError as error:
