@@ -1,7 +1,7 @@
-"""Augmentation of an epoch: drawn on the CPU from (seed, step, epoch), applied to uint8 images on any device.
+"""Augmentation: random crops after zero padding, and random horizontal flips.
 
-Random crops after zero padding, and horizontal flips: torchvision's RandomCrop(32, padding=4) and
-RandomHorizontalFlip() for a whole batch at once. The pixels stay whole numbers, so every device gives the same images.
+Equals torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip(), for a whole batch at once. An epoch's draws
+depend on (seed, step, epoch) alone and are made on the CPU. Pixels stay uint8, so every device gives the same images.
 """
 
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from distill.randomness import generator
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to each image of an epoch; entry i of each tensor is for image ``order[i]``."""
+    """The draws of one epoch. Entry i of each tensor is for image ``order[i]``."""
 
     order: Tensor  # (n,) int64, a permutation
     top: Tensor  # (n,) int64 in [0, 2 * pad], first row of the crop in the padded image
     left: Tensor  # (n,) int64 in [0, 2 * pad]
     flip: Tensor  # (n,) bool
     pad: int  # pixels of zero padding on each side
-    moves: bool  # False if every image stays as it is
+    augments: bool  # if not, images are only put in order
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, part: slice) -> "Plan":
-        return Plan(self.order[part], self.top[part], self.left[part], self.flip[part], self.pad, self.moves)
+        return Plan(self.order[part], self.top[part], self.left[part], self.flip[part], self.pad, self.augments)
 
     def to(self, device: torch.device) -> "Plan":
         """The same plan with its tensors on a device."""
         order, top, left, flip = (t.to(device) for t in (self.order, self.top, self.left, self.flip))
-        return Plan(order, top, left, flip, self.pad, self.moves)
+        return Plan(order, top, left, flip, self.pad, self.augments)
 
 
 def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, flip: bool) -> Plan:
@@ -50,7 +50,7 @@ def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, fli
 def apply(images: Tensor, plan: Plan) -> Tensor:
     """Crop and flip ``images`` (b, c, h, w) uint8, already in the plan's order, into new (b, c, h, w) uint8."""
     b, c, h, w = images.shape
-    if not plan.moves:
+    if not plan.augments:
         return images
     rows = plan.top[:, None] + torch.arange(h, device=images.device)  # (b, h)
     cols = torch.arange(w, device=images.device).expand(b, w)

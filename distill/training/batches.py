@@ -1,7 +1,7 @@
-"""Images in memory, an epoch's augmented images in chunks, and mini-batches with their targets.
+"""A training set in memory, and its augmented images in chunks and mini-batches.
 
-Images stay uint8 in device memory; if they do not fit, they stay on the host and are copied one chunk ahead. An epoch
-is processed in chunks of about a thousand images, each gathered and augmented at once.
+Images are kept as uint8 in device memory. If they do not fit, they stay on the host, and each chunk is copied while the
+one before is trained on. A chunk is about a thousand images, which are gathered and augmented together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distill.training import augment
 
 CHUNK_PIXELS = 2**20  # per chunk: 1,024 images of CIFAR
 RESIDENT_SHARE = 0.5  # the largest share of free device memory for a training set; a larger one stays on the host
-_own = threading.local()
+_per_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Batch:
 def make_image_store(split: Split, device: torch.device, resident: bool | None = None) -> ImageStore:
     """Put a split into device memory if it takes at most half of what is free, else into pinned host memory.
 
-    ``resident`` decides it for a CUDA device instead.
+    On a CUDA device ``resident``, if given, decides instead.
     """
-    # Normalise strides: a length-1 axis may carry any stride, and the backend picks its kernel, hence the last bits, by
-    # stride.
+    # Normalise strides: an axis of length 1 may have any stride, and torch chooses kernels, which differ in the last
+    # bits, by strides.
     images = torch.from_numpy(split.images).flatten().view(split.images.shape)
     labels = torch.from_numpy(split.labels).to(device)
     if device.type == "cuda":
@@ -73,8 +73,8 @@ def chunk_size(store: ImageStore, batch_size: int) -> int:
 
 
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """One copy stream per thread and device. torch hands out 32 streams in turn, so a new one may be in use already."""
-    streams = _own.__dict__.setdefault("streams", {})
+    """The copy stream of this thread and device. A new one might be in use already: torch reuses 32 in turn."""
+    streams = _per_thread.__dict__.setdefault("streams", {})
     if device not in streams:
         streams[device] = torch.cuda.Stream(device)
     return streams[device]
@@ -86,23 +86,23 @@ def chunks(store: ImageStore, plan: augment.Plan, size: int) -> Iterator[tuple[T
     Images on the host are copied one chunk ahead.
     """
     resident = store.images.device.type == store.device.type
-    ahead = None if resident else _copy_stream(store.labels.device)
+    copy_stream = None if resident else _copy_stream(store.labels.device)
     order = plan.order
     plan = plan.to(store.device)  # waits for the device, once an epoch
 
     def fetch(start: int) -> Tensor:
-        if ahead is None:
+        if copy_stream is None:
             return store.images[plan.order[start : start + size]]
-        with torch.cuda.stream(ahead):
+        with torch.cuda.stream(copy_stream):
             return store.images[order[start : start + size]].pin_memory().to(store.device, non_blocking=True)
 
-    following = fetch(0)
+    next_images = fetch(0)
     for start in range(0, len(plan), size):
-        images = following
+        images = next_images
         part = plan[start : start + size]
-        if ahead is not None:
-            torch.cuda.current_stream().wait_stream(ahead)
+        if copy_stream is not None:
+            torch.cuda.current_stream().wait_stream(copy_stream)
             images.record_stream(torch.cuda.current_stream())
         if start + size < len(plan):
-            following = fetch(start + size)
+            next_images = fetch(start + size)
         yield augment.apply(images, part), store.labels[part.order]

@@ -1,14 +1,14 @@
-"""Convolutions as matrix products, for outputs of a few pixels: there they are faster than torch's own.
+"""Convolutions as matrix products that skip the padding, which is faster than torch for outputs of a few pixels.
 
-With the ImageNet stem, 32x32 images are 2x2 pixels in the third stage and one pixel in the last: five ninths and eight
-ninths of a 3x3 kernel's products have a factor 0 there. With channels last in memory, an output pixel is a sum over the
-kernel's rows that meet the image, and each term a matrix product of views, so that nothing is copied to leave the
-padding out. All is exact to rounding; the gradient of weights that meet nothing is 0, as in the whole convolution.
+With the ImageNet stem a 32x32 image has 2x2 pixels in the third stage and one in the last. There 5/9 and 8/9 of the
+multiplications of a 3x3 kernel are with padding. Here an output pixel is a sum over the kernel's rows that overlap the
+image. With channels last in memory each term is a matrix product of views, so nothing is copied. The result is exact to
+rounding. Weights that overlap only padding get the gradient 0, as in the full convolution.
 
-In bf16, torch's own convolution sometimes gives NaN weight gradients for maps of one pixel on processors with AMX
-(compare uxlfoundation/oneDNN#5717). These products have not. Runs that can meet the fault are those in bf16 on a CPU
-with ``--compile``, which uses torch's convolution, or with a custom network's nn.Conv2d. They do not pass silently: a
-NaN gradient makes parameters NaN, and ``fit.Trainer.epoch`` raises NotFiniteLossError.
+On processors with AMX torch's own bf16 convolution sometimes gives NaN weight gradients for maps of one pixel (compare
+uxlfoundation/oneDNN#5717); these products never did. A bf16 run on a CPU still uses torch's convolution with
+``--compile`` or in a custom network. There a NaN gradient makes parameters NaN, and ``fit.Trainer.epoch`` raises
+NotFiniteLossError.
 """
 
 from functools import lru_cache
@@ -18,22 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The most pixels of an output made of products. On CUDA, not measured, more would mean more kernels to launch.
-PIXELS = {"cpu": 4, "cuda": 1}
+# Larger outputs are left to torch. The value for CUDA is not measured; more pixels mean more kernels to launch.
+MOST_PIXELS = {"cpu": 4, "cuda": 1}
 
 
 class ProductConv2d(nn.Conv2d):
-    """A plain convolution (see ``suits``) that computes small outputs as products, and others as nn.Conv2d does.
+    """A plain convolution (see ``is_plain``) that computes small outputs as products and leaves others to nn.Conv2d.
 
-    Parameters, their names and the state are nn.Conv2d's.
+    Its parameters and state dictionary are those of nn.Conv2d.
     """
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> "ProductConv2d":
-        """A ProductConv2d that shares the parameters of a plain convolution. Draws no random numbers."""
+        """A ProductConv2d with the same parameter tensors as ``conv``, a plain convolution. Draws no random numbers."""
         bias = conv.bias is not None
         geometry: dict[str, Any] = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding")}
-        # On the meta device, which draws no initial weights.
+        # The meta device draws no initial weights.
         made = cls(conv.in_channels, conv.out_channels, bias=bias, device="meta", **geometry)
         made.weight = conv.weight
         made.bias = conv.bias
@@ -41,26 +41,26 @@ class ProductConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:  # (n, in, h, w) -> (n, out, h', w')
         device = x.device.type
-        limit = PIXELS.get(device, 0)
+        limit = MOST_PIXELS.get(device, 0)
         if not limit or x.ndim != 4 or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return super().forward(x)
         if isinstance(self.padding, str):
             return super().forward(x)
         if device == "cpu" and self.kernel_size == self.stride == (1, 1) and self.padding == (0, 0):
-            return _first(F.linear(_last(x), self.weight.flatten(1), self.bias))
+            return _channels_first(F.linear(_channels_last(x), self.weight.flatten(1), self.bias))
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         elif x.dtype != self.weight.dtype:
-            return super().forward(x)  # which says so
+            return super().forward(x)  # raises torch's error for mixed dtypes
         sides = zip(x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
         h, w = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in sides)
         if h < 1 or w < 1 or h * w > limit:
             return super().forward(x)
-        out = _first(_Products.apply(x, self.weight, (h, w), self.stride, self.padding))
+        out = _channels_first(_Products.apply(x, self.weight, (h, w), self.stride, self.padding))
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
 
-def suits(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether a module is a plain convolution: undilated, ungrouped, padded with zeros."""
     if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return False
@@ -68,14 +68,14 @@ def suits(module: nn.Module) -> bool:
 
 
 class _Products(torch.autograd.Function):
-    """The products (n, h', w', out), in the images' precision; the weights' gradient is summed in the weights' own."""
+    """The convolution (n, h', w', out) in the images' dtype. The weights' gradient is summed in the weights' dtype."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, size: tuple, stride: tuple, pad: tuple) -> Tensor:
-        images = _last(x)
+        images = _channels_last(x)
         kernels = _kernels(x, weight, size)
         out = images.new_zeros(len(x), *size, len(weight))
-        for i, j, row, columns, krow, kcolumns in terms(x.shape[2:], weight.shape[2:], stride, pad):
+        for i, j, row, columns, krow, kcolumns in product_terms(x.shape[2:], weight.shape[2:], stride, pad):
             part = kernels[:, krow, kcolumns].flatten(1).to(x.dtype)
             out[:, i, j].addmm_(images[:, row, columns].flatten(1), part.t())
         return out
@@ -90,7 +90,7 @@ class _Products(torch.autograd.Function):
         info: Any, in_dims: tuple, x: Tensor, weight: Tensor, size: tuple, stride: tuple, pad: tuple
     ) -> tuple[Tensor, int]:
         def whole(x: Tensor, weight: Tensor) -> Tensor:
-            return _last(F.conv2d(x, weight.to(x.dtype), None, stride, pad))
+            return _channels_last(F.conv2d(x, weight.to(x.dtype), None, stride, pad))
 
         return torch.func.vmap(whole, in_dims[:2])(x, weight), 0
 
@@ -98,45 +98,48 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         size, stride, pad = ctx.geometry
-        if torch.is_grad_enabled():  # for a second derivative: torch's own gradient can be differentiated
+        if torch.is_grad_enabled():  # for second derivatives, torch's own gradient, which can be differentiated
             mask = (*ctx.needs_input_grad[:2], False)
             rest = (stride, pad, (1, 1), False, (0, 0), 1)
-            on_images, on_kernels, _ = torch.ops.aten.convolution_backward(
-                _first(grads), x, weight.to(x.dtype), None, *rest, mask
+            grad_images, grad_weight, _ = torch.ops.aten.convolution_backward(
+                _channels_first(grads), x, weight.to(x.dtype), None, *rest, mask
             )
-            return on_images, None if on_kernels is None else on_kernels.to(weight.dtype), None, None, None
-        images = _last(x)
+            return grad_images, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+        images = _channels_last(x)
         grads = grads.contiguous()
-        on_images = None
-        on_kernels = None
-        products = terms(x.shape[2:], weight.shape[2:], stride, pad)
+        grad_images = None
+        grad_weight = None
+        products = product_terms(x.shape[2:], weight.shape[2:], stride, pad)
         if ctx.needs_input_grad[0]:
-            on_images = torch.zeros_like(images)
+            grad_images = torch.zeros_like(images)
             kernels = _kernels(x, weight, size)
             for i, j, row, columns, krow, kcolumns in products:
                 part = kernels[:, krow, kcolumns].flatten(1).to(grads.dtype)
-                on_images[:, row, columns].flatten(1).addmm_(grads[:, i, j], part)
-            on_images = _first(on_images)
+                grad_images[:, row, columns].flatten(1).addmm_(grads[:, i, j], part)
+            grad_images = _channels_first(grad_images)
         if ctx.needs_input_grad[1]:
             n, c, kh, kw = weight.shape
-            on_kernels = weight.new_zeros(n, kh, kw, c)
+            grad_weight = weight.new_zeros(n, kh, kw, c)
             images = images.to(weight.dtype)
             grads = grads.to(weight.dtype)
             for i, j, row, columns, krow, kcolumns in products:
                 pixels = images[:, row, columns].flatten(1)
-                on_kernels[:, krow, kcolumns].flatten(1).addmm_(grads[:, i, j].t(), pixels)
-            on_kernels = _first(on_kernels)
-        return on_images, on_kernels, None, None, None
+                grad_weight[:, krow, kcolumns].flatten(1).addmm_(grads[:, i, j].t(), pixels)
+            grad_weight = _channels_first(grad_weight)
+        return grad_images, grad_weight, None, None, None
 
 
 def _kernels(x: Tensor, weight: Tensor, size: tuple) -> Tensor:
-    """The weights as (out, kh, kw, in). For an output of one pixel, each term copies and converts only its part."""
-    return weight.permute(0, 2, 3, 1) if size == (1, 1) else _last(weight).to(x.dtype)
+    """The weights as (out, kh, kw, in): for an output of one pixel a view, because each term converts only its part."""
+    return weight.permute(0, 2, 3, 1) if size == (1, 1) else _channels_last(weight).to(x.dtype)
+
+
+Term = tuple[int, int, int, slice, int, slice]
 
 
 @lru_cache
-def terms(size: tuple, kernel: tuple, stride: tuple, pad: tuple) -> tuple[tuple[int, int, int, slice, int, slice], ...]:
-    """The products of a convolution: output row and column, input row and columns, kernel row and columns."""
+def product_terms(size: tuple, kernel: tuple, stride: tuple, pad: tuple) -> tuple[Term, ...]:
+    """The terms of a convolution: output row and column, input row and columns, kernel row and columns of each."""
     h, w = size
     kh, kw = kernel
     found = []
@@ -149,11 +152,11 @@ def terms(size: tuple, kernel: tuple, stride: tuple, pad: tuple) -> tuple[tuple[
     return tuple(found)
 
 
-def _last(t: Tensor) -> Tensor:
+def _channels_last(t: Tensor) -> Tensor:
     """(n, c, h, w) -> (n, h, w, c), contiguous: a view of a tensor with channels last, else a copy."""
     return t.permute(0, 2, 3, 1).contiguous()
 
 
-def _first(t: Tensor) -> Tensor:
+def _channels_first(t: Tensor) -> Tensor:
     """(n, h, w, c) -> (n, c, h, w), a view."""
     return t.permute(0, 3, 1, 2)

@@ -1,14 +1,14 @@
-"""CUDA graph capture of the training update, and its replay batch after batch.
+"""The training update captured as a CUDA graph, which is replayed for each batch.
 
-An update of a ResNet is some hundreds of small kernels; at batch 16, launching them one by one takes longer than
-running them. A graph launches all of them at once. A graph reads and writes fixed memory: a chunk's batches are copied
-into buffers, a counter on the device selects the next one, and logits and regularisers go into buffers as long as the
-chunk. Parameters and optimiser state keep their memory too, since they are only ever changed in place.
+An update of a ResNet launches hundreds of small kernels. At batch size 16 the launches take longer than the kernels; a
+graph launches all at once. A graph reads and writes fixed memory. Therefore a chunk's batches are copied into buffers, a
+counter on the device selects the next batch, and logits and regularisers are written into buffers for the whole chunk.
+Parameters and optimiser state are changed in place.
 
-``GRAPHS``, the only GraphCapture, is the interface: ``guard`` around layers that run eagerly, ``record`` to capture a
-model's updates.
+``GRAPHS``, the only GraphCapture, is the interface: ``guard`` wraps layers that run eagerly, ``record`` captures a
+model's update.
 
-This has not run on a device yet: the tests replace ``Recording`` on a CPU, and those marked ``gpu`` are to be run.
+This has not run on a device yet. On a CPU the tests replace ``Recording``; run those marked ``gpu`` on a device first.
 """
 
 import gc
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from distill.randomness import RNG_LOCK
 from distill.training.batches import Batch
 
-WARM_UP = 3  # updates before a capture, in which libraries choose algorithms and take their workspaces
+WARM_UP = 3  # updates before a capture, in which libraries choose algorithms and allocate workspaces
 Update = Callable[[Batch, Tensor], tuple[Tensor, Tensor]]  # (batch, learning rate) to (logits, regulariser)
 
 
@@ -41,10 +41,10 @@ class GraphCapture:
         self.reset()
 
     def reset(self) -> None:
-        """Forget failed captures, and which layers have run before."""
+        """Forget failed captures and the shapes that have run before."""
         # Reason of the first failed capture; torch cannot capture again in this process after one.
         self.failure: str | None = None
-        self._own = threading.local()
+        self._per_thread = threading.local()
 
     @staticmethod
     def can_capture(device: torch.device) -> bool:
@@ -53,15 +53,15 @@ class GraphCapture:
 
     @contextmanager
     def guard(self, captures: bool, images: Tensor, *how: str) -> Iterator[None]:
-        """Hold while running layers eagerly in a process that also captures graphs (``captures``).
+        """Run layers eagerly within this context if the process also captures graphs (``captures``).
 
-        cuDNN may synchronise the device when it meets a new shape, which would abort another thread's capture. cuDNN
-        caches per thread: images of a shape that this thread has already run in the same way (``how``) need no lock.
+        For a new shape cuDNN may synchronise the device, which would abort another thread's capture; the context then
+        holds the lock. cuDNN caches per thread: a shape that this thread has run in the same way (``how``) needs none.
         """
         if not (captures and self.can_capture(images.device)) or self.failure is not None:
             yield
             return
-        seen = self._own.__dict__.setdefault("seen", set())
+        seen = self._per_thread.__dict__.setdefault("seen", set())
         key = (images.device, images.shape, *how)
         with nullcontext() if key in seen else self.lock:
             yield
@@ -78,11 +78,10 @@ class GraphCapture:
     ) -> "CapturedUpdates":
         """Capture a model's update with the shapes of ``chunk``, which holds at least one batch.
 
-        ``update(batch, rate)`` makes one update, ``rate`` a float32 scalar on the device, and returns its logits
-        (b, classes) and its regulariser (). ``batches`` is the most batches that a later chunk may hold.
+        ``update(batch, rate)`` makes one update, with the learning rate ``rate`` as a float32 scalar on the device, and
+        returns its logits (b, classes) and its regulariser (). Later chunks may hold up to ``batches`` batches.
 
-        Raises whatever the update raises, and NoGraphError. Either way the model, its optimiser and torch's generators
-        are left as they were.
+        Raises NoGraphError, and any error of the update. The model, its optimiser and torch's generators do not change.
         """
         if self.failure is not None:
             raise NoGraphError(self.failure)
@@ -96,11 +95,11 @@ class GraphCapture:
             captured.next.zero_()
             captured.step(update)
 
-        with RNG_LOCK, self.lock, state_restored(model, optimizer, chunk.given.device) as drew:
+        with RNG_LOCK, self.lock, state_restored(model, optimizer, chunk.given.device) as drew_random_numbers:
             captured.recording.warm_up(first_batch)
-            if drew():
-                raise NoGraphError("the network draws random numbers")
-            optimizer.zero_grad()  # the captured backward pass then makes gradients in the graph's own memory
+            if drew_random_numbers():
+                raise NoGraphError("the network generators random numbers")
+            optimizer.zero_grad()  # so that the captured backward pass allocates gradients in the graph's memory
             try:
                 captured.recording.capture(lambda: captured.step(update))
             except Exception as error:
@@ -108,7 +107,7 @@ class GraphCapture:
         return captured
 
     def _failed(self, error: Exception) -> str:
-        """The reason of a failed capture. Disables further captures and keeps the reason, except for lack of memory."""
+        """The reason of a failed capture. Disables further captures, unless memory ran out."""
         first = error.__context__ or error  # ending a failed capture raises another error
         reason = str(first) or repr(first)
         if not isinstance(first, torch.OutOfMemoryError):  # with fewer jobs there may be enough
@@ -120,11 +119,11 @@ GRAPHS = GraphCapture()
 
 
 class Recording:
-    """Device work that is captured once and replayed, as a torch.cuda.CUDAGraph."""
+    """A torch.cuda.CUDAGraph: device work that is captured once and replayed."""
 
     def __init__(self, device: torch.device) -> None:
-        # cuBLAS keeps a workspace per stream, so graphs that may run at the same time must be captured on different
-        # streams. Each thread has its own stream; the default stream cannot be captured.
+        # cuBLAS has a workspace per stream, so graphs that run concurrently must be captured on different streams. Each
+        # thread has its own stream, except the main thread: its default stream cannot be captured.
         current = torch.cuda.current_stream(device)
         self.stream = _side_stream(device) if current == torch.cuda.default_stream(device) else current
         self.graph = torch.cuda.CUDAGraph()
@@ -149,9 +148,9 @@ class Recording:
             GRAPHS.discarded.clear()
             GRAPHS.capturing = True
             collects = gc.isenabled()
-            gc.disable()  # a collection may unload a compiled network, which aborts a capture
+            gc.disable()  # garbage collection may unload a compiled network, which aborts a capture
             try:
-                # In mode thread_local, other threads may allocate memory meanwhile.
+                # The mode thread_local permits other threads to allocate memory meanwhile.
                 with torch.cuda.graph(self.graph, pool, self.stream, "thread_local"):
                     work()
             except BaseException:
@@ -159,18 +158,18 @@ class Recording:
                 raise
             finally:
                 GRAPHS.capturing = False
-                torch.cuda.set_stream(current)  # a capture that fails as it ends leaves its own stream current
+                torch.cuda.set_stream(current)  # if ending the capture failed, its own stream is still current
                 if collects:
                     gc.enable()
 
     def replay(self) -> None:
-        """Do the work again, on the current stream. Does not wait for it."""
+        """Repeat the captured work on the current stream, without waiting for it."""
         self.graph.replay()
 
     def __del__(self) -> None:
         GRAPHS.discarded.append(self.__dict__.pop("graph", None))
-        # Freeing a graph aborts another thread's capture, and torch's generator, which knows the graph, has no lock.
-        # Do not block: garbage collected during a backward pass would deadlock with the thread waiting for that pass.
+        # Free the graph only under the lock: freeing one aborts another thread's capture, and changes torch's generator.
+        # Do not wait for the lock: if this runs in a backward pass, the lock's owner may be waiting for that pass.
         if GRAPHS.lock.acquire(blocking=False):
             try:
                 if not GRAPHS.capturing:
@@ -180,16 +179,16 @@ class Recording:
 
 
 def _clean_up(stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
-    """End a failed capture for torch before 2.12, which would otherwise believe that it still captures.
+    """End a failed capture in torch before 2.12, which otherwise behaves as if it were still capturing.
 
-    It would free neither memory that two streams have used nor the capture's own, and draw no random numbers on the
-    device. Later versions do this themselves and refuse the first line.
+    It would not free the capture's memory and memory that two streams have used, and could draw no random numbers on
+    the device. Later versions clean up themselves, and the first call raises an error, which is ignored.
     """
     with suppress(Exception):
         torch._C._cuda_endAllocateToPool(stream.device.index, pool)
         torch._C._cuda_releasePool(stream.device.index, pool)
         with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
-            torch.zeros(1, device=stream.device)  # a capture that succeeds resets the generator
+            torch.zeros(1, device=stream.device)  # a successful capture resets the generator
 
 
 @cache
@@ -215,7 +214,7 @@ class CapturedUpdates:
         self.recording = Recording(device)
 
     def fits(self, chunk: Batch) -> bool:
-        """Whether a chunk has the captured shapes, and no more batches than the buffers."""
+        """Whether a chunk has the captured shapes and fits into the buffers."""
         if (chunk.soft is None) != (self.chunk.soft is None):
             return False
         shapes = chunk.images.shape[1:], chunk.given.shape[1:]
@@ -223,9 +222,9 @@ class CapturedUpdates:
         return shapes == captured and len(chunk) // self.batch_size <= len(self.chunk)
 
     def run(self, chunk: Batch, rates: Tensor, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        """Train on all whole batches of a chunk that fits, at the learning rates (at least one per batch, float32).
+        """Train on the n whole batches of a chunk that fits, with learning rates (n or more,) float32.
 
-        Returns their logits (n * batch, classes) and regularisers (n,), which the next chunk overwrites.
+        Returns the logits (n * batch, classes) and regularisers (n,), which the next call overwrites.
         """
         n = len(chunk) // self.batch_size
         self.load(chunk, rates)
@@ -246,7 +245,7 @@ class CapturedUpdates:
         self.next.zero_()
 
     def step(self, update: Update) -> None:
-        """One update, as it is captured: take the next batch, train on it, store its results, count."""
+        """The work to capture: take the next batch, train on it, store its results, and count it."""
 
         def take(t: Tensor) -> Tensor:
             return t.index_select(0, self.next).squeeze(0)
@@ -254,7 +253,7 @@ class CapturedUpdates:
         soft = None if self.chunk.soft is None else take(self.chunk.soft)
         batch = Batch(take(self.chunk.images), take(self.chunk.given), soft)
         logits, reg = update(batch, take(self.rates))
-        # torch.where instead of index_put: the index is on the device, and where is deterministic.
+        # The index is on the device, and unlike index_put torch.where is deterministic.
         here = torch.arange(len(self.regs), device=self.regs.device) == self.next
         torch.where(here[:, None, None], logits, self.logits, out=self.logits)
         torch.where(here, reg, self.regs, out=self.regs)
@@ -265,17 +264,17 @@ class CapturedUpdates:
 def state_restored(
     model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> Iterator[Callable[[], bool]]:
-    """Restore parameters, buffers, optimiser state and torch's generators at the end, in their own memory.
+    """Restore parameters, buffers, optimiser state and torch's generators when the block ends, in place.
 
-    Optimiser state created inside is kept as zeros, its initial value; after an error it is deleted, since it may be
-    incomplete. Yields a function that returns whether random numbers have been drawn.
+    Optimiser state that the block creates is set to zeros, its initial value; after an error it is deleted, since it
+    may be incomplete. Yields a function that returns whether random numbers have been drawn.
     """
-    state = _state(model, optimizer)  # kept, so that no new tensor takes the id of one that is gone
+    state = _state(model, optimizer)  # keeps these tensors alive, so that no new one gets the same id
     before = {id(t): t.detach().clone() for t in state}
-    draws = _generators(device)
+    generators = _generators(device)
     held = set(optimizer.state)
     try:
-        yield lambda: any(not torch.equal(a, b) for a, b in zip(draws, _generators(device), strict=True))
+        yield lambda: any(not torch.equal(a, b) for a, b in zip(generators, _generators(device), strict=True))
     except BaseException:
         for parameter in set(optimizer.state) - held:
             del optimizer.state[parameter]
@@ -287,9 +286,9 @@ def state_restored(
                     tensor.copy_(before[id(tensor)])
                 else:
                     tensor.zero_()
-        torch.set_rng_state(draws[0])
+        torch.set_rng_state(generators[0])
         if device.type == "cuda":
-            torch.cuda.set_rng_state(draws[1], device)
+            torch.cuda.set_rng_state(generators[1], device)
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:

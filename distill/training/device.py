@@ -1,4 +1,4 @@
-"""The device: which one, torch's settings for it, and a network's place and precision on it."""
+"""The device: its choice, torch's settings, and the memory layout and precision of networks on it."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
-    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0  # a driver too old shows devices, but has none
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0  # with an old driver they are unusable
     if device.type == "cuda" and (device.index or 0) >= seen:
         raise ConfigError(f"--device {name}: {f'only {seen} CUDA devices' if seen else 'no CUDA device'} here; try cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -39,15 +39,15 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
         torch.backends.cudnn.allow_tf32 = train.precision == "tf32"  # torch's own default is True
         torch.backends.cudnn.benchmark = not train.deterministic
     if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in any order
-    if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call itself imports for 2 s
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS may sum in any order
+    if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes 2 s for imports
         torch.use_deterministic_algorithms(train.deterministic)
         # Skip torch's NaN fill of uninitialised memory; we never read it.
         torch.utils.deterministic.fill_uninitialized_memory = not train.deterministic  # type: ignore[attr-defined]
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed buffers; if it returned them, the next update would fault their pages in again.
+    """Make glibc keep large freed buffers, so that the next update need not request their pages again.
 
     Does nothing without glibc.
     """
@@ -55,25 +55,24 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         M_TRIM_THRESHOLD = -1  # malloc.h
         M_MMAP_THRESHOLD = -3
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most of older glibc
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30) or libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # older glibc allows no more
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def channels_last(train: TrainConfig, device: torch.device) -> bool:
-    """Whether convolutions get channels-last weights, and so channels-last maps.
+    """Whether convolutions get channels-last weights, and therefore channels-last feature maps.
 
-    Yes on a CPU, as measured in benchmarks/README.md. Yes on CUDA with bf16 and tf32, whose tensor cores need this
-    layout: cuDNN would convert other operands at every layer (a rule, not measured). No otherwise.
+    True on a CPU (measured, see benchmarks/README.md), and on CUDA with bf16 or tf32: tensor cores need this layout,
+    and cuDNN would convert other layouts at every layer (not measured).
     """
     return device.type == "cpu" or (device.type == "cuda" and train.precision in ("bf16", "tf32"))
 
 
 def place(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
-    """Move the model to the device, and choose the memory layout of the networks in it that allow any.
+    """Move the model to the device. Modules with ``any_layout = True`` also get the memory layout that is faster there.
 
-    A network that works for every memory layout of its maps sets the attribute ``any_layout = True``. Its weights then
-    become channels-last wherever ``channels_last`` says so, which is faster. Other networks keep their layout, because
-    an operation such as ``x.view(len(x), -1)`` may require it.
+    A network sets this attribute if it works with feature maps of any memory layout. Other networks keep their layout,
+    because an operation such as ``x.view(len(x), -1)`` may require it.
     """
     model = model.to(device)
     layout = torch.channels_last if channels_last(train, device) else torch.contiguous_format
@@ -84,8 +83,8 @@ def place(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Modu
 
 
 def autocast(train: TrainConfig, device: torch.device) -> AbstractContextManager:
-    """The forward pass's precision; losses are computed in float32 outside it."""
+    """A context for the forward pass in the chosen precision. Losses are computed outside it, in float32."""
     if train.precision != "bf16":
         return nullcontext()
-    # No cache of converted weights on CUDA: each is used once in a pass, and chains in threads would share the cache.
+    # On CUDA without a cache of converted weights: a pass uses each weight once, and threads would share the cache.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type != "cuda")

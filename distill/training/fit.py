@@ -1,7 +1,8 @@
 """Training of one model, epoch by epoch.
 
 An epoch is processed in chunks of mini-batches (``batches``). The teacher, in eval mode, predicts a whole chunk at
-once. Nothing in an epoch waits for the device: metrics are read at its end, and about once a second by a progress bar.
+once. Metrics are read from the device at the end of an epoch, and about once a second for a progress bar; nothing else
+waits for the device.
 On a CUDA device the updates on a chunk's whole batches are replayed as a CUDA graph (``cuda_graph``).
 """
 
@@ -55,9 +56,9 @@ class Trainer:
         self.captured: tuple[Objective, CapturedUpdates] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers only, so that any device can read it with ``weights_only=True``."""
+        """The state as tensors and plain numbers, which any device can read with ``weights_only=True``."""
         optimizer = self.optimizer.state_dict()
-        if self.rates_on_device:  # elsewhere they are numbers already
+        if self.rates_on_device:  # otherwise they are plain numbers already
             optimizer["param_groups"] = [group | {"lr": self.lr} for group in optimizer["param_groups"]]
         return {"model": self.model.state_dict(), "optimizer": optimizer, "epochs": self.epochs}
 
@@ -101,7 +102,7 @@ class Trainer:
             listener.end_chunk(sums)
         self.epochs += 1
         metrics = sums.read()
-        # A gradient that is not finite spoils the next update's loss; after the last update only parameters show it.
+        # A gradient that is not finite shows in the next update's loss; that of the last one only in the parameters.
         if not torch.stack(torch._foreach_norm(self.parameters)).isfinite().all():
             raise NotFiniteLossError(sums.updates, self.train, "a parameter is not finite after update")
         return metrics
@@ -139,7 +140,7 @@ class Trainer:
     def _graph(self, chunk: Batch, objective: Objective, batches: int, listener: Listener) -> CapturedUpdates | None:
         """The captured updates for a chunk's whole batches, or None without a graph that fits.
 
-        The first chunk's updates are captured. If that fails, a note says why, and this model's updates stay eager.
+        The first chunk's update is captured. If that fails, a note says why, and this model trains without a graph.
         """
         if not self.captures or len(chunk) < self.train.batch_size:
             return None
@@ -153,7 +154,7 @@ class Trainer:
                     self.train.batch_size,
                     batches,
                 )
-            except Exception as error:  # a custom network may raise anything, and CUDA raises many kinds
+            except Exception as error:  # a custom network may raise anything, and CUDA raises many types
                 self.captures = False
                 listener.note(f"CUDA graph capture failed ({one_line(error)}); using eager updates")
                 return None
@@ -185,10 +186,10 @@ class EpochSums:
         self.train = train
         self.images = 0
         self.updates = 0
-        self.taught = False
+        self.has_teacher = False
         # loss on given labels, loss on the teacher, right answers, regulariser; MPS has no float64
         self.sums = torch.zeros(4, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
-        self.first_bad = torch.full((), torch.inf, device=device)
+        self.first_not_finite = torch.full((), torch.inf, device=device)
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, chunk: Batch, regs: Tensor) -> None:
@@ -198,10 +199,10 @@ class EpochSums:
         self.sums += torch.stack([t.to(self.sums.dtype).sum() for t in (on_given, on_soft, right, regs)])
         bad = ~(on_given + on_soft).isfinite()
         at = torch.where(bad.any(), bad.int().argmax() // self.train.batch_size + self.updates + 1, torch.inf)
-        self.first_bad = torch.minimum(self.first_bad, at)
+        self.first_not_finite = torch.minimum(self.first_not_finite, at)
         self.images += len(labels)
         self.updates += len(regs)
-        self.taught |= chunk.soft is not None
+        self.has_teacher |= chunk.soft is not None
 
     def read(self) -> dict[str, float | None]:
         """The means so far: ``truth_loss`` and ``acc`` (on the given labels), ``teacher_loss`` (None without a
@@ -209,18 +210,18 @@ class EpochSums:
 
         Raises NotFiniteLossError.
         """
-        bad = self.first_bad.item()
+        bad = self.first_not_finite.item()
         if math.isfinite(bad):
             raise NotFiniteLossError(int(bad), self.train)
         on_given, on_soft, right, reg = self.sums.tolist()
-        alpha = self.objective.alpha if self.taught else 1.0
+        alpha = self.objective.alpha if self.has_teacher else 1.0
         on_given = on_given / self.images
         on_soft = on_soft / self.images
         reg = reg / self.updates
         return {
             "loss": alpha * on_given + (1 - alpha) * on_soft + reg,
             "truth_loss": on_given,
-            "teacher_loss": on_soft if self.taught else None,
+            "teacher_loss": on_soft if self.has_teacher else None,
             "reg": reg,
             "acc": right / self.images,
         }

@@ -34,7 +34,7 @@ class Listener:
 
 
 class Notes(Listener):
-    """Keeps the notes, so that a failed graph capture is not mistaken for a slow graph."""
+    """Keeps the notes; a note about a failed graph capture explains slow updates."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

@@ -1,4 +1,4 @@
-"""Residual networks by depth and stem, and the classifier that carries its own normalisation."""
+"""Residual networks by depth and stem, and the classifier that includes the normalisation of its images."""
 
 import sys
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from distill.config import CIFAR_RESNETS, ModelConfig
 from distill.errors import ConfigError
 from distill.randomness import RNG_LOCK
-from distill.training.convolutions import ProductConv2d, suits
+from distill.training.convolutions import ProductConv2d, is_plain
 
 
 class Classifier(nn.Module):
-    """A network with the normalisation of its training images, so that a checkpoint is complete in itself.
+    """A network that first normalises its images, so that its checkpoint needs nothing else.
 
     ``forward`` takes images (n, c, h, w), uint8 in [0, 255] or floating point in [0, 1], and returns logits
     (n, classes). ``mean`` and ``std`` (c,) are in units of [0, 1].
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
 @contextmanager
 def forked_rng() -> Iterator[None]:
-    """Make a network without a trace in torch's generator on the CPU, and while no other thread draws from it."""
+    """Restore torch's CPU generator at the end of the block. Meanwhile other threads draw no numbers from it."""
     with RNG_LOCK, torch.random.fork_rng(devices=[]):
         yield
 
@@ -60,9 +60,9 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
 
     name = f"resnet{config.resnet}"
     try:
-        with redirect_stderr(sys.stdout):  # torch announces the download there, and errors are to be one line
+        with redirect_stderr(sys.stdout):  # torch announces the download on stderr, which is for one-line errors
             network = models.get_model(name, weights="DEFAULT" if config.pretrained else None)
-    except Exception as error:  # no network, a broken download, a damaged file: each raises another kind
+    except Exception as error:  # no connection, a broken download or a damaged file: each raises another type
         if not config.pretrained:
             raise
         raise ConfigError(
@@ -84,12 +84,12 @@ def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.
 def use_product_convolutions(network: nn.Module) -> None:
     """Replace every plain convolution in a ResNet by a ProductConv2d with the same parameters.
 
-    Sets ``any_layout`` on the network, because a ResNet works for every memory layout of its maps (``device.place``).
+    Sets ``any_layout`` on the network (see ``device.place``).
     """
     network.any_layout = True  # type: ignore[assignment]
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and suits(child):
+            if isinstance(child, nn.Conv2d) and is_plain(child):
                 setattr(parent, name, ProductConv2d.from_conv(child))
 
 
@@ -116,7 +116,7 @@ class CifarResNet(nn.Module):
     Three stages of n blocks with ``width``, 2 ``width`` and 4 ``width`` channels and parameter-free shortcuts.
     """
 
-    any_layout = True  # works for every memory layout of its maps (see device.place)
+    any_layout = True  # see device.place
 
     def __init__(self, depth: int, width: int, channels: int, classes: int):
         super().__init__()

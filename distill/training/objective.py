@@ -1,8 +1,8 @@
 """The blended target and the loss on it.
 
-A student is fitted to ``alpha * given labels + (1 - alpha) * teacher``. If the loss is linear in its target up to a
-constant, the loss on that one target and the weighted sum of the losses on its two parts differ by a constant, so their
-gradients are equal (Borup & Andersen 2021, arXiv 2102.13088, section 3; kernel ridge regression has the same identity).
+A student is fitted to the target ``alpha * given labels + (1 - alpha) * teacher``. For most losses, the loss on this
+target differs from ``alpha * loss(given) + (1 - alpha) * loss(teacher)`` by a term without the logits, so the gradients
+are equal (Borup & Andersen 2021, arXiv 2102.13088, section 3).
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,10 @@ def blend(given: Tensor, soft: Tensor | None, alpha: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss per image. ``soft`` is the teacher's part of the target, at ``temperature`` T.
+    """The loss per image. ``soft``, the teacher's part of the target, is its softmax at ``temperature`` T.
 
-    At T = 1 it is the loss on the blended target. Two weighted terms stay apart if the loss is not linear in its
-    target, and at other T: there the loss against the teacher is T^2 * loss(logits / T, soft) (Hinton et al. 2015,
-    arXiv 1503.02531).
+    At T = 1, a loss that is linear in its target is computed on the blended target. Otherwise it is a weighted sum of
+    two losses, and the one against the teacher is T^2 * loss(logits / T, soft) (Hinton et al. 2015, arXiv 1503.02531).
     """
 
     loss: str  # as ``distill.losses.parse`` reads it

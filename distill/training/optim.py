@@ -1,10 +1,10 @@
 """The optimiser, its learning rate, and its step with the regulariser's gradient.
 
-On a CPU, Adam's step includes the regulariser's gradient, which saves one pass over memory. The gradient of
-coef * ||p|| is (coef / ||p||) * p, and that of coef * ||p||^2 is 2 * coef * p: each is what Adam itself adds to the
+On a CPU the regulariser is folded into Adam's step as a weight decay per tensor, which saves one pass over memory. The
+gradient of coef * ||p|| is (coef / ||p||) * p, and that of coef * ||p||^2 is 2 * coef * p; Adam adds the same to the
 gradient for a weight decay of that size. Adam's fused kernel takes one weight decay per call, so it is called once per
-tensor, which costs microseconds on a CPU. The kernel, ``torch._fused_adam_``, is private: tests/training/test_optim.py
-compares it with the public route, last with torch 2.14.1.
+tensor, which costs microseconds. The kernel, ``torch._fused_adam_``, is private: tests/training/test_optim.py compares
+it with public functions.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill.config import TrainConfig
 
-NORM_FLOOR = torch.finfo(torch.float32).tiny ** 0.5  # below it squares underflow, and with them the norm
+NORM_FLOOR = torch.finfo(torch.float32).tiny ** 0.5  # of a smaller tensor the squares underflow, and the norm is 0
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
@@ -32,9 +32,9 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
 def learning_rate(train: TrainConfig, update: int, updates_per_epoch: int) -> float:
     """The learning rate of one update, counted from 0 over the whole training.
 
-    Warm-up rises linearly to ``lr`` over warmup_epochs. cosine then falls to 0. onecycle is the cosine form of
-    Smith & Topin (2019) with torch's constants: lr/25 up to lr in 30 % of the updates, then down to lr/250,000;
-    momentum stays as it is.
+    It rises linearly to ``lr`` over warmup_epochs; then it is constant, or ``cosine`` lowers it to 0. ``onecycle`` is
+    that of Smith & Topin (2019) with torch's constants: from lr/25 up to lr in 30 % of the updates, then down to
+    lr/250,000, each along a cosine. It does not change the momentum.
     """
 
     def cosine(start: float, end: float, share: float) -> float:
@@ -65,8 +65,8 @@ def updates_per_epoch(n: int, batch_size: int) -> int:
 def add_regulariser(parameters: list[Tensor], reg: str, coef: float) -> Tensor:
     """Add the regulariser's gradient to ``p.grad`` of every parameter, and return its value, a float32 scalar.
 
-    norm: coef * sum ||p||, gradient coef * p / ||p|| (0 at p = 0, like torch.norm); l2: coef * sum ||p||^2. Written out
-    because autograd through a norm per tensor costs hundreds of small operations per update.
+    norm: coef * sum ||p||, with gradient coef * p / ||p|| (0 at p = 0, as in torch.norm). l2: coef * sum ||p||^2.
+    Not by autograd, which takes hundreds of small operations per update for a norm per tensor.
     """
     if reg == "none" or coef == 0:
         return torch.zeros((), device=parameters[0].device)
@@ -90,10 +90,10 @@ def _gradient(p: Tensor) -> Tensor:
 def update(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> Tensor:
     """One optimiser step with the loss's and the regulariser's gradients.
 
-    Returns the regulariser's value before the step, a float32 scalar. Equal to ``add_regulariser`` and
-    ``optimizer.step()`` up to rounding. If the regulariser is folded into the step, ``p.grad`` does not include it.
+    Returns the regulariser's value before the step, a float32 scalar. Up to rounding this is ``add_regulariser`` and
+    ``optimizer.step()``, but if the regulariser is folded into the step, ``p.grad`` does not include it.
     """
-    if not folds(optimizer, parameters, reg, coef):
+    if not can_fold(optimizer, parameters, reg, coef):
         value = add_regulariser(parameters, reg, coef)
         optimizer.step()
         return value
@@ -113,10 +113,10 @@ def update(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str,
         return coef * (norms.square() if reg == "l2" else norms).sum()
 
 
-def folds(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> bool:
+def can_fold(optimizer: torch.optim.Optimizer, parameters: list[Tensor], reg: str, coef: float) -> bool:
     """Whether the regulariser can be folded into the next step: only Adam's (not AdamW's) on a CPU.
 
-    The optimiser's own first step creates its moments, so that step is never folded.
+    The first step is never folded, because the optimiser creates its moments in it.
     """
     regularised = reg != "none" and coef > 0 and all(p.device.type == "cpu" for p in parameters)
     return regularised and type(optimizer) is torch.optim.Adam and len(optimizer.state) == len(parameters)

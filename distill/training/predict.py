@@ -8,12 +8,12 @@ from distill.training.batches import ImageStore, chunk_size
 from distill.training.cuda_graph import GRAPHS
 from distill.training.device import autocast
 
-PASS_PIXELS = 2**18  # of the images that a model predicts at once: 256 of CIFAR, small enough for most devices
+PASS_PIXELS = 2**18  # of one forward pass: 256 images of CIFAR, which fit most devices
 
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
-    """Logits (m, classes) float32 of one chunk of images, the model in eval mode."""
+    """Logits (m, classes) float32 of one chunk of images, in eval mode."""
     model.eval()
     parts = images.split(max(1, PASS_PIXELS // (images.shape[2] * images.shape[3])))
     with GRAPHS.guard(train.graph, images, "eval", train.precision), autocast(train, images.device):

@@ -73,7 +73,7 @@ def test_images_that_are_streamed_train_the_same_model(monkeypatch, small_chunks
 
 def test_copies_have_a_stream_for_each_thread_and_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, object()))
-    monkeypatch.setattr("distill.training.batches._own", threading.local())
+    monkeypatch.setattr("distill.training.batches._per_thread", threading.local())
     devices = [torch.device("cuda", i) for i in (0, 1)]
     here = [_copy_stream(device) for device in devices]
     assert [stream[0] for stream in here] == devices

@@ -74,7 +74,7 @@ def test_products_are_the_convolution_whatever_its_shape(kernel, stride, padding
     """Also where the output is large, and where windows lie in the padding altogether."""
     assume(all(s + 2 * p >= k for s, p, k in zip(size, padding, kernel, strict=True)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(convolutions.PIXELS, "cpu", 10**6)
+        patch.setitem(convolutions.MOST_PIXELS, "cpu", 10**6)
         whole, ours = pair(kernel, stride, padding, bias=True)
         images = torch.randn(n, 3, *size, dtype=torch.float64)
         assert_same(whole, ours, images, rtol=1e-11, atol=1e-12)
@@ -100,7 +100,7 @@ class Multiplications(TorchDispatchMode):
 )
 def test_nothing_is_multiplied_by_padding(kernel, stride, size, pairs, monkeypatch):
     """``pairs`` of an input and an output pixel, counted by hand; each takes in * out products, forward and back."""
-    monkeypatch.setitem(convolutions.PIXELS, "cpu", 64)
+    monkeypatch.setitem(convolutions.MOST_PIXELS, "cpu", 64)
     _, ours = pair(kernel, stride, kernel // 2)
     images = torch.zeros(4, 3, size, size, dtype=torch.float64, requires_grad=True)
     with Multiplications() as made:
@@ -213,5 +213,5 @@ def test_on_a_gpu_products_are_the_convolution(kernel, stride, size, layout):
     whole, ours = (each.cuda() for each in pair(kernel, stride, kernel // 2, layout=layout))
     images = torch.randn(4, 3, size, size, dtype=torch.float64, device="cuda").contiguous(memory_format=layout)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(convolutions.PIXELS, "cuda", 4)
+        patch.setitem(convolutions.MOST_PIXELS, "cuda", 4)
         assert_same(whole, ours, images, rtol=1e-10, atol=1e-11)

@@ -72,13 +72,13 @@ def test_the_regulariser_matters_in_that_comparison():
 def test_only_adam_on_a_cpu_folds_and_not_in_its_first_step():
     tensors = parameters(torch.float32)
     optimizer = adam()(tensors)
-    assert not optim.folds(optimizer, tensors, "norm", 0.1)
+    assert not optim.can_fold(optimizer, tensors, "norm", 0.1)
     give_gradients(tensors, 0)
     optim.update(optimizer, tensors, "norm", 0.1)
-    assert optim.folds(optimizer, tensors, "norm", 0.1)
-    assert not optim.folds(optimizer, tensors, "none", 0.1)
-    assert not optim.folds(optimizer, tensors, "norm", 0.0)
-    assert not optim.folds(optimizer, [t.to("meta") for t in tensors], "norm", 0.1)
+    assert optim.can_fold(optimizer, tensors, "norm", 0.1)
+    assert not optim.can_fold(optimizer, tensors, "none", 0.1)
+    assert not optim.can_fold(optimizer, tensors, "norm", 0.0)
+    assert not optim.can_fold(optimizer, [t.to("meta") for t in tensors], "norm", 0.1)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_optimisers_state_keeps_its_form():
     tensors = parameters(torch.float64)
     resumed = adam()(tensors)
     resumed.load_state_dict(copy.deepcopy(ours.state_dict()))
-    assert optim.folds(resumed, tensors, "norm", 0.2)
+    assert optim.can_fold(resumed, tensors, "norm", 0.2)
 
 
 def torchs_rates(scheduler, updates: int) -> list[float]:
