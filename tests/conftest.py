@@ -146,7 +146,7 @@ def stand_in(monkeypatch):
     StandIn.made = []
     monkeypatch.setattr(graph, "Recording", StandIn)
     monkeypatch.setattr(graph.GraphCapture, "can_capture", staticmethod(lambda device: True))
-    monkeypatch.setattr(optim, "folds", lambda *_: False)  # as on CUDA: on a CPU an optimiser's first step is another
+    monkeypatch.setattr(optim, "can_fold", lambda *_: False)  # as on CUDA, also after the first step
     monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
     return StandIn
 

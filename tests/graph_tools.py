@@ -91,7 +91,7 @@ def captured(fit: Trainer) -> graph.CapturedUpdates:
 def check_no_trace(fit: Trainer) -> None:
     before, tensors = everything(fit), {**dict(fit.model.named_parameters()), **dict(fit.model.named_buffers())}
     moments = [(t, t.data_ptr()) for state in fit.optimizer.state.values() for t in state.values() if t is not None]
-    places, draws = {name: t.data_ptr() for name, t in tensors.items()}, graph._generators(fit.device)
+    places, draws = {name: t.data_ptr() for name, t in tensors.items()}, graph._rng_states(fit.device)
     captured(fit)
     after = everything(fit)
     for name in after.keys() - before.keys():  # what the optimiser made meanwhile
@@ -99,7 +99,7 @@ def check_no_trace(fit: Trainer) -> None:
     assert_same_bits({name: after[name] for name in before}, before)
     assert {name: t.data_ptr() for name, t in tensors.items()} == places
     assert all(t.data_ptr() == place for t, place in moments)
-    assert all(torch.equal(a, b) for a, b in zip(draws, graph._generators(fit.device), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(draws, graph._rng_states(fit.device), strict=True))
 
 
 def reloaded(fit: Trainer) -> dict:

@@ -1,8 +1,8 @@
 """The training update captured as a CUDA graph, which is replayed for each batch.
 
 An update of a ResNet launches hundreds of small kernels. At batch size 16 the launches take longer than the kernels; a
-graph launches all at once. A graph reads and writes fixed memory. Therefore a chunk's batches are copied into buffers, a
-counter on the device selects the next batch, and logits and regularisers are written into buffers for the whole chunk.
+graph launches all of them at once. A graph reads and writes fixed memory. Therefore a chunk's batches are copied into
+buffers, a counter on the device selects the next batch, and logits and regularisers are written into buffers too.
 Parameters and optimiser state are changed in place.
 
 ``GRAPHS``, the only GraphCapture, is the interface: ``guard`` wraps layers that run eagerly, ``record`` captures a
@@ -98,7 +98,7 @@ class GraphCapture:
         with RNG_LOCK, self.lock, state_restored(model, optimizer, chunk.given.device) as drew_random_numbers:
             captured.recording.warm_up(first_batch)
             if drew_random_numbers():
-                raise NoGraphError("the network generators random numbers")
+                raise NoGraphError("the network draws random numbers")
             optimizer.zero_grad()  # so that the captured backward pass allocates gradients in the graph's memory
             try:
                 captured.recording.capture(lambda: captured.step(update))
@@ -168,7 +168,7 @@ class Recording:
 
     def __del__(self) -> None:
         GRAPHS.discarded.append(self.__dict__.pop("graph", None))
-        # Free the graph only under the lock: freeing one aborts another thread's capture, and changes torch's generator.
+        # Free the graph only under the lock: freeing one aborts another thread's capture and changes torch's generator.
         # Do not wait for the lock: if this runs in a backward pass, the lock's owner may be waiting for that pass.
         if GRAPHS.lock.acquire(blocking=False):
             try:
@@ -267,14 +267,14 @@ def state_restored(
     """Restore parameters, buffers, optimiser state and torch's generators when the block ends, in place.
 
     Optimiser state that the block creates is set to zeros, its initial value; after an error it is deleted, since it
-    may be incomplete. Yields a function that returns whether random numbers have been drawn.
+    may be incomplete. Yields a function that tells whether random numbers were drawn.
     """
     state = _state(model, optimizer)  # keeps these tensors alive, so that no new one gets the same id
     before = {id(t): t.detach().clone() for t in state}
-    generators = _generators(device)
+    before_draws = _rng_states(device)
     held = set(optimizer.state)
     try:
-        yield lambda: any(not torch.equal(a, b) for a, b in zip(generators, _generators(device), strict=True))
+        yield lambda: any(not torch.equal(a, b) for a, b in zip(before_draws, _rng_states(device), strict=True))
     except BaseException:
         for parameter in set(optimizer.state) - held:
             del optimizer.state[parameter]
@@ -286,9 +286,9 @@ def state_restored(
                     tensor.copy_(before[id(tensor)])
                 else:
                     tensor.zero_()
-        torch.set_rng_state(generators[0])
+        torch.set_rng_state(before_draws[0])
         if device.type == "cuda":
-            torch.cuda.set_rng_state(generators[1], device)
+            torch.cuda.set_rng_state(before_draws[1], device)
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -296,7 +296,7 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [*model.parameters(), *model.buffers(), *made]
 
 
-def _generators(device: torch.device) -> list[Tensor]:
+def _rng_states(device: torch.device) -> list[Tensor]:
     """The states of torch's generators, on the CPU. Does not wait for the device."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
