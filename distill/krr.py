@@ -13,6 +13,7 @@ teacher) and whose last entry repeats. ``steps`` are fit numbers >= 1, or ``math
 """
 
 from distill.kernel.features import FeatureChain, FeatureSums
+from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
 from distill.kernel.linalg import (
     KernelMatrixError,
     MatrixTooLargeError,
@@ -52,18 +53,22 @@ from distill.kernel.spectral import (
     shrinkage,
     sparsification_ratios,
 )
+from distill.kernel.tiles import KernelTiles
 
 __all__ = [
     "AUTO_FITS",
     "UNTRUSTED",
+    "BlockLanczos",
     "Chain",
     "DivergentChainError",
     "FeatureChain",
     "FeatureSums",
     "KernelMatrixError",
+    "KernelTiles",
     "MatrixTooLargeError",
     "NotFiniteError",
     "NotPositiveSemidefiniteError",
+    "NotReachedError",
     "NotSymmetricError",
     "SingularKernelError",
     "Spectrum",
@@ -86,6 +91,7 @@ __all__ = [
     "generalised_cross_validation",
     "greedy_alphas",
     "joint_weights",
+    "lanczos",
     "limit_diagonal",
     "power_coefficients",
     "predict",

@@ -148,7 +148,7 @@ def fitted_values(spectrum: Spectrum, y: ArrayLike, B: ArrayLike) -> FloatArray:
 
 def dual_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
     """c^(tau), (len(steps), n[, m]), with f^(tau)(x) = k(x, X) c^(tau). Errors as in ``blend_filters``."""
-    y = as_targets(y, len(spectrum.d))
+    y = as_targets(y, len(spectrum.V))
     # c^(tau) = V (D + lam)^-1 w^(tau) z
     filters = blend_filters(spectrum.d, lam, alpha, steps) / (spectrum.d + lam)
     return apply_filters(spectrum.V, filters, product(spectrum.V.T, y))
