@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from distill.arguments import refuse
 from distill.cli import parse
 from distill.config import Config
 from distill.errors import ConfigError, UserError
+from distill.program import refuse
 from distill.reporting.statistics import interval, spread
 from distill.reporting.tables import aligned
 from distill.running import run as program

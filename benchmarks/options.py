@@ -5,9 +5,9 @@ from typing import NoReturn
 
 import torch
 
-from distill.arguments import refuse
 from distill.config import CIFAR_RESNETS, TORCHVISION_RESNETS, RunConfig
 from distill.errors import UserError
+from distill.program import refuse
 from distill.training.device import pick_device
 
 DEPTHS = (*TORCHVISION_RESNETS, *CIFAR_RESNETS)

@@ -1,45 +1,71 @@
-"""Command-line errors on one line, for every program of the project."""
+"""Command-line arguments of every program of the project: numbers in a range, paths, errors on one line."""
 
 import argparse
-import math
-import sys
+import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from distill.errors import ConfigError, one_line
+from distill.errors import ConfigError, shown
+from distill.program import write_out
 
 Number = TypeVar("Number", int, float)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError instead of printing its usage."""
+    """An argument parser that raises ConfigError instead of printing its usage, and takes -1e-3 or -inf as a value."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)  # argparse's own knows only -1.5
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
-
-def positive(kind: type[Number]) -> Callable[[str], Number]:
-    """An argparse type: a finite number greater than 0."""
-
-    def number(text: str) -> Number:
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise ValueError
-        return value
-
-    number.__name__ = f"positive {kind.__name__}"  # argparse names the type by this in its message
-    return number
+    def print_help(self, file: Any = None) -> None:  # argparse's own hides a failure
+        write_out(self.format_help())
 
 
-def program_name(script: str, command: str) -> str:
-    """The name that the user typed: the ``script`` of the checkout or the installed ``command``."""
-    typed = Path(sys.argv[0]).name
-    return typed if typed == command else script
+@dataclass(frozen=True)
+class Range:
+    """The numbers from ``low`` to ``high``, without one of these two if ``without`` is its name.
+
+    Whole numbers if ``high`` is an int.
+    """
+
+    low: float
+    high: float
+    without: str = ""
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ConfigError, with ``name``, if a value is not in the range."""
+        inside = self.low <= value <= self.high  # False for NaN
+        if not inside or (self.without and value == getattr(self, self.without)):
+            raise ConfigError(f"{name} must be {self}, not {shown(value)}")
+
+    def __str__(self) -> str:
+        if isinstance(self.high, int):
+            return f"a whole number from {self.low} to {self.high}"
+        brackets = "(" if self.without == "low" else "[", ")" if self.without == "high" else "]"
+        return f"a number in {brackets[0]}{self.low:g}, {self.high:g}{brackets[1]}"
 
 
-def refuse(program: str, error: BaseException | str) -> int:
-    """Print an error of the user's as one line on standard error; returns the exit status 2."""
-    message = one_line(error) if isinstance(error, BaseException) else error
-    print(f"{program}: error: {message}", file=sys.stderr)
-    return 2
+def number(kind: type[Number], within: Range) -> Callable[[str], Number]:
+    """An argparse type: a number in a range."""
+
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+            within.check("", value)
+        except ValueError:  # ConfigError is one
+            raise argparse.ArgumentTypeError(f"must be {within}, not {text!r}") from None
+        return value + kind(0)  # -0.0 becomes 0.0
+
+    return read
+
+
+def to_path(text: str) -> Path:
+    """An argparse type: a path, in which ``~`` is the home folder (a shell does not expand ``--output=~/x``)."""
+    return Path(os.path.expanduser(text))

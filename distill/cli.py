@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import signal
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -14,12 +13,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from distill.arguments import OneLineParser, program_name, refuse
+from distill.arguments import OneLineParser, to_path
 from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config
 from distill.configfile import from_dict, read_config, read_toml
 from distill.environment import set_environment
-from distill.errors import ConfigError, UserError, suggestion
+from distill.errors import ConfigError, suggestion
 from distill.options import Section, field_type
+from distill.program import program_name, run_program, say
 
 if typing.TYPE_CHECKING:
     from distill.running.experiment import Experiment
@@ -52,15 +52,19 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file of options; options on the command line win")
-    parser.add_argument("--resume", metavar="DIR", help="resume the run in this directory")
+    parser.add_argument(
+        "--config", type=to_path, metavar="FILE", help="TOML file of options; options on the command line win"
+    )
+    parser.add_argument("--resume", type=to_path, metavar="DIR", help="resume the run in this directory")
     modes = parser.add_argument_group("modes", "What to do instead of training the whole grid.")
     mode = modes.add_mutually_exclusive_group()
     mode.add_argument("--estimate", action="store_true", help="estimate the cost on this machine; write nothing")
     mode.add_argument(
         "--preview", action="store_true", help="train only the teachers, and forecast their chains (needs --val-size)"
     )
-    mode.add_argument("--report", nargs="+", metavar="DIR", help="print the tables and draw the figures of runs")
+    mode.add_argument(
+        "--report", nargs="+", type=to_path, metavar="DIR", help="print the tables and draw the figures of runs"
+    )
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
         for f in fields(cls):
@@ -111,11 +115,12 @@ def parse(argv: list[str]) -> Command:
     given, unknown = parser.parse_known_args(words)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise ConfigError(f"unknown option {unknown[0]}{suggestion(unknown[0], flags)}")
+        what = f"unknown option {unknown[0]}" if unknown[0].startswith("-") else f"unexpected argument {unknown[0]!r}"
+        raise ConfigError(f"{what}{suggestion(unknown[0], flags)}")
     options = vars(given)
     file = options.pop("config", None)
     resume = options.pop("resume", None)
-    directories = tuple(map(Path, options.pop("report", ())))
+    directories = tuple(options.pop("report", ()))
     estimate = options.pop("estimate", False)
     preview = options.pop("preview", False)
     if directories:
@@ -123,9 +128,9 @@ def parse(argv: list[str]) -> Command:
             raise ConfigError("--report reads everything from the run directory; leave other options out")
         return Command("report", Config(), directories)
     if resume is not None:
-        config = _resumed(Path(resume), file, options)
+        config = _resumed(resume, file, options)
     else:
-        config = from_dict(_merged(read_toml(Path(file)) if file else {}, options))
+        config = from_dict(_merged({} if file is None else read_toml(file), options))
     if estimate:
         return Command("estimate", config)
     if preview:
@@ -139,13 +144,16 @@ def _with_dashes(word: str) -> str:
 
 
 def _merged(sections: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {section: dict(values) if isinstance(values, dict) else values for section, values in sections.items()}
+    merged = dict(sections)
     for name, value in options.items():
-        merged.setdefault(SECTION_OF[name], {})[name] = value
+        section = SECTION_OF[name]
+        held = merged.get(section, {})
+        if isinstance(held, dict):  # from_dict refuses what is no section
+            merged[section] = held | {name: value}
     return merged
 
 
-def _resumed(path: Path, file: str | None, options: Mapping[str, Any]) -> Config:
+def _resumed(path: Path, file: Path | None, options: Mapping[str, Any]) -> Config:
     """The configuration of the run in ``path``, with options that do not affect its results."""
     if file is not None:
         raise ConfigError("--resume takes its options from the run itself; leave --config out")
@@ -167,28 +175,18 @@ def program() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit status: 0; 2 for a user's error; 130 or 143 if a signal stopped it."""
-    stopped_by = [signal.SIGINT]
-
-    def stop(number: int, frame: object) -> None:
-        stopped_by[0] = signal.Signals(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    """Run the program; returns the exit status, see ``run_program``."""
     set_environment()
     with suppress(OSError):  # no working directory: it was removed
         sys.path.append(os.getcwd())  # for --network and --dataset package.module:function
-    try:
+
+    def work() -> int:
         command = parse(sys.argv[1:] if argv is None else argv)
         MODES[command.mode](command)
         return 0
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command to resume from the last finished epoch", file=sys.stderr)
-        return 128 + stopped_by[0]
-    except UserError as error:
-        return refuse(program(), error)
-    except OSError as error:  # a full or failing disk, a folder that disappeared
-        return refuse(program(), f"{error}; finished work is kept")
+
+    after_stop = "; run the same command to resume from the last finished epoch"
+    return run_program(program(), work, after_stop, after_failure="; finished work is kept")
 
 
 # torch is imported in the modes, so that a configuration is checked before that takes its time.
@@ -205,12 +203,12 @@ def _estimate(command: Command) -> None:
     with memory_errors(config):
         experiment = prepare_with_jobs(config, progress=True)
         RunDir(config.output).check(config, experiment.source.fingerprint)
-        print(describe(experiment), flush=True)
+        say(describe(experiment))
         done = done_in(config)
         cost = measure(experiment)
-        print(format_cost(cost))
+        say(format_cost(cost))
         if done:
-            print(format_remaining(cost, done))
+            say(format_remaining(cost, done))
 
 
 def _train(command: Command) -> None:
@@ -222,11 +220,11 @@ def _train(command: Command) -> None:
     preview = command.mode == "preview"
     with memory_errors(config):
         _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
-    print(f"\n{report(config.output)}\n")
+    say(f"\n{report(config.output)}\n")
     for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
         if preview or (config.output / f"seed_{seed}" / "preview.png").exists():
             _print_page(config, seed)
-    print(f"everything is in {config.output}{os.sep}: results.csv, figures, a folder for each model")
+    say(f"everything is in {config.output}{os.sep}: results.csv, figures, a folder for each model")
 
 
 def _run(experiment: Experiment, teachers_only: bool) -> None:
@@ -236,7 +234,7 @@ def _run(experiment: Experiment, teachers_only: bool) -> None:
     from distill.running.run import run_experiment
 
     config = experiment.config
-    print(describe(experiment), flush=True)
+    say(describe(experiment))
     models = len(config.chain.seed) if teachers_only else count_models(config)
     progress = Progress(models, config.train.epochs, job_count(config))
     try:
@@ -250,7 +248,7 @@ def _print_page(config: Config, seed: int) -> None:
     from distill.running.preview import page
 
     with memory_errors(config):
-        print(page(config.output, seed), end="\n\n")
+        say(f"{page(config.output, seed)}\n")
 
 
 def _report(command: Command) -> None:
@@ -259,7 +257,7 @@ def _report(command: Command) -> None:
     for path in command.directories:
         if not (path / "config.toml").exists():
             raise ConfigError(f"{path} holds no run (no config.toml in it)")
-        print(report(path) or f"{path}: no model is finished yet")
+        say(report(path) or f"{path}: no model is finished yet")
 
 
 MODES: dict[str, Callable[[Command], None]] = {
@@ -268,3 +266,7 @@ MODES: dict[str, Callable[[Command], None]] = {
     "preview": _train,
     "report": _report,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """Configurations as dictionaries and TOML files, with errors that name the key and the nearest known one."""
 
+import codecs
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -8,8 +9,10 @@ from typing import Any
 
 from distill.config import SECTION_OF, SECTIONS, Config
 from distill.errors import ConfigError, suggestion
-from distill.files import read_text
+from distill.files import open_file
 from distill.options import require
+
+LARGEST_FILE = 1_000_000  # bytes; a longer one takes the parser minutes
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -30,14 +33,28 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return Config(**sections)
 
 
-def read_toml(path: Path) -> dict[str, dict]:
-    """The sections of a TOML file. Raises ConfigError if it cannot be read."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises ConfigError if it cannot be read.
+
+    A byte order mark is skipped. Bytes that are not UTF-8 stand for themselves, as in Python's names of files.
+    """
     try:
-        return tomllib.loads(read_text(path))
+        with open_file(path) as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ConfigError(f"{path} is too large for a file of options: more than {LARGEST_FILE:,} bytes")
+        text = content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except ValueError:  # a number of more digits than Python reads, or an impossible date
+        raise ConfigError(f"{path}: a number has too many digits, or a date does not exist") from None
 
 
 def read_config(path: Path) -> Config:

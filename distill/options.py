@@ -7,30 +7,38 @@ checked when its section is constructed.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import typing
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from distill.errors import ConfigError
+from distill.arguments import Range
+from distill.errors import ConfigError, shown
 
 
 def option(
     default: Any,
     help: str,
+    within: Range | None = None,
     *,
     choices: tuple = (),
     words: tuple[str, ...] = (),
     also: tuple = (),
     identity: bool = True,
+    path: bool = False,
 ) -> Any:
     """A dataclass field that is an option.
 
-    choices: the legal values, if there are few. words: texts taken where the type is a number. also: values that a
-    configuration file may hold and ``--help`` does not offer. identity: whether the value affects results; if not, it
-    may change when a run resumes.
+    within: the range of a number, which every numeric option has unless it has choices. choices: the legal values, if
+    there are few. words: texts taken where the type is a number. also: values that a configuration file may hold and
+    ``--help`` does not offer. identity: whether the value affects results; if not, it may change when a run resumes.
+    path: whether it is a path, in which ``~`` is the home folder.
     """
-    metadata = {"help": help, "choices": choices, "words": words, "also": also, "identity": identity}
+    metadata = {
+        **{"help": help, "within": within, "choices": choices, "words": words, "also": also},
+        **{"identity": identity, "path": path},
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -82,31 +90,54 @@ def field_type(cls: type[Section], name: str) -> tuple[type, int]:
 
 def _checked(cls: type[Section], f: dataclasses.Field, value: Any) -> Any:
     kind, depth = field_type(cls, f.name)
-    if depth == 2 and isinstance(value, list | tuple) and not any(isinstance(v, list | tuple) for v in value):
+    value = _plain(value)
+    if depth == 2 and isinstance(value, list) and not any(isinstance(_plain(v), list) for v in value):
         value = [value] if value else []  # a single inner list
     return _nested(cls, f, value, kind, depth)
 
 
+def _plain(value: Any) -> Any:
+    """A tuple or range as a list, numbers and arrays of NumPy and torch as Python's numbers and lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple | range) else value
+
+
 def _nested(cls: type[Section], f: dataclasses.Field, value: Any, kind: type, depth: int) -> Any:
+    value = _plain(value)
     if depth == 0:
         return _scalar(cls, f, value, kind)
-    values = value if isinstance(value, list | tuple) else [value]
+    values = value if isinstance(value, list) else [value]
     return tuple(_nested(cls, f, v, kind, depth - 1) for v in values)
 
 
 def _scalar(cls: type[Section], f: dataclasses.Field, value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        value = float(value) + 0.0  # turns -0.0, which would have another name, into 0.0
+        value = _as_float(value)
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
     choices = f.metadata["choices"]
     words = f.metadata["words"]
     legal = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     or_words = "".join(f" or {word}" for word in words)
-    require(legal or value in words, f"{cls.section}.{f.name} must be of type {kind.__name__}{or_words}, not {value!r}")
+    name = f"{cls.section}.{f.name}"
+    require(legal or value in words, f"{name} must be of type {kind.__name__}{or_words}, not {shown(value)}")
     offered = ", ".join(map(str, choices))
     require(
         not choices or value in choices or value in f.metadata["also"],
-        f"{f.name} must be one of {offered}, not {value}",
+        f"{f.name} must be one of {offered}, not {shown(value) if isinstance(value, int) else value}",
     )
+    if f.metadata["within"] is not None and not isinstance(value, str):
+        f.metadata["within"].check(f.name, value)
+    if kind is str:
+        require("\0" not in value, f"{name} has a null character in it")
+        value = os.path.expanduser(value) if f.metadata["path"] else value
     return value
+
+
+def _as_float(value: float) -> float:
+    """A float, infinite for an int that is too large. -0.0, which would have another name, becomes 0.0."""
+    try:
+        return float(value) + 0.0
+    except OverflowError:
+        return math.inf

@@ -7,14 +7,10 @@ students did.
 
 import argparse
 import sys
+from typing import Any
 
-import torch
-
-from distill.arguments import OneLineParser, positive, refuse
-from distill.errors import UserError
-from distill.running.preview import SIZE, page, preview
-
-__all__ = ["build_parser", "main", "page", "preview"]
+from distill.arguments import OneLineParser, Range, number, to_path
+from distill.program import refuse, run_program, say
 
 PROGRAM = "distill.preview"
 
@@ -22,27 +18,45 @@ PROGRAM = "distill.preview"
 def build_parser() -> argparse.ArgumentParser:
     """The options of ``python -m distill.preview``."""
     parser = OneLineParser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="a run directory with at least one trained teacher")
-    parser.add_argument("--seed", type=int, metavar="S", help="the seed of the teacher [default: the run's first]")
+    parser.add_argument("run", type=to_path, metavar="RUN", help="a run directory with at least one trained teacher")
     parser.add_argument(
-        "--size", type=positive(int), default=SIZE, metavar="N", help=f"training images at most [default: {SIZE}]"
+        "--seed",
+        type=number(int, Range(0, 2**63 - 1)),
+        metavar="S",
+        help="the seed of the teacher [default: the run's first]",
     )
-    parser.add_argument(
-        "--lam", type=positive(float), metavar="L", help="ridge of all twins [default: chosen for each twin]"
-    )
+    size = number(int, Range(2, 10**6))
+    parser.add_argument("--size", type=size, default=2000, metavar="N", help="training images at most [default: 2000]")
+    lam = number(float, Range(0.0, 1e100, without="low"))
+    parser.add_argument("--lam", type=lam, metavar="L", help="ridge of all twins [default: chosen for each twin]")
     return parser
 
 
+def __getattr__(name: str) -> Any:
+    """``page`` and ``preview``, which load torch."""
+    if name in ("page", "preview"):
+        import distill.running.preview
+
+        return getattr(distill.running.preview, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the program; returns the exit status: 0, or 2 for a user's error."""
+    """Run the program; returns the exit status, see ``run_program``."""
+    return run_program(PROGRAM, lambda: _preview(argv))
+
+
+def _preview(argv: list[str] | None) -> int:
+    args = build_parser().parse_args(argv)
+    import torch
+
+    from distill.running import preview
+
     try:
-        args = build_parser().parse_args(argv)
-        print(page(args.run, args.seed, size=args.size, lam=args.lam))
+        say(preview.page(args.run, args.seed, size=args.size, lam=args.lam))
         return 0
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return refuse(PROGRAM, f"out of memory, lower --size ({' '.join(str(error).split())})")
-    except (UserError, OSError) as error:
-        return refuse(PROGRAM, error)
+        return refuse(PROGRAM, f"out of memory, lower --size ({error})")
 
 
 if __name__ == "__main__":

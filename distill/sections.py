@@ -1,11 +1,10 @@
 """The five sections of a configuration, as frozen dataclasses. Illegal values and combinations are refused here."""
 
-import itertools
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from distill import arms, losses, noise
+from distill.arguments import Range
 from distill.arms import Arm
 from distill.options import Section, option, require
 
@@ -14,6 +13,10 @@ CIFAR_RESNETS = (8, 14, 20, 32, 44, 56, 110)
 CUSTOM_MODEL = 0  # `resnet` of a run with another network: the one that `network` names, or a Python function's
 DATASETS = ("cifar10", "cifar100", "digits", "imagefolder")
 CUSTOM_DATA = "custom"  # `dataset` of a run on Python arrays
+SIZE = Range(1, 10**9)  # of a data set or a batch
+POSITIVE = Range(0.0, 1e38, without="low")  # as a float32 can hold
+NOT_NEGATIVE = Range(0.0, 1e38)
+LARGEST_GRID = 10_000  # models
 PREVIEW = "preview"  # an "alpha" without students: train the teacher and forecast its chain
 
 
@@ -28,12 +31,14 @@ class DataConfig(Section):
         f"where the images come from: {', '.join(DATASETS)}, or package.module:function for your own; "
         "imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
     )
-    data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False)
-    image_size: int | None = option(None, "resize the images of an imagefolder to squares of this many pixels")
-    train_size: int | None = option(None, "train on a class-balanced subset of this many images")
-    test_size: int | None = option(None, "test on a class-balanced subset of this many images")
-    val_size: int = option(0, "hold this many training images out, class-balanced, with true labels")
-    label_noise: float = option(0.0, "fraction of the training labels to corrupt, in [0, 1]")
+    data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False, path=True)
+    image_size: int | None = option(
+        None, "resize the images of an imagefolder to squares of this many pixels", Range(1, 2**16)
+    )
+    train_size: int | None = option(None, "train on a class-balanced subset of this many images", SIZE)
+    test_size: int | None = option(None, "test on a class-balanced subset of this many images", SIZE)
+    val_size: int = option(0, "hold this many training images out, class-balanced, with true labels", Range(0, 10**9))
+    label_noise: float = option(0.0, "fraction of the training labels to corrupt, in [0, 1]", Range(0.0, 1.0))
     label_noise_kind: str = option(
         "symmetric",
         "; ".join(f"{name}: {kind.help}" for name, kind in noise.NOISE_KINDS.items()),
@@ -48,11 +53,6 @@ class DataConfig(Section):
             self.dataset in (*DATASETS, CUSTOM_DATA) or ":" in self.dataset,
             f"dataset must be one of {', '.join(DATASETS)} or package.module:function, not {self.dataset}",
         )
-        for name in ("image_size", "train_size", "test_size"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name} must be at least 1, not {value}")
-        require(self.val_size >= 0, f"val_size must be at least 0, not {self.val_size}")
-        require(0 <= self.label_noise <= 1, f"label_noise must be in [0, 1], not {self.label_noise}")
         require(
             self.image_size is None or self.dataset == "imagefolder",
             f"image_size is for --dataset imagefolder; the images of {self.dataset} have one size already",
@@ -78,7 +78,7 @@ class ModelConfig(Section):
         "[default: imagenet]",
         choices=("imagenet", "cifar"),
     )
-    width: int | None = option(None, "channels of the first stage of the 6n+2 family [default: 16]")
+    width: int | None = option(None, "channels of the first stage of the 6n+2 family [default: 16]", Range(1, 4096))
     pretrained: bool = option(False, "start every model from torchvision's ImageNet parameters, with a new last layer")
     network: str | None = option(
         None, "package.module:function that returns your own network when called with (channels, classes)"
@@ -123,7 +123,6 @@ class ModelConfig(Section):
             require(
                 not self.pretrained, f"there are no pretrained weights for resnet {self.resnet}; use 18, 34, 50 or 101"
             )
-            require(self.width is not None and self.width > 0, f"width must be at least 1, not {self.width}")
         else:
             require(self.width is None, "width is for the 6n+2 family (8, 14, 20, 32, 44, 56, 110)")
 
@@ -134,25 +133,26 @@ class TrainConfig(Section):
 
     section = "train"
 
-    max_epochs: int = option(75, "epochs per model")
-    batch_size: int = option(16, "images per update")
+    max_epochs: int = option(75, "epochs per model", Range(1, 10**6))
+    batch_size: int = option(16, "images per update, 2 or more for batch normalisation", Range(2, 10**9))
     loss: str = option("mse", "; ".join(f"{name}: {loss.help}" for name, loss in losses.LOSSES.items()))
     temperature: float = option(
         1.0,
         f"temperature of teacher and student in the teacher's term of {losses.with_temperature()} (Hinton et al. 2015)",
+        Range(0.0, 1e18, without="low"),  # its square is in the loss
     )
     reg: str = option(
         "norm",
         "regulariser over all parameter tensors: norm: sum of L2 norms; l2: sum of squared L2 norms; or none",
         choices=("norm", "l2", "none"),
     )
-    reg_coef: float = option(1e-4, "coefficient of the regulariser")
+    reg_coef: float = option(1e-4, "coefficient of the regulariser", NOT_NEGATIVE)
     optimizer: str = option("adam", "optimiser", choices=("adam", "adamw", "sgd"))
-    lr: float = option(1e-4, "learning rate; with a schedule, the highest")
-    momentum: float | None = option(None, "momentum, for sgd [default: 0.9]")
-    weight_decay: float = option(0.0, "weight decay of the optimiser")
+    lr: float = option(1e-4, "learning rate; with a schedule, the highest", POSITIVE)
+    momentum: float | None = option(None, "momentum, for sgd [default: 0.9]", Range(0.0, 1.0, without="high"))
+    weight_decay: float = option(0.0, "weight decay of the optimiser", NOT_NEGATIVE)
     lr_schedule: str = option("constant", "schedule of the learning rate", choices=("constant", "cosine", "onecycle"))
-    warmup_epochs: int = option(0, "epochs of linear warm-up before the schedule")
+    warmup_epochs: int = option(0, "epochs of linear warm-up before the schedule", Range(0, 10**6))
     precision: str = option(
         "fp32",
         "fp32; tf32: float32 products on tensor cores (CUDA); bf16: autocast, with float32 parameters and losses",
@@ -178,14 +178,6 @@ class TrainConfig(Section):
         return {"loss": losses.canonical(self.loss), "momentum": momentum}
 
     def check(self) -> None:
-        require(self.max_epochs >= 1, f"max_epochs must be at least 1, not {self.max_epochs}")
-        require(self.batch_size >= 2, f"batch_size must be at least 2 (batch normalisation), not {self.batch_size}")
-        for name in ("lr", "temperature"):
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"{name} must be a positive number, not {value}")
-        for name in ("reg_coef", "weight_decay"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{name} must be a number >= 0, not {value}")
         require(
             self.temperature == 1 or losses.parse(self.loss)[0].takes_temperature,
             f"temperature is for --loss {losses.with_temperature()}, not {self.loss}",
@@ -193,9 +185,8 @@ class TrainConfig(Section):
         require(
             self.momentum is None or self.optimizer == "sgd", f"momentum is for --optimizer sgd, not {self.optimizer}"
         )
-        require(self.momentum is None or 0 <= self.momentum < 1, f"momentum must be in [0, 1), not {self.momentum}")
         require(
-            0 <= self.warmup_epochs < self.max_epochs,
+            self.warmup_epochs < self.max_epochs,
             f"warmup_epochs must be in [0, max_epochs), not {self.warmup_epochs} of {self.max_epochs}",
         )
         require(
@@ -220,26 +211,32 @@ class ChainConfig(Section):
         "weight of the given labels in [0, 1]; the teacher gets 1 - alpha; several values make a grid. "
         + "".join(f"{word}: {kind.help}. " for word, kind in arms.ALPHA_WORDS.items())
         + "preview: the same as --preview [default: 0.6]",
+        Range(0.0, 1.0),
         words=(*arms.ALPHA_WORDS, PREVIEW),
     )
     alpha_schedule: tuple[tuple[float | str, ...], ...] = option(
         (),
         "an alpha (or auto) for each student in turn; the last one repeats. Several schedules may be given; those that "
         "begin alike share models",
+        Range(0.0, 1.0),
         words=tuple(arms.ALPHA_WORDS),
     )
     seed: tuple[int, ...] = option(
-        (1,), "seed of splits, label noise, initial parameters and batches; several values make a grid"
+        (1,),
+        "seed of splits, label noise, initial parameters and batches; several values make a grid",
+        Range(0, 2**63 - 1),
     )
-    distillation_steps: int = option(5, "number of students after the teacher")
+    distillation_steps: int = option(5, "number of students after the teacher", Range(0, LARGEST_GRID))
     teacher_select: str = option(
         "last",
         "which epoch's model teaches: the last, or the one most accurate on the held-out images (needs --val-size)",
         choices=("last", "best"),
     )
-    teacher_ckpt: str | None = option(None, "continue from this model.pt instead of training a teacher")
+    teacher_ckpt: str | None = option(None, "continue from this model.pt instead of training a teacher", path=True)
     teacher_step: int | None = option(
-        None, "step of the model in --teacher-ckpt; its first student has the next step [default: 0]"
+        None,
+        "step of the model in --teacher-ckpt; its first student has the next step [default: 0]",
+        Range(0, 10**6),
     )
 
     def resolved(self) -> dict[str, Any]:
@@ -252,18 +249,27 @@ class ChainConfig(Section):
 
     def check(self) -> None:
         self._check_alphas()
-        for seed in self.seed:
-            require(seed >= 0, f"seed must be at least 0, not {seed}")
-        require(self.distillation_steps >= 0, f"distillation_steps must be at least 0, not {self.distillation_steps}")
         if self.teacher_ckpt is None:
             require(self.teacher_step is None, "teacher_step needs --teacher-ckpt FILE")
         else:
             require(self.distillation_steps >= 1, "a given teacher needs at least one distillation step")
-            require(self.first_step >= 0, f"teacher_step must be at least 0, not {self.teacher_step}")
+        self._check_size()
+        seen: set[Arm] = set()
         for arm in self.arms:
             name = arms.arm_name(arm) or ""
             require(len(name) <= 200, f"too many alphas for the name of a folder: alpha {name[:50]}...")
-            require(self.arms.count(arm) == 1, f"two chains of the grid are the same: alpha {name}")
+            require(arm not in seen, f"two chains of the grid are the same: alpha {name}")
+            seen.add(arm)
+
+    def _check_size(self) -> None:
+        """Refuse a grid that is too large to be meant, before anything is made of it."""
+        chains = len(self.alphas) + len(self.alpha_schedule)
+        models = len(self.seed) * (1 + chains * self.distillation_steps)
+        require(
+            models <= LARGEST_GRID,
+            f"the grid is too large: {len(self.seed):,} seeds, {chains:,} alphas and {self.distillation_steps:,} steps "
+            f"make up to {models:,} models, and a run has {LARGEST_GRID:,} at most",
+        )
 
     def _check_alphas(self) -> None:
         for name in ("alpha", "seed"):
@@ -276,8 +282,6 @@ class ChainConfig(Section):
                 len(schedule) <= max(self.distillation_steps, 1),
                 f"alpha_schedule has {len(schedule)} alphas for {self.distillation_steps} students",
             )
-        for alpha in (*self.alphas, *itertools.chain(*self.alpha_schedule)):
-            require(isinstance(alpha, str) or 0 <= alpha <= 1, f"alpha must be a number in [0, 1], not {alpha}")
         require(
             PREVIEW not in self.alphas or (len(self.alphas) == 1 and not self.alpha_schedule),
             "alpha preview trains no student and must be the only alpha; give other alphas in a second command",
@@ -321,14 +325,17 @@ class RunConfig(Section):
     section = "run"
 
     output: str | None = option(
-        None, "run directory [default: runs/<dataset>-<network>-<hash of the options>]", identity=False
+        None, "run directory [default: runs/<dataset>-<network>-<hash of the options>]", identity=False, path=True
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:<i> or mps", identity=False)
-    threads: int | None = option(None, "CPU threads per process [default: cores / jobs]", identity=False)
+    threads: int | None = option(
+        None, "CPU threads per process [default: cores / jobs]", Range(1, 1024), identity=False
+    )
     jobs: int | str = option(
         1,
         "chains to train at the same time, each in a separate process, or on a CUDA device in a thread with its own "
         "stream; auto: the number that trains fastest here",
+        Range(1, 1024),
         identity=False,
         words=("auto",),
     )
@@ -339,5 +346,3 @@ class RunConfig(Section):
             ":" not in self.device or (kind == "cuda" and index.isdigit())
         )
         require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
-        require(self.threads is None or 1 <= self.threads <= 1024, f"threads must be 1 to 1024, not {self.threads}")
-        require(isinstance(self.jobs, str) or self.jobs >= 1, f"jobs must be at least 1, or auto, not {self.jobs}")

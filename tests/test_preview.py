@@ -60,7 +60,7 @@ def test_too_little_memory(capsys, tmp_path, monkeypatch):
     def full(*args, **options):
         raise MemoryError("n = 9 needs 3 arrays")
 
-    monkeypatch.setattr(preview, "page", full)
+    monkeypatch.setattr("distill.running.preview.page", full)
     assert "lower --size" in refusal(capsys, tmp_path)
 
 

@@ -5,6 +5,7 @@ import time
 
 from tqdm import tqdm
 
+from distill.program import say
 from distill.store.results import Result, name_model
 from distill.training.fit import EpochSums
 from distill.training.listener import Listener
@@ -68,8 +69,8 @@ class Progress(Listener):
 
     def say(self, line: str) -> None:
         """A line on standard output, above the bars."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        with tqdm.external_write_mode():
+            say(line)
         self.spoke = time.monotonic()
 
     def close(self) -> None:

@@ -1,15 +1,16 @@
 """The toy experiment's command-line options. This module loads neither NumPy nor Matplotlib, so that --help is fast."""
 
 import argparse
-import math
-from collections.abc import Callable
-from decimal import Decimal
 from pathlib import Path
 
-from distill.arguments import OneLineParser, program_name
+from distill.arguments import OneLineParser, Range, number, to_path
+from distill.program import program_name
 
 KERNEL_NAMES = ("rbf", "laplacian", "matern12", "matern32", "matern52", "polynomial", "linear")
 LARGEST = 1e100  # of any number on the command line: its square is far inside float64's range
+MOST_CHAINS = 100
+_number = number(float, Range(-LARGEST, LARGEST))
+_not_negative = number(float, Range(0.0, LARGEST))
 
 
 def program() -> str:
@@ -20,7 +21,9 @@ def program() -> str:
 def parse(words: list[str]) -> argparse.Namespace:
     """The options from the command line's words. Raises ConfigError."""
     options = parser()
-    args = options.parse_args([_without_exponent(word) for word in words])
+    args = options.parse_args(words)
+    if len(args.alpha or ()) > MOST_CHAINS:
+        options.error(f"--alpha has {len(args.alpha):,} values, and a table {MOST_CHAINS} columns at most")
     if args.data is not None and (args.n is not None or args.noise is not None):
         options.error("--data reads the points from a file: leave out --n and --noise")
     return args
@@ -57,7 +60,7 @@ def _add_chain_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--distillation-steps",
-        type=_whole(0, 10**15),
+        type=number(int, Range(0, 10**15)),
         default=5,
         metavar="T",
         help="number of students; a million cost no more than five (default: %(default)s)",
@@ -79,7 +82,7 @@ def _add_chain_options(group: argparse._ArgumentGroup) -> None:
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--data",
-        type=Path,
+        type=to_path,
         metavar="FILE.csv",
         help="read points from columns x, y and optionally truth; without truth the loss is leave-one-out, "
         "for more than 200 points held-out",
@@ -90,10 +93,12 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         metavar="SIGMA",
         help="draw new points with noise of this standard deviation (default: 0.5)",
     )
-    group.add_argument("--n", type=_whole(1, 10**9), metavar="N", help="draw this many new points (default: 11)")
+    group.add_argument(
+        "--n", type=number(int, Range(1, 10**9)), metavar="N", help="draw this many new points (default: 11)"
+    )
     group.add_argument(
         "--seed",
-        type=_whole(0, 2**63),
+        type=number(int, Range(0, 2**63)),
         metavar="S",
         help="seed of new points, and of the choice of held-out points (default: 0)",
     )
@@ -102,17 +107,19 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output",
-        type=Path,
+        type=to_path,
         default=Path("figures"),
         metavar="DIR",
         help="folder of the figures (default: %(default)s)",
     )
     group.add_argument(
-        "--csv", type=Path, metavar="FILE", help="also write the losses in full precision: alpha,step,loss"
+        "--csv", type=to_path, metavar="FILE", help="also write the losses in full precision: alpha,step,loss"
     )
     group.add_argument("--no-figures", action="store_true", help="print the table only")
     group.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="(default: %(default)s)")
-    group.add_argument("--dpi", type=_whole(10, 1200), default=150, metavar="D", help="(default: %(default)s)")
+    group.add_argument(
+        "--dpi", type=number(int, Range(10, 1200)), default=150, metavar="D", help="(default: %(default)s)"
+    )
     group.add_argument(
         "--interactive",
         action="store_true",
@@ -120,46 +127,5 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _without_exponent(word: str) -> str:
-    """-1e-3 as -0.001, because argparse takes the former for an option; any other word unchanged."""
-    try:
-        value = float(word) if word.startswith("-") else math.nan
-    except ValueError:
-        value = math.nan
-    return format(Decimal(repr(value)), "f") if math.isfinite(value) else word
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value + 0.0  # -0.0 is 0
-
-
 def _alpha(text: str) -> float | str:
     return text if text == "auto" else _number(text)
-
-
-def _not_negative(text: str) -> float:
-    value = _number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``least`` to ``most``."""
-
-    def parse_number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
-        return value
-
-    return parse_number

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.arguments import refuse
-from distill.errors import ConfigError, DataError
+from distill.errors import DataError
 from distill.files import Content, write_together
 from distill.kernel.toy.options import parse, program
+from distill.program import refuse, run_program, say
 
 if TYPE_CHECKING:
     from distill.kernel.arrays import FloatArray
@@ -158,29 +158,24 @@ def run(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program. Returns 0, or 2 after an error of the user's, which is one line on standard error."""
-    try:
-        args = parse(sys.argv[1:] if argv is None else argv)
-    except ConfigError as error:
-        return refuse(program(), error)
+    """Run the program; returns the exit status, see ``run_program``."""
+    return run_program(program(), lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
+    args = parse(words)
     from distill.kernel.linalg import KernelMatrixError, SingularKernelError
 
     try:
         text = run(args)
     except MemoryError as error:
         return refuse(program(), str(error) or "out of memory")
-    except (DataError, KernelMatrixError, SingularKernelError, OSError) as error:
+    except (DataError, KernelMatrixError, SingularKernelError) as error:
         return refuse(program(), error)
-    if sys.stdout.encoding and not _can_encode(INFINITY, sys.stdout.encoding):
-        text = text.replace(INFINITY, "inf")
     if text:
-        print(text)
+        say(text)
     return 0
 
 
-def _can_encode(text: str, encoding: str) -> bool:
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The frame of every program: streams that take any text, signals, and errors as one line with an exit status."""
+
+import codecs
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from distill.errors import UserError, one_line, printable
+
+PLAIN = {"±": "+-", "∞": "inf", "²": "^2", "³": "^3", "√": "sqrt ", "·": "*", "é": "e"}  # if an encoding lacks them
+CLOSED_PIPE = 141  # the exit status of a program that SIGPIPE ends
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM, which stops a program as Ctrl-C does."""
+
+
+class OutputError(OSError):
+    """Standard output that cannot be written to."""
+
+
+def program_name(script: str, command: str) -> str:
+    """The name that the user typed: the ``script`` of the checkout or the installed ``command``."""
+    typed = Path(sys.argv[0]).name
+    return typed if typed == command else script
+
+
+def run_program(program: str, work: Callable[[], int], after_stop: str = "", after_failure: str = "") -> int:
+    """Run ``work()`` as the whole of a program. Returns the exit status.
+
+    The status is that of ``work``; 2 after a user's error or an OSError, which is one line on standard error; 130 or
+    143 if a signal stopped it; 141 without a word if the reader of a pipe has left. ``after_stop`` and
+    ``after_failure`` end the lines about a signal and an OSError.
+    """
+    prepare_streams()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        try:
+            status = work()
+        except SystemExit:  # --help
+            write_out("")
+            raise
+        write_out("")  # flush here, because a failure at the interpreter's end would be a traceback
+        return status
+    except KeyboardInterrupt as stopped:
+        newline = "\n" if sys.stderr.isatty() else ""  # the terminal shows ^C
+        complain(f"{newline}stopped{after_stop}")
+        return 128 + (signal.SIGTERM if isinstance(stopped, Stopped) else signal.SIGINT)
+    except UserError as error:
+        return refuse(program, error)
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return CLOSED_PIPE
+    except OutputError as error:
+        _discard(sys.stdout)
+        return refuse(program, error)
+    except OSError as error:
+        return refuse(program, f"{one_line(error)}{after_failure}")
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
+
+
+def refuse(program: str, error: BaseException | str) -> int:
+    """Print an error of the user's as one line on standard error; returns the exit status 2."""
+    complain(f"{program}: error: {one_line(error)}")
+    return 2
+
+
+def say(text: str) -> None:
+    """Print on standard output, without characters that control a terminal. Raises as ``write_out`` does."""
+    write_out(f"{printable(text)}\n")
+
+
+def write_out(text: str) -> None:
+    """Write to standard output and flush it. Raises BrokenPipeError and OutputError."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def complain(text: str) -> None:
+    """Print on standard error. Says nothing if that is closed or full."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def prepare_streams() -> None:
+    """Make standard output and error take any text: exist, and write what their encoding lacks in other characters."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file to be opened would get its number, and then the text meant for it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
+        elif hasattr(stream, "reconfigure"):
+            with suppress(OSError, ValueError):
+                stream.reconfigure(errors="distill.plain")
+        else:
+            with suppress(AttributeError):  # of a codec's writer; other streams have no encoding
+                stream.errors = "distill.plain"
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What is written for characters that an encoding lacks: the handler of ``codecs``."""
+    assert isinstance(error, UnicodeEncodeError)
+    characters = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c) or c.encode("unicode_escape").decode() for c in characters), error.end
+
+
+codecs.register_error("distill.plain", _plain)
+
+
+def _discard(stream: TextIO) -> None:
+    """Lose what a stream still holds; the interpreter would try to write it as it ends, and complain."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
