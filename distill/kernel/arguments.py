@@ -1,49 +1,83 @@
-"""Checks of the arguments that all functions on a chain share."""
+"""Checks of the arguments that all functions on a chain share. All raise ValueError that names the argument."""
 
 import math
+import operator
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from distill.kernel.arrays import EPS, FloatArray
-from distill.kernel.linalg import NotFiniteError, SingularKernelError
+from distill.kernel.arrays import EPS, LARGEST_FLOAT, FloatArray, as_floats
+from distill.kernel.linalg import SingularKernelError
 
 
 def as_schedule(alpha: ArrayLike) -> FloatArray:
-    """``alpha``, a number or a sequence of numbers, as a schedule (k,), k >= 1. Raises ValueError."""
-    alphas = np.atleast_1d(np.asarray(alpha, dtype=np.float64))
-    if alphas.ndim != 1 or len(alphas) == 0 or not np.isfinite(alphas).all():
-        raise ValueError(f"alpha must be a finite number or a sequence of them, not {alpha!r}")
-    return alphas
+    """``alpha``, a number or a sequence of numbers, as a schedule (k,), k >= 1."""
+    return np.atleast_1d(as_floats("alpha", alpha, 0, 1))
 
 
 def as_steps(steps: ArrayLike) -> list[float]:
-    """``steps``, a number or a sequence of numbers, as a list. Raises ValueError."""
-    as_list = [float(step) for step in np.atleast_1d(np.asarray(steps, dtype=np.float64))]
-    if not all(step >= 1 and (step == math.inf or step == int(step)) for step in as_list):
-        raise ValueError(f"steps must be whole numbers >= 1 or inf, not {as_list}")
+    """``steps``, a number or a sequence of numbers, as a list."""
+    as_list = np.atleast_1d(as_floats("steps", steps, 0, 1, largest=math.inf)).tolist()
+    for step in as_list:
+        if step < 1 or (step < math.inf and step % 1):
+            raise ValueError(f"steps must be whole numbers >= 1 or inf, not {step:g}")
     return as_list
 
 
-def as_targets(y: ArrayLike, n: int) -> FloatArray:
-    """``y`` as targets (n,) or (n, m). Raises ValueError for another shape and NotFiniteError."""
-    targets = np.asarray(y, dtype=np.float64)
-    if targets.ndim not in (1, 2) or len(targets) != n:
-        raise ValueError(f"y must have a row for each of the {n} points, not shape {targets.shape}")
-    if not np.isfinite(targets).all():
-        raise NotFiniteError("y has NaN or infinite entries")
+def as_count(name: str, value: SupportsIndex) -> int:
+    """``value``, a whole number from 1 to 10^9."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if not 1 <= count <= 10**9:
+        raise ValueError(f"{name} must be a whole number from 1 to 10^9")
+    return count
+
+
+def as_ridges(name: str, value: ArrayLike, *axes: int) -> FloatArray:
+    """Ridges, finite and >= 0, with one of the numbers of ``axes``."""
+    ridges = as_floats(name, value, *axes, largest=LARGEST_FLOAT)
+    if ridges.min() < 0:
+        raise ValueError(f"{name} must be at least 0, not {ridges.min():g}")
+    return ridges
+
+
+def as_targets(y: ArrayLike, n: int, name: str = "y") -> FloatArray:
+    """``y`` as targets (n,) or (n, m). Also raises NotFiniteError."""
+    targets = as_floats(name, y, 1, 2)
+    if len(targets) != n:
+        raise ValueError(f"{name} must have a row for each of the {n} points, not shape {targets.shape}")
     return targets
 
 
-def check_ridge(d: FloatArray, lam: float) -> None:
-    """Raise ValueError for a ridge out of its range, and SingularKernelError if K + lam I is singular.
+def as_new_kernel(K_new: ArrayLike, n: int, largest: float = LARGEST_FLOAT) -> FloatArray:
+    """``K_new``, k(x, X) at q new points, as (q, n). Also raises NotFiniteError."""
+    matrix = as_floats("K_new", K_new, 2, largest=largest)
+    if matrix.shape[1] != n:
+        raise ValueError(f"K_new must have a column for each of the {n} training points, not shape {matrix.shape}")
+    return matrix
 
-    ``d`` (n,) are K's eigenvalues, large to small.
+
+def check_ridge(d: ArrayLike, lam: float) -> tuple[FloatArray, float]:
+    """K's eigenvalues ``d`` (n,), >= 0 from large to small, and the ridge, if K + lam I is nonsingular.
+
+    Also raises SingularKernelError.
     """
-    if not (math.isfinite(lam) and lam >= 0):
-        raise ValueError(f"lam must be a finite number >= 0, not {lam!r}")
-    if d[-1] + lam == 0 or (lam == 0 and d[-1] <= len(d) * EPS * d[0]):
+    d = as_floats("d", d, 1, largest=LARGEST_FLOAT)
+    lam = float(as_ridges("lam", lam, 0))
+    if d[-1] < 0 or (d[1:] > d[:-1]).any():
+        raise ValueError("d must hold eigenvalues from large to small, none below 0")
+    if lam == 0:
+        check_nonsingular(d, lam)
+    return d, lam
+
+
+def check_nonsingular(d: FloatArray, lam: float) -> None:
+    """Raise SingularKernelError if K + lam I is singular to rounding. ``d`` (n,) are K's eigenvalues."""
+    if d[-1] + lam <= len(d) * EPS * d[0]:
         raise SingularKernelError(
-            f"lam = 0 needs a nonsingular K, but its eigenvalues range from {d[0]:.3g} down to {d[-1]:.3g}; "
-            "take lam > 0, or drop repeated points"
+            f"lam = {lam:g} needs a nonsingular K, but its eigenvalues range from {d[0]:.3g} down to {d[-1]:.3g}; "
+            "raise lam, or drop repeated points"
         )

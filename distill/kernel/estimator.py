@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from distill.kernel.arrays import FloatArray
@@ -119,8 +120,6 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         y (n,) or (n, m), X_val (q, p), y_val (q,) or (q, m), dense; for kernel="precomputed" X is (n, n) and X_val
         (q, n). Uses the kernel's parameters and the solver of this estimator, and does not change it, fitted or not.
         """
-        y = np.asarray(y, dtype=np.float64)
-        y_val = np.asarray(y_val, dtype=np.float64)
         return self._path(X, y, X_val, y_val, alphas, lams, steps)
 
 
@@ -185,8 +184,10 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
         y_val: ArrayLike,
     ) -> FloatArray:
         """Mean squared errors of outputs against one-hot labels, as ``SelfDistilledKernelRidge.path``."""
+        y = column_or_1d(y)
+        check_classification_targets(y)
         classes = np.unique(y)
-        return self._path(X, one_hot(y, classes), X_val, one_hot(y_val, classes), alphas, lams, steps)
+        return self._path(X, one_hot(y, classes), X_val, one_hot(column_or_1d(y_val), classes), alphas, lams, steps)
 
 
 def one_hot(labels: ArrayLike, classes: NDArray[Any]) -> FloatArray:

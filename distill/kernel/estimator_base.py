@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgWarning
 from sklearn.base import BaseEstimator
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import pairwise_kernels
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from distill.kernel import solvers, spectral
-from distill.kernel.arrays import FloatArray
+from distill.kernel.arguments import as_schedule, as_targets
+from distill.kernel.arrays import FloatArray, as_floats
 from distill.kernel.linalg import decompose, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
 from distill.kernel.riskmap import risk_map
@@ -28,6 +31,15 @@ Inputs = Any  # (n, p): array-like, or a SciPy sparse matrix, whose types scikit
 
 class SelfDistilledBase(BaseEstimator):
     """A chain of kernel ridge regressions on targets (n,) or (n, m), float64; parameters as in the subclasses."""
+
+    _parameter_constraints = KernelRidge._parameter_constraints | {
+        "alpha": [Interval(numbers.Real, None, None, closed="neither"), "array-like", StrOptions({"auto"})],
+        "lam": [Interval(numbers.Real, 0, None, closed="left")],
+        "n_steps": [Interval(numbers.Integral, 1, None, closed="left"), Options(numbers.Real, {math.inf})],
+        "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither"), None],
+        "random_state": ["random_state"],
+        "solver": [StrOptions({"auto", "eigh", "cholesky"})],
+    }
 
     def __init__(
         self,
@@ -71,26 +83,19 @@ class SelfDistilledBase(BaseEstimator):
 
     def _check_X(self, X: Inputs, y: Any = "no_validation", **options: Any) -> Any:
         """validate_data with this estimator's rules for X; a kernel matrix must be dense."""
-        sparse = False if self.kernel == "precomputed" else ("csr", "csc")
-        return validate_data(self, X, y, accept_sparse=sparse, dtype=np.float64, **options)
-
-    def _check_parameters(self) -> None:
-        """Raise ValueError for a parameter out of its range; the chain checks alpha's numbers, lam and solver."""
-        whole = isinstance(self.n_steps, numbers.Integral) or self.n_steps == math.inf
-        if not whole or self.n_steps < 1:
-            raise ValueError(f"n_steps must be a whole number >= 1 or inf, not {self.n_steps!r}")
-        if isinstance(self.alpha, str) and self.alpha != "auto":
-            raise ValueError(f"alpha must be a number, a sequence of numbers or 'auto', not {self.alpha!r}")
-        if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be between 0 and 1, or None, not {self.validation_fraction!r}")
+        self._validate_params()
+        precomputed = self.kernel == "precomputed"
+        # The precision of a kernel matrix says how far rounding may have spoilt its symmetry.
+        dtype = [np.float64, np.float32] if precomputed else np.float64
+        sparse = False if precomputed else ("csr", "csc")
+        return validate_data(self, X, y, accept_sparse=sparse, dtype=dtype, **options)
 
     def _fit_targets(self, X: Inputs, targets: FloatArray, sample_weight: ArrayLike | None) -> Self:
         """Fit to validated X and targets (n,) or (n, m): sets the attributes with a trailing underscore."""
-        self._check_parameters()
         self.X_fit_ = X
         self._targets = targets
         self._sample_weight = _check_sample_weight(sample_weight, len(targets))
-        self.alphas_ = self._choose_alphas() if isinstance(self.alpha, str) else np.atleast_1d(self.alpha)
+        self.alphas_ = self._choose_alphas() if isinstance(self.alpha, str) else as_schedule(self.alpha)
         chain = self._chain([self.n_steps])
         if chain.condition > solvers.UNTRUSTED:
             warnings.warn(
@@ -127,8 +132,7 @@ class SelfDistilledBase(BaseEstimator):
         # A precomputed kernel without sample weights is the caller's array.
         overwrite = self.kernel != "precomputed" or self._sample_weight is not None
         # These two kernels are positive semidefinite for any points. If they overflow K has NaN, and no minimum.
-        positive = self.kernel in ("rbf", "laplacian") and (self.gamma is None or self.gamma >= 0)
-        trusted = bool(positive and K.min() >= 0)
+        trusted = self.kernel in ("rbf", "laplacian") and bool(K.min() >= 0)
         chain = solvers.chain(
             K, targets, self.lam, self.alphas_, steps, solver=self.solver, overwrite=overwrite, trusted=trusted
         )
@@ -197,15 +201,18 @@ class SelfDistilledBase(BaseEstimator):
         return iter(spectral.predict(self._kernel_matrix(X, self.X_fit_), self._chain(list(steps)).coefficients))
 
     def _path(
-        self, X: ArrayLike, targets: FloatArray, X_val: ArrayLike, targets_val: FloatArray, *axes: ArrayLike
+        self, X: ArrayLike, targets: ArrayLike, X_val: ArrayLike, targets_val: ArrayLike, *axes: ArrayLike
     ) -> FloatArray:
         """The risk map with ``axes`` alphas, lams and steps."""
-        X = np.asarray(X, dtype=np.float64)
-        X_val = np.asarray(X_val, dtype=np.float64)
-        self._check_parameters()
-        require_memory(len(targets), arrays=3)
-        K = self._kernel_matrix(X)
-        K_new = self._kernel_matrix(X_val, X)
+        self._validate_params()
+        dtype = [np.float64, np.float32] if self.kernel == "precomputed" else np.float64
+        points = check_array(X, dtype=dtype, input_name="X")
+        new_points = check_array(X_val, dtype=dtype, input_name="X_val")
+        targets = as_targets(targets, len(points))
+        targets_val = as_targets(targets_val, len(new_points), "y_val")
+        require_memory(len(points), arrays=3)
+        K = self._kernel_matrix(points)
+        K_new = self._kernel_matrix(new_points, points)
         overwrite = self.kernel != "precomputed"
         return risk_map(K, targets, K_new, targets_val, *axes, solver=self.solver, overwrite=overwrite)
 
@@ -219,9 +226,9 @@ def _check_sample_weight(sample_weight: ArrayLike | None, n: int) -> FloatArray 
     """Sample weights (n,) float64, >= 0 and not all 0, or None. Raises ValueError."""
     if sample_weight is None:
         return None
-    weights = np.asarray(sample_weight, dtype=np.float64)
-    if weights.ndim > 1 or weights.shape not in ((), (n,)):
+    weights = as_floats("sample_weight", sample_weight, 0, 1)
+    if weights.shape not in ((), (n,)):
         raise ValueError(f"sample_weight must be a number or of shape ({n},), not {weights.shape}")
-    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise ValueError("sample_weight must be finite, not negative, and not all zero")
+    if (weights < 0).any() or not weights.any():
+        raise ValueError("sample_weight must not be negative, and not all zero")
     return np.broadcast_to(weights, (n,))

@@ -18,22 +18,15 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 from scipy.linalg import blas, lapack
 
-from distill.kernel.arrays import FloatArray
+from distill.kernel.arrays import EPS, LARGEST_ENTRY, FloatArray, KernelMatrixError, NotFiniteError, real_numbers
 
-LARGEST_ENTRY = 1e150  # its square is still finite
 SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
 # Of the Frobenius norm of K. Rounding in K's entries moves an eigenvalue by some n * EPS of it; a kernel that
 # is not positive semidefinite, such as a sigmoid, misses by far more.
 NEGATIVE_TOLERANCE = 1e-8
+# Of the dtype's precision: both tolerances are at least this for a K that was computed in float32 or float16.
+LOW_PRECISION = 64
 INDEFINITE = "K is not positive semidefinite: it has a negative eigenvalue"
-
-
-class KernelMatrixError(ValueError):
-    """K is not a kernel matrix; the subclasses say why."""
-
-
-class NotFiniteError(KernelMatrixError):
-    """K or y holds NaN, infinity, or numbers whose squares overflow."""
 
 
 class NotSymmetricError(KernelMatrixError):
@@ -85,27 +78,55 @@ def require_memory(n: int, arrays: int) -> None:
         )
 
 
-def check_kernel(K: ArrayLike) -> FloatArray:
+@dataclass(frozen=True)
+class Dense:
+    """A kernel matrix ``K`` (n, n) from ``check_kernel`` as a ``ShiftedSystem``: a Cholesky factor for each shift.
+
+    An eigenvalue down to -``tolerance`` times K's Frobenius norm counts as rounding.
+    """
+
+    K: FloatArray
+    tolerance: float = NEGATIVE_TOLERANCE
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        return self.K.trace() / len(self.K)
+
+    def times(self, b: FloatArray) -> FloatArray:
+        return product(self.K, b)
+
+    def solver(self, shift: float, scale: float = 1.0) -> "Solver":
+        L = cholesky(self.K, shift, scale)
+        return lambda b: cholesky_solve(L, b)
+
+
+def check_kernel(K: ArrayLike) -> Dense:
     """K as a C-contiguous float64 array (n, n), n >= 1; not copied if it is one.
 
-    Raises KernelMatrixError (not square), NotFiniteError or NotSymmetricError. The factorisations check the sign of
-    the eigenvalues.
+    If K was computed in lower precision, an asymmetry of that precision is rounding, and K is made symmetric. Raises
+    KernelMatrixError (not square), NotFiniteError or NotSymmetricError. The factorisations check the sign of the
+    eigenvalues.
     """
-    K = np.ascontiguousarray(K, dtype=np.float64)
+    given = real_numbers("K", K)
+    precision = LOW_PRECISION * float(np.finfo(given.dtype).eps) if given.dtype.kind == "f" else EPS
+    K = np.ascontiguousarray(given, dtype=np.float64)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or len(K) == 0:
-        raise KernelMatrixError(f"K must be a square matrix with a row for each point, not of shape {K.shape}")
+        raise KernelMatrixError(f"K must be a square matrix with a row for each point, not of shape {given.shape}")
     largest = difference = 0.0
     strips = [slice(start, start + 256) for start in range(0, len(K), 256)]
     for i, rows in enumerate(strips):
         height = np.abs(K[rows]).max()
         if not height <= LARGEST_ENTRY:  # true for NaN too
-            raise NotFiniteError(f"K has entries that are NaN, infinite or above {LARGEST_ENTRY:g}")
+            raise NotFiniteError(f"K has entries that are NaN, infinite or above {LARGEST_ENTRY:g}; scale the inputs")
         largest = max(largest, height)
         for columns in strips[i:]:  # tile by tile, because K - K.T would be another n × n array
             difference = max(difference, np.abs(K[rows, columns] - K[columns, rows].T).max())
-    if difference > SYMMETRY_TOLERANCE * largest:
+    if difference > max(SYMMETRY_TOLERANCE, precision) * largest:
         raise NotSymmetricError(f"K is not symmetric: K - K.T has an entry of {difference:.3g}")
-    return K
+    if difference > SYMMETRY_TOLERANCE * largest:  # then K is of lower precision, and a copy
+        K += K.T
+        K /= 2
+    return Dense(K, max(NEGATIVE_TOLERANCE, precision))
 
 
 def product(A: FloatArray, B: FloatArray) -> FloatArray:
@@ -129,21 +150,21 @@ class Spectrum:
     V: FloatArray
 
 
-def decompose(K: ArrayLike, *, overwrite: bool = False) -> Spectrum:
+def decompose(K: ArrayLike | Dense, *, overwrite: bool = False) -> Spectrum:
     """The eigendecomposition of a kernel matrix K (n, n), symmetric and positive semidefinite.
 
-    Eigenvalues slightly below 0 (down to -NEGATIVE_TOLERANCE times K's Frobenius norm) are set to 0. With
+    Eigenvalues slightly below 0 (``Dense.tolerance``) are set to 0. With
     ``overwrite``, K's memory is used and its contents are lost: three n × n arrays at once instead of four. Raises
     KernelMatrixError's subclasses, and MatrixTooLargeError before anything is allocated.
     """
-    K = check_kernel(K)
-    require_memory(len(K), arrays=2 if overwrite else 3)
+    kernel = K if isinstance(K, Dense) else check_kernel(K)
+    require_memory(len(kernel.K), arrays=2 if overwrite else 3)
     # LAPACK sorts from small to large, the theory from large to small: decompose -K.
     # The transpose is the same matrix in the column order that LAPACK overwrites in place.
-    negated = np.negative(K, out=K if overwrite else None).T
+    negated = np.negative(kernel.K, out=kernel.K if overwrite else None).T
     d, V = scipy.linalg.eigh(negated, driver="evd", overwrite_a=True, check_finite=False)
     d = -d
-    if d[-1] < -NEGATIVE_TOLERANCE * np.linalg.norm(d):
+    if d[-1] < -kernel.tolerance * blas.dnrm2(d):
         raise NotPositiveSemidefiniteError(
             f"K is not positive semidefinite: its smallest eigenvalue is {d[-1]:.3g}, its largest {d[0]:.3g}"
         )
@@ -213,23 +234,24 @@ class Tridiagonal:
         return lambda b: lapack.dpttrs(D, L, b)[0].reshape(b.shape)
 
 
-def tridiagonalise(K: FloatArray) -> Tridiagonal:
-    """The tridiagonal form of a kernel matrix K (n, n) from ``check_kernel``, n >= 2.
+def tridiagonalise(kernel: Dense) -> Tridiagonal:
+    """The tridiagonal form of a kernel matrix (n, n), n >= 2.
 
-    K is left unchanged; the form takes one more n × n array. Raises NotPositiveSemidefiniteError by the bound that
-    ``decompose`` uses, and MatrixTooLargeError.
+    The matrix is left unchanged; the form takes one more n × n array. Raises NotPositiveSemidefiniteError by the bound
+    that ``decompose`` uses, and MatrixTooLargeError.
     """
-    n = len(K)
+    n = len(kernel.K)
     require_memory(n, arrays=1)
     workspace = int(lapack.dsytrd_lwork(n, lower=1)[0])
-    reduced, diagonal, off_diagonal, scales, _ = lapack.dsytrd(K.copy().T, lower=1, lwork=workspace, overwrite_a=1)
+    reduced, diagonal, off_diagonal, scales, _ = lapack.dsytrd(
+        kernel.K.copy().T, lower=1, lwork=workspace, overwrite_a=1
+    )
     # The reflections' vectors are stored below the diagonal. A view that starts one element later has them from row 0
     # in columns of the same length, which LAPACK takes without a copy.
     reflectors = reduced.ravel(order="F")[1 : 1 + n * (n - 1)].reshape((n, n - 1), order="F")
     T = Tridiagonal(diagonal, off_diagonal, reflectors, scales)
-    norm = np.sqrt((T.diagonal**2).sum() + 2 * (T.off_diagonal**2).sum())
     try:
-        T.solver(NEGATIVE_TOLERANCE * norm or 1.0)  # K = 0 passes
+        T.solver(kernel.tolerance * frobenius_norm(kernel.K) or 1.0)  # K = 0 passes
     except SingularKernelError:
         raise NotPositiveSemidefiniteError(INDEFINITE) from None
     return T
@@ -263,24 +285,6 @@ def cholesky_solve(L: FloatArray, b: FloatArray) -> FloatArray:
     return lapack.dpotrs(L, b, lower=1)[0]
 
 
-@dataclass(frozen=True)
-class Dense:
-    """A kernel matrix ``K`` (n, n) from ``check_kernel`` as a ``ShiftedSystem``: a Cholesky factor for each shift."""
-
-    K: FloatArray
-
-    @property
-    def mean_eigenvalue(self) -> float:
-        return self.K.trace() / len(self.K)
-
-    def times(self, b: FloatArray) -> FloatArray:
-        return product(self.K, b)
-
-    def solver(self, shift: float, scale: float = 1.0) -> Solver:
-        L = cholesky(self.K, shift, scale)
-        return lambda b: cholesky_solve(L, b)
-
-
 def frobenius_norm(K: FloatArray) -> float:
     """‖K‖_F of K (n, n) from ``check_kernel``."""
     square = blas.ddot(K.ravel(), K.ravel())
@@ -288,29 +292,29 @@ def frobenius_norm(K: FloatArray) -> float:
     return float(np.sqrt(square)) if 1e-200 < square < 1e300 else lapack.dlange("F", K.T)
 
 
-def cholesky_condition(K: FloatArray, L: FloatArray, lam: float, enough: float) -> float:
+def cholesky_condition(kernel: Dense, L: FloatArray, lam: float, enough: float) -> float:
     """The condition number of K + lam I = L L^T, for a K that passes ``check_positive_semidefinite``.
 
-    The bound (‖K‖_F + lam) / (lam - NEGATIVE_TOLERANCE ‖K‖_F) if it is at most ``enough``, else LAPACK's estimate in
+    The bound (‖K‖_F + lam) / (lam - tolerance ‖K‖_F) if it is at most ``enough``, else LAPACK's estimate in
     the 1-norm, which takes half as long as the factorisation.
     """
-    norm = frobenius_norm(K)
-    least = lam - NEGATIVE_TOLERANCE * norm
+    norm = frobenius_norm(kernel.K)
+    least = lam - kernel.tolerance * norm
     if norm + lam <= enough * least:
         return (norm + lam) / least
-    rcond, _ = lapack.dpocon(L, lapack.dlange("1", K.T) + lam, uplo="L")
+    rcond, _ = lapack.dpocon(L, lapack.dlange("1", kernel.K.T) + lam, uplo="L")
     return 1 / rcond if rcond > 0 else np.inf
 
 
-def check_positive_semidefinite(K: FloatArray) -> None:
-    """Raise NotPositiveSemidefiniteError if K (from ``check_kernel``) has an eigenvalue clearly below 0.
+def check_positive_semidefinite(kernel: Dense) -> None:
+    """Raise NotPositiveSemidefiniteError if the kernel matrix K has an eigenvalue clearly below 0.
 
-    For solves by Cholesky factors, where lam may hide one: K + NEGATIVE_TOLERANCE ‖K‖_F I has a factor only if no
+    For solves by Cholesky factors, where lam may hide one: K + tolerance ‖K‖_F I has a factor only if no
     eigenvalue is below minus that shift, the bound that ``decompose`` uses. It costs one factorisation and is
     certain: Lanczos with (K + lam I)^-1 needs about sqrt(lam / delta) log n solves to separate an eigenvalue
     -delta from the many near 0, which is more work for all but the largest delta.
     """
     try:
-        cholesky(K, NEGATIVE_TOLERANCE * frobenius_norm(K) or 1.0)  # K = 0 passes
+        kernel.solver(kernel.tolerance * frobenius_norm(kernel.K) or 1.0)  # K = 0 passes
     except SingularKernelError:
         raise NotPositiveSemidefiniteError(INDEFINITE) from None

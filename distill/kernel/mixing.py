@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from distill.kernel.arrays import EPS, FloatArray
+from distill.kernel.arrays import EPS, FloatArray, as_floats, check_overflow
 
 AUTO_FITS = 6  # with alpha="auto" the alphas of fits 2 to 6 are chosen
 
@@ -22,7 +22,13 @@ def best_alpha(first: ArrayLike, probe: ArrayLike, target: ArrayLike) -> float:
     teacher's output alone (alpha = 0), and the ground truth. Not clipped: the best may be outside [0, 1]. NaN if
     ``first`` and ``probe`` agree to rounding: then alpha has no effect. (Borup & Andersen, Algorithm 1.)
     """
-    f, g, t = (np.asarray(a, dtype=np.float64).ravel() for a in (first, probe, target))
+    arrays = [as_floats(*named) for named in (("first", first), ("probe", probe), ("target", target))]
+    shapes = [a.shape for a in arrays]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"first, probe and target must have one shape, not {', '.join(map(str, shapes))}")
+    # Divided by a power of two: no bit of the result changes, and the squares stay in float64's range.
+    exponent = np.frexp(max(np.abs(a).max() for a in arrays))[1]
+    f, g, t = (np.ldexp(a.ravel(), -exponent) for a in arrays)
     e = f - g
     square = e @ e
     if square <= (4 * EPS) ** 2 * (f @ f):
@@ -37,11 +43,17 @@ def alphas_to_weights(alphas: ArrayLike) -> FloatArray:
     ``alphas`` (k-1,) are those of fits 2, ..., k. c_1 = alpha_k, c_2 = (1 - alpha_k) alpha_(k-1), ...,
     c_k = (1 - alpha_k) ... (1 - alpha_2).
     """
+    return check_overflow("the weights", stick_breaking(as_floats("alphas", alphas, 1, may_be_empty=True)))
+
+
+def stick_breaking(alphas: FloatArray) -> FloatArray:
+    """``alphas_to_weights`` of float64 alphas; a weight past float64's range is inf or NaN."""
     weights = []
     stick = 1.0
-    for alpha in reversed(np.asarray(alphas, dtype=np.float64)):
-        weights.append(stick * alpha)
-        stick *= 1 - alpha
+    with np.errstate(over="ignore", invalid="ignore"):
+        for alpha in reversed(alphas):
+            weights.append(stick * alpha)
+            stick *= 1 - alpha
     return np.array([*weights, stick])
 
 
@@ -52,7 +64,7 @@ def weights_to_alphas(weights: ArrayLike) -> FloatArray:
     earlier alphas have no effect and are set to 1. Raises ValueError if no alphas give the weights: their sum is not
     1, or one is nonzero after the stick is used up.
     """
-    weights = np.asarray(weights, dtype=np.float64)
+    weights = as_floats("weights", weights, 1)
     scale = np.abs(weights).max()
     if not abs(weights.sum() - 1) <= 1e-8 * scale:
         raise ValueError(f"weights must sum to 1, not {weights.sum()}")
@@ -109,7 +121,9 @@ def _greedy(residuals: ArrayLike, low: float, high: float) -> tuple[FloatArray, 
 
 def as_rows(residuals: ArrayLike) -> FloatArray:
     """Residuals (k, ...) as a matrix (k, q)."""
-    R = np.asarray(residuals, dtype=np.float64)
+    R = as_floats("residuals", residuals)
+    if R.ndim < 2:
+        raise ValueError(f"residuals must have a row for each fit, not shape {R.shape}")
     return R.reshape(len(R), -1)
 
 

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from distill.kernel.arguments import as_schedule, as_steps, as_targets
-from distill.kernel.arrays import FloatArray
+from distill.kernel.arguments import as_new_kernel, as_ridges, as_schedule, as_steps, as_targets
+from distill.kernel.arrays import LARGEST_ENTRY, FloatArray, check_overflow
 from distill.kernel.linalg import (
     Dense,
     ShiftedSystem,
@@ -27,10 +27,19 @@ from distill.kernel.linalg import (
     product,
     tridiagonalise,
 )
-from distill.kernel.mixing import alphas_to_weights
-from distill.kernel.risks import make_risk
+from distill.kernel.mixing import stick_breaking
+from distill.kernel.risks import Risk, make_risk
 from distill.kernel.solvers import check_solver, choose_map_solver, fitted_values, limit_by_solving, limit_is_certain
-from distill.kernel.spectral import DivergentChainError, apply_filters, blend_filters, map_columns, predict, shrinkage
+from distill.kernel.spectral import (
+    DivergentChainError,
+    always_converges,
+    apply_filters,
+    blend_filters,
+    components,
+    map_columns,
+    predict,
+    shrinkage,
+)
 
 
 def risk_map(
@@ -58,29 +67,49 @@ def risk_map(
     and "cholesky" the lams must be > 0, the finite steps few, and limits need alpha in [0, 1].
     """
     check_solver(solver, "tridiagonal")
-    grid = Grid(as_schedule(alphas), np.atleast_1d(np.asarray(lams, dtype=np.float64)), as_steps(steps))
-    K_new = np.asarray(K_new, dtype=np.float64)
-    target = np.asarray(target, dtype=np.float64)
-    y = as_targets(y, K_new.shape[1])
-    if len(target) != len(K_new) or target.shape[1:] != y.shape[1:]:
-        raise ValueError(f"target {target.shape} does not match y {y.shape} and K_new {K_new.shape}")
+    grid = Grid(as_schedule(alphas), np.atleast_1d(as_ridges("lams", lams, 0, 1)), as_steps(steps))
+    kernel = K if isinstance(K, Spectrum) else check_kernel(K)
+    n = len(kernel.V if isinstance(kernel, Spectrum) else kernel.K)
+    y = as_targets(y, n)
+    K_new = as_new_kernel(K_new, n, LARGEST_ENTRY)
+    target = as_targets(target, len(K_new), "target")
+    if target.shape[1:] != y.shape[1:]:
+        raise ValueError(f"target {target.shape} does not match y {y.shape}")
     risk = make_risk(loss, target, offset)
-    predictions: Predictions
-    if isinstance(K, Spectrum):
-        predictions = SpectralPredictions(K, y, K_new, grid.columns)
-    else:
-        predictions = _choose_predictions(check_kernel(K), y, K_new, grid, solver, overwrite)
+    if isinstance(kernel, Spectrum):
+        return _risks(SpectralPredictions(kernel, y, K_new, grid.columns), grid, risk)
+    if solver not in ("auto", "eigh") and not grid.solvable:
+        raise ValueError(f"solver={solver!r} needs lam > 0, no late finite step, and 0 <= alpha <= 1 for a limit")
+    chosen = grid.cheapest_solver(n) if solver == "auto" else solver
+    try:
+        return _risks(_predictions_by(chosen, kernel, y, K_new, grid, overwrite), grid, risk)
+    except SingularKernelError:
+        if solver != "auto" or chosen == "eigh":
+            raise
+        # lam is below K's rounding; the spectrum, cut off at 0, still serves
+        return _risks(_predictions_by("eigh", kernel, y, K_new, grid, overwrite), grid, risk)
 
+
+def _risks(predictions: "Predictions", grid: "Grid", risk: Risk) -> FloatArray:
+    """The map from predictions at the new points.
+
+    Raises NotFiniteError if the risk of a chain that has a limit exceeds float64's range.
+    """
     early = [j for j, step in enumerate(grid.steps) if step <= grid.depth]
-    combinations = _combinations(grid.alphas, [int(grid.steps[j]) for j in early], grid.depth)
+    early_steps = [int(grid.steps[j]) for j in early]
+    combinations = _combinations(grid.alphas, early_steps, grid.depth)
+    # At lam = 0 every fit is the first, whatever alpha, but large weights would lose its digits.
+    interpolations = _combinations(np.clip(grid.alphas, 0, 1), early_steps, grid.depth)
     out = np.full((len(grid.alphas), len(grid.lams), len(grid.steps)), np.inf)
     for i, lam in enumerate(grid.lams):
         powers, single = predictions.columns(lam, grid.depth, [(grid.alphas[a], grid.steps[j]) for a, j in grid.single])
         if grid.depth:
-            out[:, i, early] = risk.in_span(powers, combinations)
+            check_overflow("the predictions", powers)
+            out[:, i, early] = risk.in_span(powers, combinations if lam else interpolations)
         for (a, j), prediction in zip(grid.single, single, strict=True):
             if prediction is not None:
                 out[a, i, j] = risk(prediction)
+    check_overflow("the risks", out[always_converges(grid.alphas)])
     return np.where(np.isnan(out), np.inf, out)
 
 
@@ -131,7 +160,7 @@ def _combinations(alphas: FloatArray, steps: list[int], depth: int) -> FloatArra
     combinations = np.zeros((len(alphas), len(steps), depth))
     for i, alpha in enumerate(alphas):
         for row, step in zip(combinations[i], steps, strict=True):
-            row[:step] = alphas_to_weights(np.full(step - 1, alpha))
+            row[:step] = stick_breaking(np.full(step - 1, alpha))
     return combinations
 
 
@@ -152,7 +181,7 @@ class SpectralPredictions:
 
     def __init__(self, spectrum: Spectrum, y: FloatArray, K_new: FloatArray, total: int):
         self.spectrum = spectrum
-        self.z = product(spectrum.V.T, y)
+        self.z = components(spectrum, y)
         self.K_new = K_new
         # K_new V costs as much as n predictions, so that it pays for many of them.
         self.rotated = product(K_new, spectrum.V) if total >= len(K_new) else None
@@ -169,9 +198,11 @@ class SpectralPredictions:
                 exists.append(True)
             except DivergentChainError:
                 exists.append(False)
-        scaled = np.array(filters).reshape(-1, len(d)) / (d + lam)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # ``_risks`` finds an overflow
+            scaled = np.array(filters).reshape(-1, len(d)) / (d + lam)
         if self.rotated is None:
-            predictions = iter(predict(self.K_new, apply_filters(self.spectrum.V, scaled, self.z)))
+            coefficients = apply_filters(self.spectrum.V, scaled, self.z)
+            predictions = iter(map_columns(partial(product, self.K_new), coefficients))
         else:
             predictions = iter(apply_filters(self.rotated, scaled, self.z))
         powers = np.array([next(predictions) for _ in range(depth)])
@@ -205,32 +236,17 @@ class SolvedPredictions:
         return predictions[:depth], list(predictions[depth:])
 
 
-def _choose_predictions(
-    K: FloatArray, y: FloatArray, K_new: FloatArray, grid: Grid, solver: str, overwrite: bool
-) -> Predictions:
-    """Predictions from K by ``solver``, or by the cheapest solver if that is "auto"."""
-    if solver not in ("auto", "eigh") and not grid.solvable:
-        raise ValueError(f"solver={solver!r} needs lam > 0, no late finite step, and 0 <= alpha <= 1 for a limit")
-    if solver != "auto":
-        return _predictions_by(solver, K, y, K_new, grid, overwrite)
-    try:
-        return _predictions_by(grid.cheapest_solver(len(K)), K, y, K_new, grid, overwrite)
-    except SingularKernelError:  # lam is below K's rounding; the spectrum, cut off at 0, still serves
-        return _predictions_by("eigh", K, y, K_new, grid, overwrite)
-
-
 def _predictions_by(
-    solver: str, K: FloatArray, y: FloatArray, K_new: FloatArray, grid: Grid, overwrite: bool
+    solver: str, kernel: Dense, y: FloatArray, K_new: FloatArray, grid: Grid, overwrite: bool
 ) -> Predictions:
     if solver == "eigh":
-        return SpectralPredictions(decompose(K, overwrite=overwrite), y, K_new, grid.columns)
+        return SpectralPredictions(decompose(kernel, overwrite=overwrite), y, K_new, grid.columns)
     if solver == "cholesky":
-        check_positive_semidefinite(K)
-        return SolvedPredictions(Dense(K), y, partial(predict, K_new))
-    if len(K) == 1:
+        check_positive_semidefinite(kernel)
+        return SolvedPredictions(kernel, y, partial(predict, K_new))
+    if len(y) == 1:
         raise ValueError("solver='tridiagonal' needs at least two points")
-    T = tridiagonalise(K)
-    T.solver(grid.lams.min())  # raises SingularKernelError now, where another solver can still be used
+    T = tridiagonalise(kernel)
     if grid.columns >= len(K_new):  # rotate whichever is fewer, the new points or the coefficients
         return SolvedPredictions(T, T.rotate(y), partial(predict, T.rotate(K_new.T).T))
     return SolvedPredictions(T, T.rotate(y), lambda c: predict(K_new, map_columns(T.rotate_back, c)))

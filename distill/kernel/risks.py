@@ -46,9 +46,9 @@ class SquaredError:
 
         A triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ replaces target and predictions.
         """
-        T = _triangle(np.stack([self.target.ravel(), *powers.reshape(len(powers), -1)]))
         differences = np.concatenate([np.ones((*combinations.shape[:-1], 1)), -combinations], axis=-1)
         with np.errstate(over="ignore", invalid="ignore"):
+            T = _triangle(np.stack([self.target.ravel(), *powers.reshape(len(powers), -1)]))
             return ((differences @ T.T) ** 2).sum(axis=-1) / self.target.size
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike
 
-from distill.kernel.arguments import as_schedule, as_steps, as_targets, check_ridge
-from distill.kernel.arrays import EPS, FloatArray
+from distill.kernel.arguments import as_ridges, as_schedule, as_steps, as_targets
+from distill.kernel.arrays import EPS, FloatArray, check_overflow, real_numbers
 from distill.kernel.linalg import (
     Dense,
     ShiftedSystem,
@@ -20,7 +20,7 @@ from distill.kernel.linalg import (
     cholesky_solve,
     decompose,
 )
-from distill.kernel.spectral import DivergentChainError, check_limit_exists, dual_coefficients
+from distill.kernel.spectral import check_divergence, check_limit_exists, dual_coefficients
 
 # Costs in units of one Cholesky factorisation, measured at n = 2,000 on 2 cores (benchmarks/kernel.py, part d).
 EIGH_COST = 14
@@ -71,8 +71,8 @@ def _cholesky_cost(n: int, factorisations: int, solves: float) -> float:
 
 def check_solver(solver: str, *others: str) -> None:
     """Raise ValueError unless ``solver`` is one of those that a chain has, or one of ``others``."""
-    solvers = ("auto", "eigh", "cholesky", *others)
-    if solver not in solvers:
+    solvers = ["auto", "eigh", "cholesky", *others]
+    if not isinstance(solver, str) or solver not in solvers:
         raise ValueError(f"solver must be one of {', '.join(solvers)}, not {solver!r}")
 
 
@@ -96,29 +96,31 @@ def chain(
     SingularKernelError, DivergentChainError, MatrixTooLargeError, and ValueError for an argument out of its range.
     """
     check_solver(solver)
-    K = np.ascontiguousarray(K, dtype=np.float64) if trusted else check_kernel(K)
+    kernel = Dense(np.ascontiguousarray(real_numbers("K", K), dtype=np.float64)) if trusted else check_kernel(K)
+    n = len(kernel.K)
     steps = as_steps(steps)
-    y = as_targets(y, len(K))
-    check_ridge(np.ones(1), lam)
-    if solver == "cholesky" or (solver == "auto" and _prefers_cholesky(len(K), lam, alpha, steps)):
+    y = as_targets(y, n)
+    lam = float(as_ridges("lam", lam, 0))
+    alphas = as_schedule(alpha)
+    if solver == "cholesky" or (solver == "auto" and _prefers_cholesky(n, lam, alphas, steps)):
         try:
-            return _chain_by_cholesky(K, y, lam, alpha, steps, trusted)
+            return _chain_by_cholesky(kernel, y, lam, alphas, steps, trusted)
         except SingularKernelError:
             if solver == "cholesky":
                 raise
             # lam is below K's rounding; the spectrum, with eigenvalues below 0 set to 0, still serves
-    spectrum = decompose(K, overwrite=overwrite)
-    coefficients = dual_coefficients(spectrum, y, lam, alpha, steps)
+    spectrum = decompose(kernel, overwrite=overwrite)
+    coefficients = dual_coefficients(spectrum, y, lam, alphas, steps)
     return Chain(coefficients, (spectrum.d[0] + lam) / (spectrum.d[-1] + lam), "eigh")
 
 
-def _prefers_cholesky(n: int, lam: float, alpha: ArrayLike, steps: list[float]) -> bool:
+def _prefers_cholesky(n: int, lam: float, alphas: FloatArray, steps: list[float]) -> bool:
     """Whether a chain is possible by Cholesky factorisations for certain, and cheaper."""
     finite = [step for step in steps if step < math.inf]
     factorisations = len(steps) - len(finite)  # one for each limit ...
     if finite:
         factorisations += 1  # ... and one for all other steps
-    possible = lam > 0 and limit_is_certain(steps, as_schedule(alpha)[-1:])
+    possible = lam > 0 and limit_is_certain(steps, alphas[-1:])
     return choose_solver(n, factorisations, max(finite, default=0), cholesky_possible=possible) == "cholesky"
 
 
@@ -128,34 +130,32 @@ def limit_is_certain(steps: list[float], alphas: FloatArray) -> bool:
 
 
 def _chain_by_cholesky(
-    K: FloatArray, y: FloatArray, lam: float, alpha: ArrayLike, steps: list[float], trusted: bool
+    kernel: Dense, y: FloatArray, lam: float, alphas: FloatArray, steps: list[float], trusted: bool
 ) -> Chain:
-    alphas = as_schedule(alpha)
     if not limit_is_certain(steps, alphas[-1:]):
-        last = len(K) - 1
-        largest_eigenvalue = scipy.linalg.eigvalsh(K, subset_by_index=[last, last])
-        check_limit_exists(largest_eigenvalue, lam, alphas[-1])
+        last = len(y) - 1
+        largest_eigenvalue = scipy.linalg.eigvalsh(kernel.K, subset_by_index=[last, last])
+        check_limit_exists(np.maximum(largest_eigenvalue, 0.0), lam, alphas[-1])
     if not trusted:
-        check_positive_semidefinite(K)
-    L = cholesky(K, lam)
-    condition = cholesky_condition(K, L, lam, enough=UNTRUSTED)
-    if lam == 0 and condition * len(K) * EPS >= 1:
+        check_positive_semidefinite(kernel)
+    L = cholesky(kernel.K, lam)
+    condition = cholesky_condition(kernel, L, lam, enough=UNTRUSTED)
+    if lam == 0 and condition * len(y) * EPS >= 1:
         raise SingularKernelError("lam = 0 needs a nonsingular K; take lam > 0, or drop repeated points")
     coefficients = {}
-    dense = Dense(K)
     target = y
     for step in range(1, int(max((step for step in steps if step < math.inf), default=0)) + 1):
         # c^(tau) = (K + lam I)^-1 (alpha_tau y + (1 - alpha_tau) y^(tau-1))
         c = cholesky_solve(L, target)
-        if not np.isfinite(c).all():
-            raise DivergentChainError(f"the chain diverges: step {step} exceeds 1e308")
+        check_divergence(c[None], [step], first=c if step == 1 else None)
         if step in steps:
             coefficients[float(step)] = c
         alpha_tau = alphas[min(step, len(alphas)) - 1]
         with np.errstate(over="ignore", invalid="ignore"):  # the next step's test reports an overflow
-            target = alpha_tau * y + (1 - alpha_tau) * fitted_values(dense, lam, target, c)
+            target = alpha_tau * y + (1 - alpha_tau) * fitted_values(kernel, lam, target, c)
     if math.inf in steps:
-        coefficients[math.inf] = cholesky_solve(L, y) if lam == 0 else limit_by_solving(dense, y, lam, alphas[-1])
+        limit = cholesky_solve(L, y) if lam == 0 else limit_by_solving(kernel, y, lam, alphas[-1])
+        coefficients[math.inf] = check_overflow("the coefficients of the limit", limit)
     return Chain(np.array([coefficients[step] for step in steps]), condition, "cholesky")
 
 

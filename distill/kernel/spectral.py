@@ -14,10 +14,10 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from distill.kernel.arguments import as_schedule, as_steps, as_targets, check_ridge
-from distill.kernel.arrays import EPS, FloatArray
+from distill.kernel.arguments import as_count, as_new_kernel, as_ridges, as_schedule, as_steps, as_targets, check_ridge
+from distill.kernel.arrays import EPS, LARGEST_FLOAT, FloatArray, as_floats, check_overflow
 from distill.kernel.linalg import Spectrum, product
 
 
@@ -27,24 +27,30 @@ class DivergentChainError(ValueError):
 
 def shrinkage(d: ArrayLike, lam: float) -> FloatArray:
     """A = D (D + lam)^-1, (n,) in [0, 1]: the factor by which one ridge fit multiplies each eigen-component."""
-    d = np.asarray(d, dtype=np.float64)
-    check_ridge(d, lam)
+    d, lam = check_ridge(d, lam)
     return d / (d + lam)
 
 
-def convergence_rate(d: FloatArray, lam: float, alpha: float) -> float:
+def convergence_rate(d: ArrayLike, lam: float, alpha: float) -> float:
     """|1 - alpha| d_1 / (d_1 + lam), the factor by which each fit approaches the limit, which exists only below 1.
 
     ‖y^(tau) - y^(inf)‖ <= rate^(tau-1) ‖y^(1) - y^(inf)‖. At lam = 0 every fit interpolates y, and the rate is 0.
     """
-    check_ridge(d, lam)
+    d, lam = check_ridge(d, lam)
+    alpha = float(as_floats("alpha", alpha, 0))
     return 0.0 if lam == 0 else abs(1 - alpha) * d[0] / (d[0] + lam)
 
 
-def check_limit_exists(d: FloatArray, lam: float, alpha: float) -> None:
+def always_converges(alphas: ArrayLike) -> NDArray[np.bool_]:
+    """Whether a chain with lam > 0 has a limit whatever its kernel, for each of ``alphas``."""
+    alphas = np.asarray(alphas)
+    return (alphas >= 0) & (alphas < 2)
+
+
+def check_limit_exists(d: ArrayLike, lam: float, alpha: float) -> None:
     """Raise DivergentChainError if the chain has no limit."""
     rate = convergence_rate(d, lam, alpha)
-    if rate >= 1:
+    if rate >= 1 and not always_converges(alpha):  # the rate of alpha = 0 and a small lam is rounded to 1
         raise DivergentChainError(
             f"the chain diverges: alpha = {alpha:g}, lam = {lam:g} give |1 - alpha| d_1/(d_1 + lam) = "
             f"{rate:.4g}, and a limit needs less than 1"
@@ -61,17 +67,18 @@ def blend_filters(d: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) 
 
     Raises DivergentChainError for a limit that does not exist and for a step that overflows.
     """
-    d = np.asarray(d, dtype=np.float64)
-    A = shrinkage(d, lam)
+    d, lam = check_ridge(d, lam)
+    A = d / (d + lam)
     alphas = as_schedule(alpha)
     steps = as_steps(steps)
     if lam == 0:  # A = I: the blend of y with y is y. The series below would give it with rounding, or 0/0
         return np.ones((len(steps), len(d)))
     last = alphas[-1]
     w = [np.ones_like(d)]
-    for alpha_tau in alphas[:-1]:
-        # w^(tau) = alpha_tau + (1 - alpha_tau) A w^(tau-1)
-        w.append(alpha_tau + (1 - alpha_tau) * A * w[-1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for alpha_tau in alphas[:-1]:
+            # w^(tau) = alpha_tau + (1 - alpha_tau) A w^(tau-1)
+            w.append(alpha_tau + (1 - alpha_tau) * A * w[-1])
     if math.inf in steps:
         check_limit_exists(d, lam, last)
     out = np.empty((len(steps), len(d)))
@@ -85,11 +92,20 @@ def blend_filters(d: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) 
             power, series = _geometric(gap, step - len(w))
             with np.errstate(over="ignore", invalid="ignore"):
                 row[:] = power * w[-1] + last * series
-            if not np.isfinite(row).all():
-                raise DivergentChainError(
-                    f"the chain diverges: with alpha = {last:g}, lam = {lam:g} step {step:g} exceeds 1e308"
-                )
+    check_divergence(out, steps)
     return out
+
+
+def check_divergence(fits: FloatArray, steps: list[float], first: FloatArray | None = None) -> None:
+    """Raise DivergentChainError for the first of ``fits`` (steps, ...) that exceeds float64's range.
+
+    If fit 1 does, it is not for its teacher: with ``first``, the fit or a part of it, NotFiniteError is raised.
+    """
+    for fit, step in zip(fits, steps, strict=True):
+        if not np.isfinite(fit).all():
+            if first is not None:
+                check_overflow("the coefficients of fit 1", first)
+            raise DivergentChainError(f"the chain diverges: step {step:g} exceeds 1e308")
 
 
 def _geometric(gap: FloatArray, m: float) -> tuple[FloatArray, FloatArray]:
@@ -113,50 +129,77 @@ def limit_diagonal(d: ArrayLike, lam: float, alpha: float) -> FloatArray:
     return diagonals(d, lam, alpha, math.inf)[0]
 
 
-def diagonals_by_recursion(d: FloatArray, lams: ArrayLike, alphas: ArrayLike, n_steps: int) -> FloatArray:
+def diagonals_by_recursion(d: ArrayLike, lams: ArrayLike, alphas: ArrayLike, n_steps: int) -> FloatArray:
     """B^(1), ..., B^(n_steps) by the recursion itself, (n_steps, n); lam and alpha may differ by step.
 
     ``lams``: a number or a sequence from fit 1; ``alphas``: a number or a sequence from fit 2; the last repeats.
+    Errors as in ``blend_filters``.
     """
-    lams = np.atleast_1d(np.asarray(lams, dtype=np.float64))
+    lams = np.atleast_1d(as_ridges("lams", lams, 0, 1))
     alphas = as_schedule(alphas)
+    n_steps = as_count("n_steps", n_steps)
+    d = as_floats("d", d, 1, largest=LARGEST_FLOAT)
     B = np.ones((n_steps + 1, len(d)))  # B^(0) = I
     for tau in range(1, n_steps + 1):
         A = shrinkage(d, float(lams[min(tau, len(lams)) - 1]))
         alpha = alphas[min(max(tau - 2, 0), len(alphas) - 1)]
         # B^(tau) = A (alpha_tau I + (1 - alpha_tau) B^(tau-1))
-        B[tau] = A * (alpha + (1 - alpha) * B[tau - 1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            B[tau] = A * (alpha + (1 - alpha) * B[tau - 1])
+    check_divergence(B, list(range(n_steps + 1)))
     return B[1:]
 
 
 def convergence_bound(
-    d: FloatArray, lam: float, alpha: float, steps: ArrayLike, first_distance: float = 1.0
+    d: ArrayLike, lam: float, alpha: float, steps: ArrayLike, first_distance: float = 1.0
 ) -> FloatArray:
     """Upper bounds (len(steps),) on ‖y^(tau) - y^(inf)‖, given ``first_distance`` = ‖y^(1) - y^(inf)‖.
 
     They are rate^(tau-1) ‖y^(1) - y^(inf)‖, see ``convergence_rate``. Raises DivergentChainError without a limit.
     """
     check_limit_exists(d, lam, alpha)
+    first_distance = float(as_floats("first_distance", first_distance, 0))
     return convergence_rate(d, lam, alpha) ** (np.array(as_steps(steps)) - 1) * first_distance
 
 
 def fitted_values(spectrum: Spectrum, y: ArrayLike, B: ArrayLike) -> FloatArray:
     """y^(tau) = V B^(tau) V^T y at the training points, (steps, n[, m]), for diagonals ``B`` (steps, n)."""
-    y = as_targets(y, len(spectrum.d))
-    return apply_filters(spectrum.V, np.asarray(B), product(spectrum.V.T, y))
+    z = components(spectrum, y)
+    return check_overflow("the fitted values", apply_filters(spectrum.V, as_diagonals(B, len(z)), z))
+
+
+def as_diagonals(B: ArrayLike, n: int) -> FloatArray:
+    """Diagonals ``B``, (n,) or (steps, n), as (steps, n). Raises ValueError."""
+    B = np.atleast_2d(as_floats("B", B, 1, 2))
+    if B.shape[1] != n:
+        raise ValueError(f"B must have a column for each of the {n} eigenvalues, not shape {B.shape}")
+    return B
+
+
+def components(spectrum: Spectrum, y: ArrayLike) -> FloatArray:
+    """z = V^T y, the components of targets y (n,) or (n, m) in the eigenbasis. Raises ValueError and TypeError."""
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(f"spectrum must be a Spectrum, from decompose(K), not {type(spectrum).__name__}")
+    return product(spectrum.V.T, as_targets(y, len(spectrum.V)))
 
 
 def dual_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
-    """c^(tau), (len(steps), n[, m]), with f^(tau)(x) = k(x, X) c^(tau). Errors as in ``blend_filters``."""
-    y = as_targets(y, len(spectrum.V))
-    # c^(tau) = V (D + lam)^-1 w^(tau) z
-    filters = blend_filters(spectrum.d, lam, alpha, steps) / (spectrum.d + lam)
-    return apply_filters(spectrum.V, filters, product(spectrum.V.T, y))
+    """c^(tau), (len(steps), n[, m]), with f^(tau)(x) = k(x, X) c^(tau).
+
+    Errors as in ``blend_filters``, and NotFiniteError if fit 1 exceeds float64's range.
+    """
+    z = components(spectrum, y)
+    w = blend_filters(spectrum.d, lam, alpha, steps)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        # c^(tau) = V (D + lam)^-1 w^(tau) z
+        coefficients = apply_filters(spectrum.V, w / (spectrum.d + lam), z)
+        check_divergence(coefficients, as_steps(steps), first=z.T / (spectrum.d + lam))
+    return coefficients
 
 
 def apply_filters(V: FloatArray, filters: FloatArray, z: FloatArray) -> FloatArray:
     """V diag(filter) z for each of ``filters`` (steps, n): V (q, n), z (n[, m]) give (steps, q[, m])."""
-    return predict(V, _filtered(filters, z))
+    return map_columns(partial(product, V), _filtered(filters, z))
 
 
 def _filtered(filters: FloatArray, z: FloatArray) -> FloatArray:
@@ -175,8 +218,10 @@ def predict(K_new: ArrayLike, coefficients: ArrayLike) -> FloatArray:
     """f^(tau)(x) = k(x, X) c^(tau) at q new points for many steps at once: (steps, q[, m]).
 
     ``K_new`` (q, n) holds k(x, X), ``coefficients`` (steps, n[, m]) come from ``dual_coefficients`` or ``chain``.
+    Raises ValueError for another shape, and NotFiniteError for NaN and for predictions past float64's range.
     """
-    return map_columns(partial(product, np.asarray(K_new, dtype=np.float64)), np.asarray(coefficients))
+    c = as_floats("coefficients", coefficients, 2, 3, largest=LARGEST_FLOAT)
+    return check_overflow("the predictions", map_columns(partial(product, as_new_kernel(K_new, c.shape[1])), c))
 
 
 def sparsification_ratios(B: ArrayLike) -> FloatArray:
@@ -185,14 +230,14 @@ def sparsification_ratios(B: ArrayLike) -> FloatArray:
     inf if only B_(k+1) is zero, NaN (0/0) if both are. For alpha = 0 the ratios grow with the step without bound; for
     alpha > 0 they tend to those of the limit.
     """
-    B = np.asarray(B)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    B = as_floats("B", B, largest=LARGEST_FLOAT)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return B[..., :-1] / B[..., 1:]
 
 
 def degrees_of_freedom(B: ArrayLike) -> FloatArray:
     """Effective degrees of freedom tr B^(tau), (...,), of diagonals ``B`` (..., n)."""
-    return np.asarray(B).sum(axis=-1)
+    return np.asarray(as_floats("B", B).sum(axis=-1))
 
 
 def generalised_cross_validation(spectrum: Spectrum, y: ArrayLike, B: ArrayLike) -> FloatArray:
@@ -200,25 +245,27 @@ def generalised_cross_validation(spectrum: Spectrum, y: ArrayLike, B: ArrayLike)
 
     Golub, Heath & Wahba 1979. ``B`` (steps, n). inf if tr(B) = n: an interpolant's residuals say nothing of its error.
     """
-    B = np.atleast_2d(B)
-    y = as_targets(y, len(spectrum.d))
-    z = (product(spectrum.V.T, y)).reshape(len(y), -1)
-    left = 1 - B
-    error = (left**2 * (z**2).sum(axis=1)).sum(axis=1) / z.size
+    z = components(spectrum, y)
+    z = z.reshape(len(z), -1)
+    left = 1 - as_diagonals(B, len(z))
+    with np.errstate(over="ignore"):
+        error = check_overflow("the squared errors", (left**2 * (z**2).sum(axis=1)).sum(axis=1) / z.size)
     share = left.mean(axis=1)
-    return np.divide(error, share**2, out=np.full(len(B), np.inf), where=share > EPS)
+    return np.divide(error, share**2, out=np.full(len(left), np.inf), where=share > EPS)
 
 
 def power_filters(d: FloatArray, lam: float, k: int) -> FloatArray:
     """(D + lam)^-1 A^(j-1), j = 1..k, (k, n): the filters of the dual coefficients of A y, ..., A^k y."""
-    return shrinkage(d, lam) ** np.arange(k)[:, None] / (d + lam)
+    return shrinkage(d, lam) ** np.arange(as_count("k", k))[:, None] / (d + lam)
 
 
 def power_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> FloatArray:
     """Dual coefficients of A y, ..., A^k y (k, n[, m]), whose span contains fit k of every chain with ridge lam."""
-    y = as_targets(y, len(spectrum.d))
-    # V (D + lam)^-1 A^(j-1) z
-    return apply_filters(spectrum.V, power_filters(spectrum.d, lam, k), product(spectrum.V.T, y))
+    z = components(spectrum, y)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        # V (D + lam)^-1 A^(j-1) z
+        coefficients = apply_filters(spectrum.V, power_filters(spectrum.d, lam, k), z)
+    return check_overflow("the coefficients", coefficients)
 
 
 def gcv_residuals(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> FloatArray:
@@ -227,12 +274,14 @@ def gcv_residuals(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> Float
     Dang, Patil & Rinaldo 2026, arXiv 2602.17565. It needs n in the hundreds. Raises ValueError at lam = 0,
     where every residual is 0/0.
     """
-    y = as_targets(y, len(spectrum.d))
-    check_ridge(spectrum.d, lam)
+    z = components(spectrum, y)
+    d, lam = check_ridge(spectrum.d, lam)
     if lam == 0:
         raise ValueError("generalised cross-validation needs lam > 0: an interpolant has no residuals")
-    j = np.arange(1, k + 1)[:, None]
-    with np.errstate(divide="ignore"):  # 1 - A^j = -expm1(j log(1 - lam/(d + lam))), exact for small lam
-        left = -np.expm1(j * np.log1p(-lam / (spectrum.d + lam)))
-    filters = left / left.mean(axis=1, keepdims=True)
-    return _filtered(filters, product(spectrum.V.T, y))
+    j = np.arange(1, as_count("k", k) + 1)[:, None]
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # 1 - A^j = -expm1(j log(1 - lam/(d + lam))), exact for small lam
+        left = -np.expm1(j * np.log1p(-lam / (d + lam)))
+        filters = check_overflow("the residuals", left / left.mean(axis=1, keepdims=True))
+    return _filtered(filters, z)

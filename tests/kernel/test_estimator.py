@@ -272,8 +272,8 @@ def test_auto_warns_of_few_points(data):
 def test_bad_parameters_are_errors(data):
     X, y, _ = data
     for options, message in [
-        ({"alpha": "best"}, "alpha must be"),
-        ({"alpha": math.nan}, "alpha must be"),
+        ({"alpha": "best"}, "'alpha' parameter"),
+        ({"alpha": math.nan}, "'alpha' parameter"),
         ({"n_steps": 0}, "n_steps"),
         ({"n_steps": 2.5}, "n_steps"),
         ({"lam": -1.0}, "lam"),
@@ -356,19 +356,7 @@ def test_limit_of_the_classifier_by_a_solve():
     np.testing.assert_allclose(model.dual_coef_, expected, atol=1e-13)
 
 
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"kernel": "rbf", "gamma": -0.1}, linalg.NotPositiveSemidefiniteError),
-        ({"kernel": "rbf", "gamma": 1e300}, None),
-    ],
-)
-def test_only_kernels_that_are_positive_semidefinite_are_trusted(options, error):
-    """A negative gamma is no kernel; distances past float64's range are NaN."""
+def test_distances_past_float64s_range_are_no_harm():
     X = np.random.default_rng(0).standard_normal((30, 2)) * 3
-    model = SelfDistilledKernelRidge(lam=1.0, n_steps=2, alpha=0.5, solver="cholesky", **options)
-    if error is None:
-        assert np.isfinite(model.fit(X, X[:, 0]).predict(X)).all()
-    else:
-        with pytest.raises(error):
-            model.fit(X, X[:, 0])
+    model = SelfDistilledKernelRidge(lam=1.0, n_steps=2, alpha=0.5, solver="cholesky", gamma=1e300)
+    assert np.isfinite(model.fit(X, X[:, 0]).predict(X)).all()

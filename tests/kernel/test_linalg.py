@@ -39,7 +39,7 @@ def test_tridiagonal_form(n):
     K = random_kernel(n, n)
     rng = np.random.default_rng(n)
     before = K.copy()
-    form = linalg.tridiagonalise(K)
+    form = linalg.tridiagonalise(linalg.Dense(K))
     np.testing.assert_array_equal(K, before)
     T = np.diag(form.diagonal) + np.diag(form.off_diagonal, 1) + np.diag(form.off_diagonal, -1)
     Q = form.rotate_back(np.eye(n))

@@ -173,7 +173,7 @@ def test_bad_arguments_are_errors(K, data):
             krr.chain(K, data.y, lam, 0.5, [1], solver="cholesky")
     with pytest.raises(ValueError, match="row for each"):
         krr.chain(K, data.y[:-1], 0.2, 0.5, [1])
-    with pytest.raises(linalg.NotFiniteError, match="y has"):
+    with pytest.raises(linalg.NotFiniteError, match="y must be finite"):
         krr.chain(K, data.y * math.nan, 0.2, 0.5, [1])
     for solver in ("qr", "tridiagonal"):
         with pytest.raises(ValueError, match="solver"):

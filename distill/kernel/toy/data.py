@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from distill.errors import DataError
 from distill.files import read_text
-from distill.kernel.arrays import FloatArray
-from distill.kernel.linalg import Spectrum, decompose, require_memory
+from distill.kernel.arguments import check_nonsingular
+from distill.kernel.arrays import FloatArray, check_overflow
+from distill.kernel.linalg import Spectrum, decompose, product, require_memory
 from distill.kernel.riskmap import risk_map
-from distill.kernel.spectral import DivergentChainError, dual_coefficients, power_coefficients, predict
+from distill.kernel.spectral import (
+    DivergentChainError,
+    always_converges,
+    dual_coefficients,
+    map_columns,
+    power_coefficients,
+    predict,
+)
+from distill.kernel.toy.options import LARGEST
 
 MOST_LEFT_OUT = 200  # points: leaving one out decomposes the kernel of the others; of more, a fraction is held out
 HELD_OUT_FRACTION = 0.2
@@ -95,8 +105,10 @@ def _numbers(path: str | Path, line: int, row: dict[str, str], columns: list[str
         numbers = [float(row[name] or "") for name in columns]
     except ValueError:
         numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
-        raise DataError(f"{path}, line {line}: {', '.join(columns)} must be finite numbers")
+    if not all(abs(number) <= LARGEST for number in numbers):
+        raise DataError(
+            f"{path}, line {line}: {', '.join(columns)} must be finite numbers, at most {LARGEST:g} in size"
+        )
     return numbers
 
 
@@ -172,16 +184,25 @@ def make_folds(data: Data, kernel: str, gamma: float, seed: int) -> tuple[list[F
 
 
 def chain_losses(folds: list[Fold], lam: float, alpha: ArrayLike, steps: Sequence[float]) -> FloatArray:
-    """The loss of one chain at each of ``steps``, (len(steps),); inf if it diverges. alpha as in ``distill.krr``."""
+    """The loss of one chain at each of ``steps``, (len(steps),); inf if it diverges. alpha as in ``distill.krr``.
+
+    Raises SingularKernelError for a lam below the rounding of K, and NotFiniteError for an overflow.
+    """
+    for fold in folds:
+        check_nonsingular(fold.spectrum.d, lam)
     squares = np.zeros(len(steps))
     for i, step in enumerate(steps):
         try:
             for fold in folds:
                 c = dual_coefficients(fold.spectrum, fold.y, lam, alpha, step)
-                with np.errstate(over="ignore"):
-                    squares[i] += ((predict(fold.K_new, c)[0] - fold.target) ** 2).sum()
+                with np.errstate(over="ignore", invalid="ignore"):
+                    prediction = map_columns(partial(product, fold.K_new), c)[0]
+                    squares[i] += ((prediction - fold.target) ** 2).sum()
         except DivergentChainError:
             squares[i] = math.inf
+    if np.all(always_converges(alpha)):
+        check_overflow("the losses", squares)
+    squares[np.isnan(squares)] = math.inf
     return squares / sum(len(fold.target) for fold in folds)
 
 

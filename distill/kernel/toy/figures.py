@@ -25,7 +25,6 @@ from distill.kernel.linalg import Spectrum, decompose
 from distill.kernel.mixing import alphas_to_weights, greedy_alphas, joint_weights, weights_to_alphas
 from distill.kernel.spectral import (
     DivergentChainError,
-    blend_filters,
     diagonals,
     dual_coefficients,
     predict,
@@ -303,9 +302,9 @@ def all_figures(
 def _chain_figures(
     chain: NamedChain, spectrum: Spectrum, data: Data, steps: list[float], args: argparse.Namespace
 ) -> dict[str, Figure]:
-    steps = [step for step in steps if _exists(spectrum.d, args.lam, chain.alpha, step)]
+    steps = [step for step in steps if _exists(spectrum, data.y, args.lam, chain.alpha, step)]
     n = len(steps)
-    has_limit = _exists(spectrum.d, args.lam, chain.alpha, math.inf)
+    has_limit = _exists(spectrum, data.y, args.lam, chain.alpha, math.inf)
     drawn = [*steps, math.inf] if has_limit else steps
     grid = curve_grid(data)
     K_new = kernel_matrix(args.kernel, grid, data.x, args.gamma)
@@ -321,10 +320,10 @@ def _chain_figures(
     }
 
 
-def _exists(d: FloatArray, lam: float, alpha: ArrayLike, step: float) -> bool:
+def _exists(spectrum: Spectrum, y: FloatArray, lam: float, alpha: ArrayLike, step: float) -> bool:
     """Whether the chain reaches ``step`` within float64's range, or has a limit."""
     try:
-        blend_filters(d, lam, alpha, step)
+        dual_coefficients(spectrum, y, lam, alpha, step)
     except DivergentChainError:
         return False
     return True
