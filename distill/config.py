@@ -1,3 +1,4 @@
+# ruff: noqa: I001 - "name as name" marks a public name; the import sorter would give each its own statement
 """A whole run as one frozen dataclass of five sections, and its identity."""
 
 import hashlib
@@ -8,35 +9,18 @@ from typing import Any
 
 from distill.options import Section, require
 from distill.sections import (
-    CIFAR_RESNETS,
-    CUSTOM_DATA,
-    CUSTOM_MODEL,
-    DATASETS,
-    PREVIEW,
-    TORCHVISION_RESNETS,
-    ChainConfig,
-    DataConfig,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
+    CIFAR_RESNETS as CIFAR_RESNETS,
+    CUSTOM_DATA as CUSTOM_DATA,
+    CUSTOM_MODEL as CUSTOM_MODEL,
+    DATASETS as DATASETS,
+    PREVIEW as PREVIEW,
+    TORCHVISION_RESNETS as TORCHVISION_RESNETS,
+    ChainConfig as ChainConfig,
+    DataConfig as DataConfig,
+    ModelConfig as ModelConfig,
+    RunConfig as RunConfig,
+    TrainConfig as TrainConfig,
 )
-
-__all__ = [
-    "CIFAR_RESNETS",
-    "CUSTOM_DATA",
-    "CUSTOM_MODEL",
-    "DATASETS",
-    "PREVIEW",
-    "SECTIONS",
-    "SECTION_OF",
-    "TORCHVISION_RESNETS",
-    "ChainConfig",
-    "Config",
-    "DataConfig",
-    "ModelConfig",
-    "RunConfig",
-    "TrainConfig",
-]
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+# ruff: noqa: I001 - "name as name" marks a public name; the import sorter would give each its own statement
 """Kernel ridge self-distillation in closed form: the public functions.
 
 The chain (Borup & Andersen, NeurIPS 2021, arXiv 2102.13088): y^(0) = y, and for fits tau = 1, 2, ...
@@ -12,91 +13,51 @@ teacher) and whose last entry repeats. ``steps`` are fit numbers >= 1, or ``math
 (n,) or (n, m). All arrays are float64.
 """
 
-from distill.kernel.features import FeatureChain, FeatureSums
-from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
+from distill.kernel.features import FeatureChain as FeatureChain, FeatureSums as FeatureSums
+from distill.kernel.lanczos import BlockLanczos as BlockLanczos, NotReachedError as NotReachedError, lanczos as lanczos
 from distill.kernel.linalg import (
-    KernelMatrixError,
-    MatrixTooLargeError,
-    NotFiniteError,
-    NotPositiveSemidefiniteError,
-    NotSymmetricError,
-    SingularKernelError,
-    Spectrum,
-    decompose,
+    KernelMatrixError as KernelMatrixError,
+    MatrixTooLargeError as MatrixTooLargeError,
+    NotFiniteError as NotFiniteError,
+    NotPositiveSemidefiniteError as NotPositiveSemidefiniteError,
+    NotSymmetricError as NotSymmetricError,
+    SingularKernelError as SingularKernelError,
+    Spectrum as Spectrum,
+    decompose as decompose,
 )
 from distill.kernel.mixing import (
-    AUTO_FITS,
-    alphas_to_weights,
-    auto_schedule,
-    best_alpha,
-    greedy_alphas,
-    joint_weights,
-    weights_to_alphas,
+    AUTO_FITS as AUTO_FITS,
+    alphas_to_weights as alphas_to_weights,
+    auto_schedule as auto_schedule,
+    best_alpha as best_alpha,
+    greedy_alphas as greedy_alphas,
+    joint_weights as joint_weights,
+    weights_to_alphas as weights_to_alphas,
 )
-from distill.kernel.riskmap import risk_map
-from distill.kernel.solvers import UNTRUSTED, Chain, chain, choose_map_solver, choose_solver
+from distill.kernel.riskmap import risk_map as risk_map
+from distill.kernel.solvers import (
+    UNTRUSTED as UNTRUSTED,
+    Chain as Chain,
+    chain as chain,
+    choose_map_solver as choose_map_solver,
+    choose_solver as choose_solver,
+)
 from distill.kernel.spectral import (
-    DivergentChainError,
-    blend_filters,
-    convergence_bound,
-    convergence_rate,
-    degrees_of_freedom,
-    diagonals,
-    diagonals_by_recursion,
-    dual_coefficients,
-    fitted_values,
-    gcv_residuals,
-    generalised_cross_validation,
-    limit_diagonal,
-    power_coefficients,
-    predict,
-    shrinkage,
-    sparsification_ratios,
+    DivergentChainError as DivergentChainError,
+    blend_filters as blend_filters,
+    convergence_bound as convergence_bound,
+    convergence_rate as convergence_rate,
+    degrees_of_freedom as degrees_of_freedom,
+    diagonals as diagonals,
+    diagonals_by_recursion as diagonals_by_recursion,
+    dual_coefficients as dual_coefficients,
+    fitted_values as fitted_values,
+    gcv_residuals as gcv_residuals,
+    generalised_cross_validation as generalised_cross_validation,
+    limit_diagonal as limit_diagonal,
+    power_coefficients as power_coefficients,
+    predict as predict,
+    shrinkage as shrinkage,
+    sparsification_ratios as sparsification_ratios,
 )
-from distill.kernel.tiles import KernelTiles
-
-__all__ = [
-    "AUTO_FITS",
-    "UNTRUSTED",
-    "BlockLanczos",
-    "Chain",
-    "DivergentChainError",
-    "FeatureChain",
-    "FeatureSums",
-    "KernelMatrixError",
-    "KernelTiles",
-    "MatrixTooLargeError",
-    "NotFiniteError",
-    "NotPositiveSemidefiniteError",
-    "NotReachedError",
-    "NotSymmetricError",
-    "SingularKernelError",
-    "Spectrum",
-    "alphas_to_weights",
-    "auto_schedule",
-    "best_alpha",
-    "blend_filters",
-    "chain",
-    "choose_map_solver",
-    "choose_solver",
-    "convergence_bound",
-    "convergence_rate",
-    "decompose",
-    "degrees_of_freedom",
-    "diagonals",
-    "diagonals_by_recursion",
-    "dual_coefficients",
-    "fitted_values",
-    "gcv_residuals",
-    "generalised_cross_validation",
-    "greedy_alphas",
-    "joint_weights",
-    "lanczos",
-    "limit_diagonal",
-    "power_coefficients",
-    "predict",
-    "risk_map",
-    "shrinkage",
-    "sparsification_ratios",
-    "weights_to_alphas",
-]
+from distill.kernel.tiles import KernelTiles as KernelTiles
