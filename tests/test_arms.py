@@ -47,7 +47,7 @@ def test_a_target_is_a_number_or_a_word():
     assert all(kind.name == word for word, kind in ALPHA_WORDS.items())
 
 
-def test_titles():
+def test_arm_titles():
     assert [arm_title(name) for name in (None, "0.6", "auto", "0.2-auto")] == [
         *("teacher", "alpha = 0.6", "auto", "alpha = 0.2-auto")
     ]
@@ -99,6 +99,6 @@ def test_only_alpha_one_needs_no_teacher():
     assert [kind.uses_teacher for kind in (Fixed(0), Fixed(0.99), Fixed(1), AUTO)] == [True, True, False, True]
 
 
-def test_the_ordinary_target_is_what_the_teacher_says():
+def test_the_teachers_part_is_its_probabilities():
     soft = object()
     assert Fixed(0.3).teacher_target(soft) is soft

@@ -22,7 +22,7 @@ from distill.training.predict import predict, soft_targets
 CPU = torch.device("cpu")
 
 
-def test_the_obvious_program_has_our_loss():
+def test_the_baseline_program_has_our_loss():
     assert training.check_same_losses(CPU) < 1e-6
 
 
@@ -195,7 +195,7 @@ def small_gpu(stand_in, monkeypatch):
     return stand_in
 
 
-def test_a_gpu_is_measured_against_the_obvious_program(small_gpu):
+def test_a_gpu_is_measured_against_the_baseline_program(small_gpu):
     rows = training_gpu.against_the_obvious([8], 1, CPU)
     assert len(rows) == 4 * (2 + 6)  # two batch sizes, two steps; the obvious program twice and six variants
     assert {row["ratio"] for row in rows if row["variant"] == "obvious program"} == {1.0}
@@ -203,7 +203,7 @@ def test_a_gpu_is_measured_against_the_obvious_program(small_gpu):
     assert sum(made.replays > 0 for made in small_gpu.made) == 4 * 5  # one of the six has no graphs
 
 
-def test_the_obvious_program_on_a_gpu_has_plain_convolutions(small_gpu, monkeypatch):
+def test_the_baseline_program_on_a_gpu_has_plain_convolutions(small_gpu, monkeypatch):
     """Ours have products in them, which cost an eager program more than they save."""
     seen, as_it_comes = {}, []
     train, epoch = obvious.Obvious.train, Trainer.epoch
@@ -253,7 +253,7 @@ def test_chains_side_by_side_on_a_gpu_are_measured_in_threads(small_gpu):
     assert one["notes"] == []
 
 
-def test_a_modern_setting_is_measured_against_a_batch_that_lies_ready(small_gpu):
+def test_a_modern_setting_is_measured_against_a_batch_in_memory(small_gpu):
     rows = training_gpu.modern(1, CPU)
     names = ["static batch, graph", "static batch, eager", "engine"]
     assert [(row["step"], row["variant"]) for row in rows] == [(s, n) for s in ("teacher", "student") for n in names]

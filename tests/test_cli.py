@@ -84,7 +84,7 @@ def test_every_option_is_tried():
 
 @pytest.mark.parametrize("spelling", ["-", "_"])
 @pytest.mark.parametrize("name", TYPED)
-def test_an_option_lands_in_its_field_in_both_spellings(name, spelling):
+def test_both_spellings_of_an_option_set_its_field(name, spelling):
     typed, value, beside = TYPED[name]
     flag = name.replace("_", spelling)
     words = [f"--{flag}", *typed.split()] if isinstance(typed, str) else [f"--{'' if typed else f'no{spelling}'}{flag}"]
@@ -92,13 +92,13 @@ def test_an_option_lands_in_its_field_in_both_spellings(name, spelling):
     assert (found, type(found)) == (value, type(value))
 
 
-def test_an_equals_sign_does_as_well():
+def test_an_option_may_have_an_equals_sign():
     assert parse_config(["--max_epochs=7", "--data_dir=my_dir"]) == parse_config(
         ["--max-epochs", "7", "--data-dir", "my_dir"]
     )
 
 
-def test_nothing_typed_is_the_papers_run():
+def test_without_options_it_is_the_papers_run():
     assert parse_config([]) == Config()
 
 
@@ -187,7 +187,7 @@ def test_what_needs_no_torch_imports_none(words):
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_a_run_ends_with_its_table_its_files_and_silence_on_standard_error(capsys, tmp_path):
+def test_a_run_writes_table_and_files_and_nothing_on_stderr(capsys, tmp_path):
     assert main([*DIGITS, "--output", str(tmp_path / "run"), "--alpha", "0", "1", "--seed", "1", "2"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -202,7 +202,7 @@ def test_a_run_ends_with_its_table_its_files_and_silence_on_standard_error(capsy
     assert session["finished"]
 
 
-def test_resume_goes_on_with_the_run_as_it_is(capsys, tmp_path):
+def test_resume_continues_the_run(capsys, tmp_path):
     run = tmp_path / "run"
     assert main([*DIGITS, "--output", str(run)]) == 0
     before = contents(run)
@@ -210,7 +210,7 @@ def test_resume_goes_on_with_the_run_as_it_is(capsys, tmp_path):
     assert contents(run) == before
 
 
-def test_resume_takes_no_other_options_for_the_result(capsys, tmp_path):
+def test_resume_refuses_options_that_change_results(capsys, tmp_path):
     assert main([*DIGITS, "--output", str(tmp_path)]) == 0
     capsys.readouterr()
     assert main(["--resume", str(tmp_path), "--lr", "0.5"]) == 2
@@ -219,7 +219,7 @@ def test_resume_takes_no_other_options_for_the_result(capsys, tmp_path):
         parse_config(["--resume", str(tmp_path), "--seed", "2"])
 
 
-def test_resume_takes_another_place_to_work(tmp_path):
+def test_resume_accepts_another_device_and_number_of_jobs(tmp_path):
     assert main([*DIGITS, "--output", str(tmp_path)]) == 0
     config = parse_config(["--resume", str(tmp_path), "--jobs", "2", "--threads", "3"])
     assert (config.run.jobs, config.run.threads, config.output) == (2, 3, tmp_path)
@@ -325,7 +325,7 @@ OWN = ["--network", "own_module:network", "--dataset", "own_module:data", *["--m
 OWN += ["--distillation-steps", "1", "--device", "cpu", "--threads", "1", "--alpha", "0", "1"]
 
 
-def test_own_network_and_data_work_with_jobs_and_resume(own_module, capsys):
+def test_custom_network_and_data_work_with_jobs_and_resume(own_module, capsys):
     assert main([*OWN, "--output", "one"]) == 0
     assert main([*OWN, "--output", "two", "--jobs", "2"]) == 0
     (own_module / "two/seed_1/alpha_1/step_1/result.json").unlink()
@@ -352,5 +352,5 @@ def test_the_default_directory_has_the_functions_names():
         ("own_module:data", "failed"),
     ],
 )
-def test_an_own_network_that_does_not_work_is_one_line(own_module, capsys, network, said):
+def test_a_failing_custom_network_is_one_line(own_module, capsys, network, said):
     assert said in refusal(capsys, own_module / "run", *OWN, "--network", network)

@@ -55,7 +55,7 @@ def test_the_tables_of_this_test_name_every_field():
 
 
 @pytest.mark.parametrize("name", OTHER_VALUES)
-def test_another_value_is_another_run(name):
+def test_another_value_changes_the_identity(name):
     value, needs = OTHER_VALUES[name]
     one, other = config(**needs), config(**{**needs, name: value})
     assert one.digest != other.digest
@@ -64,7 +64,7 @@ def test_another_value_is_another_run(name):
 
 
 @pytest.mark.parametrize("name", WHERE)
-def test_where_the_work_is_done_does_not_make_another_run(name):
+def test_device_jobs_and_paths_do_not_change_the_identity(name):
     one, other = Config(), config(**{name: WHERE[name]})
     assert one != other
     assert one.digest == other.digest

@@ -18,7 +18,7 @@ def variables_after(program: str, **given: str) -> dict[str, str]:
     return dict(zip(SETTINGS, out.stdout.splitlines()[-1].split(), strict=True))
 
 
-def test_variables_that_are_set_stay(monkeypatch):
+def test_variables_that_are_set_are_kept(monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
     set_environment()

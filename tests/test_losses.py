@@ -148,7 +148,7 @@ def test_several_options_are_spelled_in_the_tables_order(monkeypatch):
         ("gce:q=nan", "q must be in (0, 1], not nan"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(text, message):
+def test_bad_losses_are_one_line_errors(text, message):
     for reads in (parse, canonical, loss_function, lambda text: TrainConfig(loss=text)):
         with pytest.raises(ConfigError) as error:
             reads(text)

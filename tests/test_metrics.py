@@ -184,7 +184,7 @@ def test_every_metric_of_a_student_has_a_value(predictions):
     assert (values["agreement"], values["teacher_kl"]) == (1.0, 0.0)
 
 
-def test_what_does_not_apply_is_none(predictions):
+def test_a_metric_that_does_not_apply_is_none(predictions):
     logits, labels, _ = predictions
     values = metrics.evaluate_all(on_training_images(logits, labels, labels))
     missing = {name for name, value in values.items() if value is None}

@@ -153,13 +153,13 @@ def test_a_default_spelled_out_is_the_same_run(given, spelled_out):
     assert config(**given).digest == config(**given, **spelled_out).digest
 
 
-def test_whole_numbers_are_taken_for_fractions():
+def test_integers_are_accepted_as_floats():
     c = config(alpha=[0, 1], lr=1, label_noise=0)
     assert c.chain.alpha == (0.0, 1.0)
     assert {type(value) for value in (*c.chain.alpha, c.train.lr, c.data.label_noise)} == {float}
 
 
-def test_one_value_is_taken_for_a_list():
+def test_one_value_is_accepted_as_a_list():
     assert config(alpha=0.3, seed=7).chain.alpha == (0.3,)
     assert config(alpha=0.3, seed=7).chain.seed == (7,)
 
@@ -180,7 +180,7 @@ def test_every_field_has_a_line_of_help():
             assert f.metadata["help"].strip(), f"{section}.{f.name}"
 
 
-def test_an_arm_has_a_weight_for_each_student_and_the_last_repeats():
+def test_an_arm_has_an_alpha_for_each_student_and_the_last_repeats():
     chain = config(alpha=[0.1, "auto"], alpha_schedule=[[0.2, 0.4], [1]], distillation_steps=3, val_size=5).chain
     assert chain.arms == (
         *((Fixed(0.1),) * 3, (Estimated(),) * 3),
@@ -199,5 +199,5 @@ def test_without_students_there_is_no_arm(options):
     assert config(**options).chain.arms == ()
 
 
-def test_minus_zero_has_no_name_of_its_own():
+def test_minus_zero_is_zero():
     assert [arm_name(arm) for arm in config(alpha=-0.0).chain.arms] == ["0"]

@@ -42,7 +42,7 @@ def stop_when(process: subprocess.Popen, file: Path, number: int) -> str:
     return process.communicate(timeout=300)[1]
 
 
-def test_a_run_stopped_three_times_equals_one_that_was_not(tmp_path, tiny_cifar10, tiny_cifar10_archive, http_server):
+def test_a_run_stopped_three_times_gives_the_same_results(tmp_path, tiny_cifar10, tiny_cifar10_archive, http_server):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     reference = start([*OPTIONS, "--data-dir", tiny_cifar10, "--output", whole])  # beside the other: two cores
 

@@ -67,7 +67,7 @@ def by_hand(data, seed, steps, epochs, batch, lr, momentum, alpha, reg_coef):
     return teacher
 
 
-def test_a_chain_is_what_a_loop_written_by_hand_makes_of_the_same_draws(tmp_path):
+def test_a_chain_equals_a_loop_written_by_hand(tmp_path):
     options = {"optimizer": "sgd", "momentum": 0.5, "lr": 0.05, "alpha": 0.3, "reg_coef": 1e-3, "max_epochs": 2}
     c = config(tmp_path, **options)
     distill.run(c, source=source())
@@ -110,7 +110,7 @@ def test_the_teacher_is_shared_by_all_alphas_and_depends_on_none(tmp_path, finis
         assert (tmp_path / model / "model.pt").read_bytes() == (finished / model / "model.pt").read_bytes()
 
 
-def test_every_student_has_initial_weights_of_its_own(tmp_path):
+def test_every_student_has_different_initial_weights(tmp_path):
     seen = []
 
     def network():
@@ -145,14 +145,14 @@ def test_students_of_a_given_teacher_keep_their_own_normalisation(tmp_path, fini
     np.testing.assert_allclose(student, (data.train_images // 2 / 255).mean(), rtol=1e-6)
 
 
-def test_a_given_teacher_is_on_record_by_its_hash(tmp_path, finished):
+def test_a_given_teachers_hash_is_recorded(tmp_path, finished):
     teacher = finished / TEACHER / "model.pt"
     distill.run(config(tmp_path, teacher_ckpt=str(teacher)), source=source())
     parent = json.loads((tmp_path / TEACHER / "result.json").read_text())["parent"]
     assert parent == {"path": str(teacher), "sha256": sha256(teacher)}
 
 
-def test_every_student_names_its_teacher_by_hash(finished):
+def test_every_student_records_its_teachers_hash(finished):
     for step, parent in ((1, TEACHER), (2, STUDENT), (3, "seed_1/alpha_0.3/step_2")):
         record = json.loads((finished / f"seed_1/alpha_0.3/step_{step}/result.json").read_text())
         assert record["parent"] == {"path": parent, "sha256": sha256(finished / parent / "model.pt")}
@@ -173,7 +173,7 @@ def test_metrics_csv_has_a_row_per_epoch_whose_loss_is_the_sum_of_its_parts(fini
     assert [row["epoch"] for row in table] == ["1", "2"]
 
 
-def test_the_teacher_has_no_teachers_loss(finished):
+def test_the_teacher_has_no_teacher_loss(finished):
     assert {row["train_teacher_loss"] for row in rows(finished / TEACHER / "metrics.csv")} == {""}
 
 
@@ -204,7 +204,7 @@ def test_a_student_of_another_teacher_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "legal"), [({}, True), ({"seed": 2}, False), ({"seed": [1, 2]}, False), ({"val_size": 9}, False)]
 )
-def test_a_teacher_that_saw_what_is_held_out_is_refused(tmp_path, options, legal):
+def test_a_given_teacher_trained_on_held_out_images_is_refused(tmp_path, options, legal):
     digits = {"dataset": "digits", "train_size": 40, "test_size": 40, "max_epochs": 1, "distillation_steps": 1}
     distill.run(config(tmp_path / "first", **digits))
     again = config(tmp_path / "second", **digits | options, teacher_ckpt=str(tmp_path / "first" / TEACHER / "model.pt"))
@@ -232,7 +232,7 @@ def test_resume_reports_a_changed_number_of_threads(tmp_path):
     assert second.notes == ["threads changed from 1 to 2: the last bits may differ from those of an uninterrupted run"]
 
 
-def test_the_callers_draws_are_left_alone(tmp_path):
+def test_a_run_does_not_change_the_callers_random_state(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -240,7 +240,7 @@ def test_the_callers_draws_are_left_alone(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_weights_that_the_last_update_made_infinite_are_noticed(tmp_path, monkeypatch):
+def test_infinite_weights_after_the_last_update_are_reported(tmp_path, monkeypatch):
     update, seen = Trainer.update, []
 
     def bad_at_last(self, *args):
@@ -278,7 +278,7 @@ def test_chains_that_begin_alike_share_their_models(tmp_path):
     assert record["parent"]["path"] == "seed_1/alpha_0.3/step_1"
 
 
-def test_a_schedule_of_one_weight_is_that_alpha(tmp_path, finished):
+def test_a_schedule_of_one_alpha_equals_that_alpha(tmp_path, finished):
     distill.run(config(tmp_path, alpha_schedule=[0.3], alpha=[], distillation_steps=3), source=source())
     model = "seed_1/alpha_0.3/step_3/model.pt"
     assert (tmp_path / model).read_bytes() == (finished / model).read_bytes()

@@ -41,7 +41,7 @@ def test_a_loaded_model_knows_its_classes_and_its_normalisation(finished):
     np.testing.assert_allclose(model.std.squeeze(), pixels.std(), rtol=1e-6)
 
 
-def test_a_loaded_model_takes_whole_numbers_and_fractions(finished):
+def test_a_loaded_model_takes_uint8_and_float_images(finished):
     model, images = distill.load_model(finished / TEACHER), torch.from_numpy(source().test_images)
     assert torch.equal(model(images), model(images.float() / 255))
 
@@ -57,7 +57,7 @@ class Own(nn.Module):
         return self.out(self.drop(self.hidden(x.flatten(1)).relu()))
 
 
-def test_own_network_and_arrays(tmp_path):
+def test_a_custom_network_on_arrays_is_trained_and_loaded(tmp_path):
     results = distill.run(config(tmp_path), source=source(), network=Own)
     assert [(r.seed, r.alpha, r.step) for r in results] == [(1, None, 0), (1, 0.3, 1), (1, 0.3, 2)]
     assert [str(r.test_nll) for r in results] == [row["test_nll"] for row in rows(tmp_path / "results.csv")]
@@ -66,7 +66,7 @@ def test_own_network_and_arrays(tmp_path):
     assert metrics.nll(logits, torch.from_numpy(source().test_labels)) == results[1].test_nll
 
 
-def test_loading_an_own_network_needs_its_function(tmp_path):
+def test_loading_a_custom_network_needs_its_function(tmp_path):
     distill.run(config(tmp_path, distillation_steps=0), source=source(), network=Own)
     with pytest.raises(UserError, match="network"):
         distill.load_model(tmp_path / TEACHER)

@@ -40,7 +40,7 @@ def brier(p, labels):
 
 
 @given(st.integers(0, 10**6), st.floats(-3, 3))
-def test_no_weight_on_a_grid_is_better(seed, towards):
+def test_no_alpha_on_a_grid_is_better(seed, towards):
     f, g, labels = predictions(seed, towards=towards)
     choice = choose(f, g, labels, rng())
     errors = [brier(a * f + (1 - a) * g, labels) for a in np.linspace(0, 1, 21)]
@@ -53,7 +53,7 @@ def test_no_weight_on_a_grid_is_better(seed, towards):
     assert all(at_best <= brier(a * f + (1 - a) * g, labels) + 1e-12 for a in (star - 0.01, star + 0.01))
 
 
-def test_a_mixture_of_the_two_is_found_again():
+def test_the_alpha_of_a_known_mixture_is_recovered():
     """Labels drawn from 0.3 f + 0.7 g: with many of them alpha* is 0.3, within its error."""
     draws = np.random.default_rng(0)
     f, g = softmax(3 * draws.standard_normal((2, 20_000, 3)), axis=2)
@@ -75,7 +75,7 @@ def test_the_standard_error_is_the_spread_over_new_samples():
     assert np.mean([choice.standard_error for choice in choices]) == pytest.approx(spread, rel=0.3)
 
 
-def test_a_weight_outside_the_unit_interval_is_clipped_but_kept():
+def test_an_alpha_above_one_is_recorded_and_clipped_for_training():
     _, g, labels = predictions(0)
     truth = np.eye(4)[labels]
     beyond = choose(g + (truth - g) / 2, g, labels, rng())  # the truth lies at alpha = 2
@@ -85,14 +85,14 @@ def test_a_weight_outside_the_unit_interval_is_clipped_but_kept():
     assert below.predicted_val_brier == below.probe_val_brier == pytest.approx(brier(g, labels))
 
 
-def test_the_probe_is_taken_where_the_weight_is_within_its_error_of_zero():
+def test_the_probe_is_taken_if_alpha_is_within_its_error_of_zero():
     taken = [choose(*predictions(seed, n=20), rng()) for seed in range(40)]
     assert any(0 < choice.alpha_star <= choice.standard_error for choice in taken)
     assert any(choice.alpha_star > choice.standard_error for choice in taken)
     assert all(choice.takes_probe == (choice.alpha_star <= choice.standard_error) for choice in taken)
 
 
-def test_where_both_agree_to_rounding_alpha_does_not_matter():
+def test_the_probe_is_taken_if_both_models_agree_to_rounding():
     f, _, labels = predictions(0)
     nearly = np.float64(np.float32(f))
     choice = choose(f, nearly, labels, rng())
@@ -131,7 +131,7 @@ def choices(monkeypatch, *outcomes):
 AUTO = {"alpha": "auto", "val_size": 6}
 
 
-def test_an_estimated_step_is_trained_with_the_weight_that_was_found(tmp_path, monkeypatch):
+def test_an_estimated_student_is_trained_with_its_alpha(tmp_path, monkeypatch):
     choices(monkeypatch, (0.3, False), (0.8, False))
     results = distill.run(config(tmp_path / "auto", **AUTO), source=source())
     assert [(r.arm, r.alpha) for r in results] == [
@@ -167,7 +167,7 @@ def test_the_estimate_is_from_held_out_predictions_of_teacher_and_probe(tmp_path
     assert auto["alpha_star"] == pytest.approx(((t - g) * e).sum() / (e * e).sum(), rel=1e-3)
 
 
-def test_a_probe_that_is_good_enough_is_the_student(tmp_path, monkeypatch):
+def test_a_probe_that_is_taken_becomes_the_student(tmp_path, monkeypatch):
     choices(monkeypatch, (0.05, True), (0.7, False))
     trained = []
 
@@ -238,7 +238,7 @@ def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, mo
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_another_probe_is_another_estimate(tmp_path, monkeypatch):
+def test_after_deleting_the_probe_alpha_is_estimated_again(tmp_path, monkeypatch):
     choices(monkeypatch, (0.3, False), (0.8, False))
     with killed_at(model_training.STATE, 6):  # in the student's training
         distill.run(config(tmp_path, **AUTO, distillation_steps=1), source=source())

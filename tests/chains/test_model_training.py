@@ -61,7 +61,7 @@ def test_selection_never_looks_at_the_test_images(selected, tmp_path):
         assert (tmp_path / model / "model.pt").read_bytes() == (selected / model / "model.pt").read_bytes()
 
 
-def test_best_survives_an_interruption(selected, tmp_path):
+def test_the_best_epoch_survives_an_interruption(selected, tmp_path):
     with killed_at(model_training.STATE, 4):
         distill.run(config(tmp_path, **BEST), source=source())
     distill.run(config(tmp_path, **BEST), source=source())
@@ -78,7 +78,7 @@ def test_a_development_run_is_two_batches_of_everything(tmp_path, monkeypatch, b
     assert [r.epochs for r in results] == [1, 1]
 
 
-def test_corrupted_labels_are_on_record(tmp_path):
+def test_corrupted_labels_are_recorded(tmp_path):
     data = source()
     distill.run(config(tmp_path, label_noise=0.25, train_size=36, distillation_steps=0), source=data)
     record = np.load(tmp_path / "seed_1" / "labels.npz")
@@ -88,7 +88,7 @@ def test_corrupted_labels_are_on_record(tmp_path):
     np.testing.assert_array_equal(record["given"] != record["true"], record["corrupted"])
 
 
-def test_the_record_is_of_the_labels_that_were_trained_on(tmp_path, monkeypatch):
+def test_recorded_labels_are_those_of_the_training(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
         "distill.chains.session.make_image_store",
@@ -98,7 +98,7 @@ def test_the_record_is_of_the_labels_that_were_trained_on(tmp_path, monkeypatch)
     np.testing.assert_array_equal(np.load(tmp_path / "seed_1" / "labels.npz")["given"], seen[41].labels.numpy())
 
 
-def test_clean_labels_need_no_record(finished):
+def test_clean_labels_are_not_recorded(finished):
     assert not (finished / "seed_1" / "labels.npz").exists()
 
 
@@ -162,7 +162,7 @@ def test_load_model_refuses_a_damaged_file(tmp_path, damage):
         distill.load_model(tmp_path / TEACHER)
 
 
-def test_reading_a_checkpoint_runs_nothing_in_it(tmp_path):
+def test_reading_a_checkpoint_runs_no_code(tmp_path):
     class Trap:
         def __reduce__(self):
             return (tmp_path / "sprung").touch, ()

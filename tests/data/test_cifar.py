@@ -167,7 +167,7 @@ def test_a_broken_batch_is_named(cifar10, name, content):
 
 @given(cut=st.integers(0, 10**6), flipped=st.integers(0, 255))
 @settings(max_examples=60)
-def test_no_damage_to_a_pickle_escapes_as_another_exception(tmp_path_factory, cut, flipped):
+def test_any_damage_to_a_pickle_is_a_data_error(tmp_path_factory, cut, flipped):
     content = bytearray(batch(labels=range(4)))
     header = len(content) - 4 * 3072
     content[cut % header if flipped % 2 else -1 - cut % header] ^= flipped or 1
@@ -258,7 +258,7 @@ def test_a_failed_download_says_what_to_do(trouble, mirror, tmp_path, monkeypatc
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_an_archive_put_there_by_hand_is_used(mirror, tmp_path, monkeypatch):
+def test_a_manually_downloaded_archive_is_used(mirror, tmp_path, monkeypatch):
     monkeypatch.setenv("SELF_DISTILLER_CIFAR_URL", f"http://127.0.0.1:{unused_port()}/x")
     shutil.copy(mirror, tmp_path)
     assert len(load_cifar(tmp_path / BATCHES).train_labels) == 200
@@ -280,7 +280,7 @@ def test_an_archive_of_something_else_is_refused(tmp_path, monkeypatch):
     assert nothing_unfinished(tmp_path)
 
 
-def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path, monkeypatch):
+def test_an_archive_that_writes_outside_its_folder_is_refused(tmp_path, monkeypatch):
     archive = tmp_path / "data" / "cifar-10-python.tar.gz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as packed:

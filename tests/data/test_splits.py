@@ -55,7 +55,7 @@ def assert_balanced(labels: np.ndarray, classes: int):
 
 @given(counts=COUNTS, seed=SEEDS, data=st.data())
 @settings(max_examples=60)
-def test_subsets_are_balanced_disjoint_and_true_to_the_source(counts, seed, data):
+def test_subsets_are_balanced_disjoint_and_match_the_source(counts, seed, data):
     source = toy_source(counts)
     c = len(counts)
     val_size = data.draw(st.integers(1, 2 * c))
@@ -79,7 +79,7 @@ def test_subsets_are_balanced_disjoint_and_true_to_the_source(counts, seed, data
 
 @given(counts=COUNTS, seed=SEEDS, noise=st.floats(0, 1), kind=st.sampled_from(["pairflip", "symmetric"]))
 @settings(max_examples=60)
-def test_label_noise_is_exact_in_number_never_true_and_in_training_labels_only(counts, seed, noise, kind):
+def test_label_noise_is_exact_and_in_training_labels_only(counts, seed, noise, kind):
     source = toy_source(counts)
     c = len(counts)
     dataset = make_dataset(source, DataConfig(val_size=c, label_noise=noise, label_noise_kind=kind), seed)
@@ -96,7 +96,7 @@ def test_label_noise_is_exact_in_number_never_true_and_in_training_labels_only(c
     np.testing.assert_array_equal(dataset.val.labels, source.train_labels[dataset.val.index])
 
 
-def test_a_kind_that_leaves_classes_alone_corrupts_its_share_of_the_others(monkeypatch):
+def test_noise_that_spares_classes_corrupts_its_share_of_the_others(monkeypatch):
     """Class 0 becomes 1 and nothing else changes: 40 % of class 0 is wrong."""
 
     def zero_to_one(labels, classes, rng):
@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_arrays_and_another_seed_others(counts, see
 
 @given(seed=SEEDS, train_size=st.integers(1, 40), test_size=st.integers(1, 12), noise=st.floats(0, 1))
 @settings(max_examples=40)
-def test_one_size_never_shifts_the_draw_of_another_part(seed, train_size, test_size, noise):
+def test_one_size_does_not_change_the_draws_of_another_part(seed, train_size, test_size, noise):
     source = toy_source([20, 25, 30])
     base = DataConfig(val_size=6, train_size=20, test_size=6, label_noise=0.25)
     expected = make_dataset(source, base, seed)
@@ -220,7 +220,7 @@ def test_a_class_with_too_few_images_is_named(config, message):
         make_dataset(toy_source([9, 4, 5]), config, seed=1)
 
 
-def test_holding_out_everything_is_refused():
+def test_holding_out_all_images_is_refused():
     with pytest.raises(DataError, match="--val-size 12 leaves no image to train on"):
         make_dataset(toy_source([4, 4, 4]), DataConfig(val_size=12), seed=1)
 
@@ -284,7 +284,7 @@ def test_take_gives_the_rows_of_every_array():
     assert_same_split(part, Split(train.images[rows], train.labels[rows], train.true_labels[rows], train.index[rows]))
 
 
-def test_take_shares_labels_that_are_true():
+def test_take_shares_uncorrupted_labels():
     train = make_dataset(toy_source([20, 20]), DataConfig(), seed=1).train
     part = train.take(np.array([1, 2]))
     assert part.labels is part.true_labels

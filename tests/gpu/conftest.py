@@ -10,7 +10,7 @@ from distill.training.device import set_up
 
 @pytest.fixture
 def deterministic():
-    """A GPU that repeats its bits."""
+    """Deterministic algorithms on the GPU."""
     train = TrainConfig(deterministic=True)
     set_up(train, CUDA, None)
     yield

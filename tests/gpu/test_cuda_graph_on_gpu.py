@@ -28,7 +28,7 @@ from distill.training.models import build
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=str)
-def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch, options, alpha):
+def test_on_a_gpu_replayed_updates_equal_eager_updates(deterministic, monkeypatch, options, alpha):
     monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * 8)
     replayed, eager, listener = fit_of(CUDA, **options), fit_of(CUDA, **options, graph=False), Notes()
     for epoch in range(3):
@@ -44,8 +44,8 @@ def test_on_a_gpu_replayed_updates_are_the_eager_ones(deterministic, monkeypatch
 @pytest.mark.filterwarnings("ignore")  # a compiler has much to say
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("compile", [False, True])
-def test_on_a_gpu_a_single_replayed_update_is_the_eager_one(deterministic, precision, compile):
-    """From the same state: the moves of the weights, not only the weights."""
+def test_on_a_gpu_a_single_replayed_update_equals_an_eager_update(deterministic, precision, compile):
+    """From the same state: compares the changes of the weights, not only the weights."""
     options = {"precision": precision, "optimizer": "sgd", "lr": 0.1, "compile": compile}
     set_up(TrainConfig(deterministic=True, precision=precision), CUDA, None)
     start, fits, listener = everything(fit_of(CUDA)), [], Notes()
@@ -61,7 +61,7 @@ def test_on_a_gpu_a_single_replayed_update_is_the_eager_one(deterministic, preci
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_on_a_gpu_a_capture_leaves_no_trace(deterministic, optimizer, epochs):
+def test_on_a_gpu_a_capture_does_not_change_the_model(deterministic, optimizer, epochs):
     fit = fit_of(CUDA, optimizer=optimizer, graph=False)
     train_on(fit, 22, range(epochs))
     check_no_trace(fit)
@@ -89,8 +89,8 @@ def test_on_a_gpu_a_network_that_cannot_be_captured_is_trained_eagerly(determini
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # in bf16 with channels last
-def test_on_a_gpu_the_papers_network_repeats_itself_bit_for_bit(deterministic, precision):
-    """No layer of it is one that torch refuses to repeat."""
+def test_on_a_gpu_training_the_papers_network_twice_gives_the_same_bits(deterministic, precision):
+    """No layer of it lacks a deterministic implementation."""
     models, listener = [], Notes()
     for _ in range(2):
         fit = fit_of(CUDA, network=lambda: build(ModelConfig(resnet=18), 3, CLASSES), precision=precision)
@@ -113,7 +113,7 @@ def test_on_a_gpu_images_from_the_host_train_the_same_bits(deterministic, monkey
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_chain_under_graphs_goes_on_exactly(deterministic, tmp_path):
+def test_on_a_gpu_a_chain_with_graphs_resumes_to_the_same_bits(deterministic, tmp_path):
     options, listener = {"device": "cuda", "deterministic": True}, Notes()
     distill.run(config(tmp_path / "whole", **options), source=source(), listener=listener)
     assert not listener.notes
@@ -124,7 +124,7 @@ def test_on_a_gpu_a_chain_under_graphs_goes_on_exactly(deterministic, tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_gpus_training_goes_on_on_a_cpu_and_back(deterministic):
+def test_a_training_moves_from_gpu_to_cpu_and_back(deterministic):
     fits = [fit_of(CUDA), fit_of(CPU), fit_of(CUDA)]
     train_on(fits[0], 22, range(1))
     for epoch, before, after in ((1, fits[0], fits[1]), (2, fits[1], fits[2])):

@@ -20,24 +20,24 @@ def on_gpu(resident: bool | None = None) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.gpu
-def test_a_gpu_trains_what_a_cpu_trains(switches, small_chunks):
+def test_gpu_and_cpu_train_the_same_model(switches, small_chunks):
     there, here = on_gpu(), trained(pool_of(30), a_teacher(), optimizer="sgd")
     for name, value in here.items():
         torch.testing.assert_close(there[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu
-def test_a_gpu_repeats_itself_bit_for_bit(switches, small_chunks):
+def test_training_twice_on_a_gpu_gives_the_same_bits(switches, small_chunks):
     assert_same_bits(on_gpu(), on_gpu())
 
 
 @pytest.mark.gpu
-def test_a_gpu_trains_the_same_bits_from_images_on_the_host(switches, small_chunks):
+def test_images_on_the_host_and_on_the_gpu_train_the_same_bits(switches, small_chunks):
     assert_same_bits(on_gpu(resident=True), on_gpu(resident=False))
 
 
 @pytest.mark.gpu
-def test_a_gpus_predictions_do_not_depend_on_where_the_images_are(switches, small_chunks):
+def test_predictions_do_not_depend_on_where_the_images_are(switches, small_chunks):
     cuda, train = torch.device("cuda"), TrainConfig(batch_size=4)
     set_up(train, cuda, None)
     model = classifier().to(cuda)

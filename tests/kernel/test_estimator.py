@@ -288,7 +288,7 @@ def test_bad_parameters_are_errors(data):
 # ---- trust
 
 
-def test_bad_condition_is_warned_of(data):
+def test_a_bad_condition_number_gives_a_warning(data):
     X, y, _ = data
     with pytest.warns(LinAlgWarning, match="condition number") as caught:
         SelfDistilledKernelRidge(gamma=1e-6, lam=1e-10).fit(X, y)
@@ -356,7 +356,7 @@ def test_limit_of_the_classifier_by_a_solve():
     np.testing.assert_allclose(model.dual_coef_, expected, atol=1e-13)
 
 
-def test_distances_past_float64s_range_are_no_harm():
+def test_distances_that_overflow_float64_do_no_harm():
     X = np.random.default_rng(0).standard_normal((30, 2)) * 3
     model = SelfDistilledKernelRidge(lam=1.0, n_steps=2, alpha=0.5, solver="cholesky", gamma=1e300)
     assert np.isfinite(model.fit(X, X[:, 0]).predict(X)).all()

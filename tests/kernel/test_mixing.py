@@ -93,7 +93,7 @@ def test_alphas_without_held_out_data_come_near_the_best():
 
 
 @given(st.lists(st.floats(-3, 0.9) | st.floats(1.1, 3), min_size=1, max_size=6))
-def test_stick_breaking_there_and_back(alphas):
+def test_stick_breaking_is_inverted_by_weights_to_alphas(alphas):
     weights = krr.alphas_to_weights(alphas)
     assert len(weights) == len(alphas) + 1
     assert weights.sum() == pytest.approx(1, abs=1e-12 * np.abs(weights).max())

@@ -42,6 +42,6 @@ def test_a_prediction_that_overflowed_has_infinite_risk():
 @pytest.mark.parametrize(
     ("loss", "target"), [("brier", TARGET), ("zero_one", TARGET[:, 0]), ("zero_one", TARGET[:, :1])]
 )
-def test_refuses_a_loss_that_the_target_has_not(loss, target):
+def test_refuses_a_loss_that_does_not_fit_the_target(loss, target):
     with pytest.raises(ValueError, match="loss"):
         make_risk(loss, target)

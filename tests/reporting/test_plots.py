@@ -10,7 +10,7 @@ from distill.reporting.plots import Run, accuracy_figure, by_arm, diagnostics_fi
 GRID = Grid()
 
 
-def test_a_teacher_alone_is_an_arm():
+def test_without_students_the_teacher_is_the_only_arm():
     records = [record for record in GRID.records(seeds=(1,)) if record["step"] == 0]
     assert by_arm(Run(ChainConfig(distillation_steps=0), records)) == {None: {0: [GRID.accuracy[0, 0, 0]]}}
 

@@ -56,7 +56,7 @@ def test_a_run_killed_at_any_write_resumes_to_the_same_bits(tmp_path, monkeypatc
     assert at - 1 == 4 + 2 * (2 * 2 + 3) + 2
 
 
-def test_crash_after_crash_ends_with_the_same_bits(tmp_path, monkeypatch):
+def test_repeated_crashes_end_with_the_same_bits(tmp_path, monkeypatch):
     distill.run(config(tmp_path / "whole", alpha=[0, 0.5]), source=source())
     ends = 0
     while True:

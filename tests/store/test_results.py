@@ -63,7 +63,7 @@ def test_entries_of_a_newer_version_are_ignored(folder):
     assert Result.of(read_record(folder)) == Result.of(VALUES)
 
 
-def test_a_result_is_made_of_values_by_name_the_last_one_counting():
+def test_later_values_replace_earlier_ones_in_a_result():
     result = Result.of(VALUES, {"test_acc": 0.75})
     assert (result.test_acc, result.test_nll) == (0.75, 0.5)
     assert result.row() == VALUES | {"test_acc": 0.75}

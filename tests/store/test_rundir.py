@@ -29,7 +29,7 @@ def test_json_keeps_every_bit_of_a_float(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"runs": 3}'])
-def test_a_damaged_environment_is_begun_anew(tmp_path, content):
+def test_a_damaged_environment_json_is_replaced(tmp_path, content):
     (tmp_path / "environment.json").write_text(content)
     RunDir(tmp_path).write_environment(device="cpu")
     (session,) = RunDir(tmp_path).environments()
@@ -49,7 +49,7 @@ def test_options_may_change_until_something_is_trained(tmp_path):
 # ------------------------------------------------------------------------------------------------------ the directory
 
 
-def test_models_lie_under_their_seed_and_arm():
+def test_the_folder_of_a_model_names_seed_arm_and_step():
     assert RunDir(Path("run")).model(1, None, 0) == Path("run/seed_1/step_0")
     assert RunDir(Path("run")).model(2, "0.6", 3) == Path("run/seed_2/alpha_0.6/step_3")
 
@@ -93,19 +93,19 @@ def test_a_directory_of_other_images_is_refused(tmp_path):
         RunDir(tmp_path).begin(config(tmp_path), "other data")
 
 
-def test_where_a_run_is_done_may_change(tmp_path):
+def test_device_jobs_and_threads_may_change(tmp_path):
     begin(tmp_path)
     RunDir(tmp_path).begin(config(tmp_path, jobs=2, threads=2, device="auto", data_dir="elsewhere"), "data")
 
 
-def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
+def test_a_directory_with_other_files_is_refused_and_not_changed(tmp_path):
     (tmp_path / "thesis.tex").write_text("six years")
     with pytest.raises(ConfigError, match="not empty"), RunDir(tmp_path).lock():
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_config_toml_without_the_output_so_that_it_runs_again_elsewhere(tmp_path):
+def test_config_toml_does_not_contain_the_output(tmp_path):
     RunDir(tmp_path).begin(config(tmp_path), "data")
     assert "output" not in (tmp_path / "config.toml").read_text()
 
@@ -131,7 +131,7 @@ def test_a_directory_below_a_file_is_refused(tmp_path):
         pass
 
 
-def test_environment_has_an_entry_for_every_session(tmp_path):
+def test_environment_has_an_entry_for_every_process(tmp_path):
     for _ in range(2):
         RunDir(tmp_path).write_environment(torch="2.11", device="cpu")
     RunDir(tmp_path).write_finished()

@@ -15,7 +15,7 @@ def images_of(n: int, channels: int = 3, height: int = 16, width: int = 16) -> t
 
 
 def one_by_one(images: torch.Tensor, plan: augment.Plan) -> torch.Tensor:
-    """The plan carried out by torchvision, on images already in its order."""
+    """The plan applied by torchvision to images that are already in its order."""
     height, width = images.shape[2:]
     out = []
     for image, top, left, flip in zip(images, plan.top, plan.left, plan.flip, strict=True):
@@ -52,7 +52,7 @@ def test_the_padding_is_black():
     assert (out[2:, :-2] == 255).all()
 
 
-def test_the_images_given_are_left_as_they_are():
+def test_apply_does_not_change_its_input():
     images = images_of(8)
     before = images.clone()
     augment.apply(images, augment.plan(1, 0, 0, 8, 16, augment=True, flip=True))
@@ -99,7 +99,7 @@ def test_offsets_and_flips_are_uniform_and_independent():
     assert abs(statistic - 161) < 5 * (2 * 161) ** 0.5
 
 
-def test_every_image_comes_once():
+def test_every_image_appears_once():
     assert torch.equal(augment.plan(1, 2, 3, 777, 32, True, True).order.sort().values, torch.arange(777))
 
 
@@ -117,7 +117,7 @@ def test_a_plan_is_a_function_of_seed_step_and_epoch():
 
 
 def test_a_plan_cannot_depend_on_alpha():
-    """The arms of a grid see the same images in the same order, so that their differences are paired."""
+    """The arms of a grid use the same images in the same order, so their results are paired."""
     assert list(inspect.signature(augment.plan).parameters) == ["seed", "step", "epoch", "n", "size", "augment", "flip"]
 
 

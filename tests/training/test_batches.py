@@ -1,4 +1,4 @@
-"""batches.py: chunks hold every image once, and training depends neither on them nor on where images are."""
+"""batches.py: chunks hold every image once, and training depends neither on chunks nor on where images are kept."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +46,7 @@ def test_training_does_not_depend_on_the_chunks(monkeypatch):
 
 
 class OnHost:
-    """Images on the host of a device that is elsewhere: what a data set too large for the device looks like."""
+    """Images on the host, as of a data set that is too large for the device."""
 
     device = torch.device("meta")
 
@@ -57,8 +57,8 @@ class OnHost:
         return self.images[index]
 
 
-def test_images_that_are_streamed_train_the_same_model(monkeypatch, small_chunks):
-    """The route of images that stay on the host, with stand-ins for CUDA's streams."""
+def test_streamed_images_train_the_same_model(monkeypatch, small_chunks):
+    """Images that stay on the host, with stand-ins for CUDA streams."""
     resident = trained(pool_of(30), a_teacher())
     stream = SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
@@ -71,7 +71,7 @@ def test_images_that_are_streamed_train_the_same_model(monkeypatch, small_chunks
     assert_same_bits(resident, trained(streamed, a_teacher()))
 
 
-def test_copies_have_a_stream_for_each_thread_and_device(monkeypatch):
+def test_each_thread_and_device_has_its_own_copy_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, object()))
     monkeypatch.setattr("distill.training.batches._per_thread", threading.local())
     devices = [torch.device("cuda", i) for i in (0, 1)]
@@ -84,7 +84,7 @@ def test_copies_have_a_stream_for_each_thread_and_device(monkeypatch):
     assert there != here[0]
 
 
-def test_the_bits_do_not_depend_on_the_memory_layout_of_one_channel():
+def test_strides_of_a_single_channel_do_not_change_the_bits():
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8)).astype(np.uint8)
     labels, index = np.arange(6) % 3, np.arange(6)
     as_stacked = np.lib.stride_tricks.as_strided(images, (6, 1, 8, 8), (64, 1, 8, 1))

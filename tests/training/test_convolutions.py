@@ -1,4 +1,4 @@
-"""convolutions.py: products without padding are the whole convolution, whatever its shape, layout and precision."""
+"""convolutions.py: products equal torch's convolution for every shape, memory layout and precision."""
 
 import math
 
@@ -21,7 +21,7 @@ RESNETS = [  # kernel, stride, height and width: the convolutions of ResNets on 
 
 
 def pair(kernel, stride, padding, bias=False, dtype=torch.float64, layout=torch.channels_last) -> tuple:
-    """nn.Conv2d's and ours, with the same weights."""
+    """nn.Conv2d and ProductConv2d with the same weights."""
     torch.manual_seed(0)
     whole = nn.Conv2d(3, 5, kernel, stride, padding, bias=bias).to(dtype)
     ours = ProductConv2d(3, 5, kernel, stride, padding, bias=bias).to(dtype)
@@ -30,7 +30,7 @@ def pair(kernel, stride, padding, bias=False, dtype=torch.float64, layout=torch.
 
 
 def outcome(convolution: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    """Output, and the gradients of a weighted sum of it: on images, weights and bias."""
+    """The output, and the gradients of a weighted sum of it for images, weights and bias."""
     images = images.clone().requires_grad_()
     out = convolution(images)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
@@ -45,7 +45,7 @@ def assert_same(whole, ours, images, **tolerance) -> None:
 
 @pytest.fixture
 def whole_convolutions(monkeypatch):
-    """What nn.Conv2d itself is asked for."""
+    """The list of calls of nn.Conv2d's own forward."""
     asked, forward = [], nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: (asked.append(tuple(x.shape)), forward(self, x))[1])
     return asked
@@ -54,7 +54,7 @@ def whole_convolutions(monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "size"), RESNETS)
-def test_products_are_the_convolution(kernel, stride, size, bias, layout):
+def test_products_equal_the_convolution(kernel, stride, size, bias, layout):
     whole, ours = pair(kernel, stride, kernel // 2, bias, layout=layout)
     images = torch.randn(4, 3, size, size, dtype=torch.float64).contiguous(memory_format=layout)
     assert_same(whole, ours, images, rtol=1e-12, atol=1e-13)
@@ -70,8 +70,8 @@ def test_products_are_the_convolution(kernel, stride, size, bias, layout):
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     n=st.integers(1, 3),
 )
-def test_products_are_the_convolution_whatever_its_shape(kernel, stride, padding, size, n):
-    """Also where the output is large, and where windows lie in the padding altogether."""
+def test_products_equal_the_convolution_for_any_shape(kernel, stride, padding, size, n):
+    """Also for large outputs, and for windows that overlap only padding."""
     assume(all(s + 2 * p >= k for s, p, k in zip(size, padding, kernel, strict=True)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(convolutions.MOST_PIXELS, "cpu", 10**6)
@@ -81,7 +81,7 @@ def test_products_are_the_convolution_whatever_its_shape(kernel, stride, padding
 
 
 class Multiplications(TorchDispatchMode):
-    """Counts those of matrix products as they are made."""
+    """Counts the multiplications of matrix products."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +99,7 @@ class Multiplications(TorchDispatchMode):
     [(3, 1, 1, 1), (3, 2, 2, 4), (1, 2, 2, 1), (7, 2, 2, 4), (3, 1, 2, 16), (3, 2, 4, 25), (3, 1, 8, 22**2)],
 )
 def test_nothing_is_multiplied_by_padding(kernel, stride, size, pairs, monkeypatch):
-    """``pairs`` of an input and an output pixel, counted by hand; each takes in * out products, forward and back."""
+    """``pairs`` of an input and an output pixel are counted by hand; each takes in * out multiplications per pass."""
     monkeypatch.setitem(convolutions.MOST_PIXELS, "cpu", 64)
     _, ours = pair(kernel, stride, kernel // 2)
     images = torch.zeros(4, 3, size, size, dtype=torch.float64, requires_grad=True)
@@ -114,12 +114,12 @@ def test_nothing_is_multiplied_by_padding(kernel, stride, size, pairs, monkeypat
 @pytest.mark.parametrize(
     ("kernel", "stride", "size", "ours"), [(3, 1, 2, True), (3, 1, 3, False), (3, 2, 5, False), (1, 1, 9, True)]
 )
-def test_larger_maps_are_left_to_torch(whole_convolutions, kernel, stride, size, ours):
+def test_larger_outputs_use_torchs_convolution(whole_convolutions, kernel, stride, size, ours):
     ProductConv2d(3, 5, kernel, stride, kernel // 2)(torch.zeros(2, 3, size, size))
     assert bool(whole_convolutions) != ours
 
 
-def test_a_device_without_a_rule_and_the_compiler_take_torchs(whole_convolutions, monkeypatch):
+def test_other_devices_and_the_compiler_use_torchs_convolution(whole_convolutions, monkeypatch):
     with torch.device("meta"):
         ProductConv2d(3, 5, 3, padding=1)(torch.zeros(2, 3, 1, 1))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -129,7 +129,7 @@ def test_a_device_without_a_rule_and_the_compiler_take_torchs(whole_convolutions
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "size"), RESNETS)
-def test_bf16_is_as_near_as_torchs(kernel, stride, size, bias):
+def test_bf16_is_as_accurate_as_torch(kernel, stride, size, bias):
     """Under autocast, both against float64: outputs and gradients are bf16's, weights' gradients float32's.
 
     torch's own error is a yardstick only if it is finite: oneDNN's AMX kernels sometimes give NaN weight gradients for
@@ -149,7 +149,7 @@ def test_bf16_is_as_near_as_torchs(kernel, stride, size, bias):
             assert ours <= 1.5 * theirs + 1e-3
 
 
-def test_no_gradient_is_made_that_nobody_asked_for():
+def test_only_required_gradients_are_computed():
     _, ours = pair(3, 1, 1)
     ours.requires_grad_(False)
     images = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -162,7 +162,7 @@ def test_no_gradient_is_made_that_nobody_asked_for():
 
 
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 1), (3, 1, 2), (3, 2, 2), (1, 1, 3)])
-def test_a_gradient_may_be_differentiated_again(kernel, stride, size):
+def test_second_derivatives_equal_torchs(kernel, stride, size):
     whole, ours = pair(kernel, stride, kernel // 2, bias=True)
     images = torch.randn(2, 3, size, size, dtype=torch.float64)
     penalties = []
@@ -177,7 +177,7 @@ def test_a_gradient_may_be_differentiated_again(kernel, stride, size):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize(("kernel", "size"), [(3, 1), (3, 2), (1, 3)])
-def test_what_may_be_done_with_a_convolution_may_be_done_with_ours(kernel, size):
+def test_other_uses_of_a_convolution_work(kernel, size):
     whole, ours = pair(kernel, 1, kernel // 2)
     x = torch.randn(4, 3, size, size, dtype=torch.float64)
     exact = whole(x)
@@ -200,7 +200,7 @@ def test_what_may_be_done_with_a_convolution_may_be_done_with_ours(kernel, size)
 
 
 @pytest.mark.parametrize("options", [{"dilation": 2}, {"groups": 3}, {"padding_mode": "circular"}, {"padding": "same"}])
-def test_other_convolutions_stay_torchs(options):
+def test_other_convolutions_are_not_replaced(options):
     network = nn.Sequential(nn.Conv2d(3, 6, 3, **options), nn.Conv2d(6, 6, 1))
     use_product_convolutions(network)
     assert [type(module) for module in network] == [nn.Conv2d, ProductConv2d]
@@ -209,7 +209,7 @@ def test_other_convolutions_stay_torchs(options):
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("kernel", "stride", "size"), RESNETS)
-def test_on_a_gpu_products_are_the_convolution(kernel, stride, size, layout):
+def test_on_a_gpu_products_equal_the_convolution(kernel, stride, size, layout):
     whole, ours = (each.cuda() for each in pair(kernel, stride, kernel // 2, layout=layout))
     images = torch.randn(4, 3, size, size, dtype=torch.float64, device="cuda").contiguous(memory_format=layout)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""cuda_graph.py: replayed updates are the eager ones, bit for bit, and a capture leaves no trace.
+"""cuda_graph.py: replayed updates equal eager ones bit for bit, and a capture changes nothing.
 
 On a CPU, with a stand-in for ``Recording`` that does at each replay what was recorded; tests/gpu has the real one.
 """
@@ -35,7 +35,7 @@ from distill.training.optim import learning_rate
 
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=str)
 @pytest.mark.parametrize("n", [22, 41])  # chunks of 8 8 6 and 8 8 8 8 8 (1 left out); 5 or 10 whole batches an epoch
-def test_replayed_updates_are_the_eager_ones(stand_in, options, alpha, n):
+def test_replayed_updates_equal_eager_updates(stand_in, options, alpha, n):
     replayed, eager = fit_of(**options), fit_of(**options, graph=False)
     assert train_on(replayed, n, range(3), alpha) == train_on(eager, n, range(3), alpha)
     assert_same_bits(everything(replayed), everything(eager))
@@ -43,8 +43,8 @@ def test_replayed_updates_are_the_eager_ones(stand_in, options, alpha, n):
 
 
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=str)
-def test_replayed_updates_are_those_of_the_program_without_graphs(stand_in, monkeypatch, options, alpha):
-    """Rates are float32 numbers on a device and float64 numbers elsewhere: equal but for their rounding."""
+def test_replayed_updates_equal_a_training_without_graphs(stand_in, monkeypatch, options, alpha):
+    """Learning rates are float32 on a device and float64 otherwise, so they are equal up to rounding."""
     replayed = fit_of(**options)
     figures = train_on(replayed, 22, range(1), alpha)
     monkeypatch.undo()
@@ -54,8 +54,8 @@ def test_replayed_updates_are_those_of_the_program_without_graphs(stand_in, monk
         torch.testing.assert_close(everything(replayed)[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_chunk_may_be_a_single_batch(stand_in, monkeypatch):
-    """Warm-up goes over the first batch again and again: there may be no other."""
+def test_a_chunk_of_one_batch_can_be_captured(stand_in, monkeypatch):
+    """Warm-up repeats the first batch, because there may be no other."""
     monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", 8 * 8 * BATCH)
     replayed, eager = fit_of(), fit_of(graph=False)
     train_on(replayed, 10, range(2))
@@ -64,7 +64,7 @@ def test_a_chunk_may_be_a_single_batch(stand_in, monkeypatch):
     assert stand_in.made[0].replays == 4
 
 
-def test_a_first_chunk_that_is_short_is_captured_for_long_ones(stand_in):
+def test_a_short_first_chunk_is_captured_for_longer_ones(stand_in):
     fit, eager = fit_of(), fit_of(graph=False)
     for n in (4, 22):
         assert train_on(fit, n, [0]) == train_on(eager, n, [0])
@@ -72,7 +72,7 @@ def test_a_first_chunk_that_is_short_is_captured_for_long_ones(stand_in):
     assert [made.replays for made in stand_in.made] == [1 + 5]
 
 
-def test_progress_is_told_of_every_image_that_is_replayed(stand_in):
+def test_the_listener_counts_every_replayed_image(stand_in):
     class Counter(Listener):
         images = 0
 
@@ -84,7 +84,7 @@ def test_progress_is_told_of_every_image_that_is_replayed(stand_in):
     assert listener.images == 22
 
 
-def test_a_cpu_captures_nothing_and_its_rates_are_numbers(monkeypatch):
+def test_on_a_cpu_nothing_is_captured(monkeypatch):
     """Without a CUDA device nothing is captured, and the learning rate is a number."""
     monkeypatch.setattr(graph, "CapturedUpdates", None)
     fit = fit_of()
@@ -92,7 +92,7 @@ def test_a_cpu_captures_nothing_and_its_rates_are_numbers(monkeypatch):
     assert type(fit.optimizer.param_groups[0]["lr"]) is float
 
 
-def test_a_network_runs_alone_but_for_its_replays(stand_in, monkeypatch):
+def test_eager_layers_hold_the_lock_and_replays_do_not(stand_in, monkeypatch):
     alone, forward = [], Classifier.forward
 
     def seen(self, x):
@@ -110,14 +110,14 @@ def test_a_network_runs_alone_but_for_its_replays(stand_in, monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_a_capture_leaves_no_trace(stand_in, optimizer, epochs):
+def test_a_capture_does_not_change_model_optimiser_and_generators(stand_in, optimizer, epochs):
     fit = fit_of(optimizer=optimizer, graph=False)
     train_on(fit, 22, range(epochs))
     check_no_trace(fit)
 
 
-def test_warm_up_does_train(stand_in):
-    """Else there would be nothing to put back, and nothing tested."""
+def test_warm_up_changes_the_model(stand_in):
+    """Otherwise the tests of restoring the state would test nothing."""
     fit, seen = fit_of(), []
     stand_in.capture = lambda self, work: seen.append(everything(fit))
     try:
@@ -141,7 +141,7 @@ def fails_in(monkeypatch, method: str) -> None:
 @pytest.mark.parametrize("method", ["warm_up", "capture"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("epochs_before", [0, 1])
-def test_a_failed_capture_is_told_of_once_and_changes_nothing(stand_in, monkeypatch, method, optimizer, epochs_before):
+def test_a_failed_capture_is_noted_once_and_changes_nothing(stand_in, monkeypatch, method, optimizer, epochs_before):
     eager = fit_of(optimizer=optimizer, graph=False)
     train_on(eager, 22, range(epochs_before))
     fit, listener = fit_of(optimizer=optimizer), Notes()
@@ -156,8 +156,8 @@ def test_a_failed_capture_is_told_of_once_and_changes_nothing(stand_in, monkeypa
     assert len(stand_in.made) == 1
 
 
-def test_an_optimisers_state_that_was_half_made_is_made_anew(stand_in, monkeypatch):
-    """Adam counts a step before it has the memory for its moments, and looks no further the next time."""
+def test_an_incomplete_optimiser_state_is_deleted(stand_in, monkeypatch):
+    """Adam counts a step before it allocates its moments, and would not allocate them the next time."""
 
     def no_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -174,7 +174,7 @@ def test_an_optimisers_state_that_was_half_made_is_made_anew(stand_in, monkeypat
     assert listener.notes == ["CUDA graph capture failed (CUDA out of memory); using eager updates"]
 
 
-def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first(stand_in, monkeypatch):
+def test_after_a_failed_capture_no_other_is_tried(stand_in, monkeypatch):
     def failing(self, work):
         try:
             raise ValueError("not while capturing")
@@ -193,8 +193,8 @@ def test_once_a_capture_has_failed_no_other_is_tried_and_the_reason_is_the_first
     assert_same_bits(everything(fits[1]), everything(fits[2]))
 
 
-def test_after_a_lack_of_memory_others_may_capture(stand_in, monkeypatch):
-    """It is this model's updates that go on one by one: a probe of many jobs must not end the graphs of the run."""
+def test_after_running_out_of_memory_other_models_are_captured(stand_in, monkeypatch):
+    """Only this model trains eagerly: trying too many jobs must not disable graphs for the run."""
 
     def short_of_memory(self, work):
         try:
@@ -224,7 +224,7 @@ def with_dropout() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, CLASSES))
 
 
-def test_a_network_that_draws_is_not_captured_and_draws_the_same(stand_in):
+def test_a_network_with_dropout_is_not_captured_and_draws_the_same_numbers(stand_in):
     models = []
     for captures in (True, False):
         torch.manual_seed(5)
@@ -238,14 +238,14 @@ def test_a_network_that_draws_is_not_captured_and_draws_the_same(stand_in):
     assert_same_bits(*models)
 
 
-def test_a_network_whose_dropout_is_off_is_captured(stand_in):
+def test_a_network_with_dropout_0_is_captured(stand_in):
     fit = fit_of(network=lambda: nn.Sequential(nn.Dropout(0.0), nn.Flatten(), nn.Linear(192, CLASSES)))
     train_on(fit, 22, range(1))
     assert fit.captured is not None
 
 
-def test_what_was_captured_is_used_for_nothing_else(stand_in):
-    """Another alpha, no teacher, more images than a chunk had: these go eagerly, and right."""
+def test_a_graph_is_used_only_for_the_captured_shapes_and_alpha(stand_in):
+    """Another alpha, no teacher or a larger chunk: these updates are eager and correct."""
     fit, eager = fit_of(), fit_of(graph=False)
     for n, alpha in ((8, 0.4), (22, 0.4), (22, 0.9), (22, None), (22, 0.4)):
         assert train_on(fit, n, [0], alpha) == train_on(eager, n, [0], alpha)
@@ -253,7 +253,7 @@ def test_what_was_captured_is_used_for_nothing_else(stand_in):
     assert [made.replays for made in stand_in.made] == [2 + 5 + 5]
 
 
-def test_a_larger_chunk_than_the_captured_one_goes_eagerly(stand_in, monkeypatch):
+def test_a_chunk_larger_than_the_buffers_is_trained_eagerly(stand_in, monkeypatch):
     fit, eager = fit_of(), fit_of(graph=False)
     for pixels in (8 * 8 * 8, 8 * 8 * 16):
         monkeypatch.setattr("distill.training.batches.CHUNK_PIXELS", pixels)
@@ -263,7 +263,7 @@ def test_a_larger_chunk_than_the_captured_one_goes_eagerly(stand_in, monkeypatch
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_stopping_and_going_on_gives_the_same_bits(stand_in, optimizer):
+def test_a_resumed_training_with_graphs_gives_the_same_bits(stand_in, optimizer):
     options = {"optimizer": optimizer, "lr_schedule": "cosine"}
     whole, stopped, resumed = (fit_of(**options) for _ in range(3))
     figures = train_on(whole, 22, range(3))
@@ -275,7 +275,7 @@ def test_stopping_and_going_on_gives_the_same_bits(stand_in, optimizer):
 
 @pytest.mark.parametrize("there", [True, False], ids=["from a graph", "to a graph"])
 def test_a_training_moves_between_devices(stand_in, monkeypatch, there):
-    """Its file holds nothing that another device could not read, and the rates go on as they should."""
+    """Another device can read its file, and the learning rates continue correctly."""
     first, second = fit_of(lr_schedule="cosine"), fit_of(lr_schedule="cosine")
     monkeypatch.setattr(graph.GraphCapture, "can_capture", staticmethod(lambda device: there))
     first = fit_of(lr_schedule="cosine")
@@ -292,7 +292,7 @@ def test_a_training_moves_between_devices(stand_in, monkeypatch, there):
         torch.testing.assert_close(everything(second)[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_loaded_moments_lie_in_memory_as_their_weights_do():
+def test_loaded_moments_get_the_memory_layout_of_their_parameters():
     fit, other = fit_of(), fit_of()
     train_on(fit, 8, range(1))
     other.model.to(memory_format=torch.contiguous_format)
@@ -302,7 +302,7 @@ def test_loaded_moments_lie_in_memory_as_their_weights_do():
     assert_same_bits(everything(fit), everything(other))
 
 
-def test_a_chain_under_graphs_goes_on_exactly_after_any_epoch(stand_in, tmp_path):
+def test_a_chain_with_graphs_resumes_after_any_epoch_to_the_same_bits(stand_in, tmp_path):
     options = {"label_noise": 0.25, "lr_schedule": "cosine"}
     distill.run(config(tmp_path / "eager", **options, graph=False), source=source())
     distill.run(config(tmp_path / "whole", **options), source=source())
@@ -317,7 +317,7 @@ def test_a_chain_under_graphs_goes_on_exactly_after_any_epoch(stand_in, tmp_path
         assert contents(run) == whole
 
 
-def test_the_rate_on_record_is_that_of_the_last_update(stand_in, tmp_path):
+def test_metrics_csv_has_the_learning_rate_of_the_last_update(stand_in, tmp_path):
     distill.run(config(tmp_path, lr_schedule="cosine", distillation_steps=0), source=source())
     rows = (tmp_path / "seed_1/step_0/metrics.csv").read_text().splitlines()[1:]
     train = config(tmp_path, lr_schedule="cosine").train
@@ -325,13 +325,13 @@ def test_the_rate_on_record_is_that_of_the_last_update(stand_in, tmp_path):
 
 
 class TheEnd(Exception):
-    """An epoch has come to where it reads its figures."""
+    """An epoch has reached the point where it reads its metrics."""
 
 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("options", [{}, {"loss": "kl", "temperature": 2.0}, {"loss": "ce", "reg": "l2"}], ids=str)
-def test_an_epoch_asks_nothing_of_the_device_before_its_end(stand_in, monkeypatch, graphs, options):
-    """On the meta device, whose tensors have no values: whoever asked for one, and so waited, would get an error."""
+def test_an_epoch_does_not_wait_for_the_device_before_its_end(stand_in, monkeypatch, graphs, options):
+    """On the meta device, where reading a value, which would wait for the device, is an error."""
     meta, listener = torch.device("meta"), Notes()
 
     def optimizer(model, train):  # torch's own have no fused kernels there

@@ -17,7 +17,7 @@ from distill.training import cuda_graph as graph
 
 
 class FakeCuda:
-    """The streams and graphs of torch.cuda, which keep what they are asked for; ``fails`` at the end of a capture."""
+    """A fake torch.cuda that logs its calls. With ``fails``, ending a capture raises an error."""
 
     def __init__(self, monkeypatch, in_a_thread: bool, fails: bool = False, old: bool = False):
         self.log, self.fails, self.old = [], fails, old
@@ -82,7 +82,7 @@ REAL_GRAPH = torch.cuda.graph
 
 @pytest.mark.parametrize(("in_a_thread", "name", "home"), [(False, "side", "default"), (True, "own", "own")])
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_recording_has_a_stream_and_leaves_the_current_one(monkeypatch, in_a_thread, name, home, fails):
+def test_a_recording_uses_its_own_stream_and_restores_the_current_one(monkeypatch, in_a_thread, name, home, fails):
     fake = FakeCuda(monkeypatch, in_a_thread, fails)
     recording = graph.Recording(CUDA)
     recording.warm_up(lambda: fake.log.append(f"work on {fake.now.name}"))
@@ -109,7 +109,7 @@ def test_no_garbage_is_collected_in_a_capture(monkeypatch, fails):
     assert (collects, gc.isenabled()) == ([False], True)
 
 
-def test_a_failed_capture_is_ended_for_an_old_torch(monkeypatch):
+def test_a_failed_capture_is_cleaned_up_in_an_old_torch(monkeypatch):
     fake = FakeCuda(monkeypatch, in_a_thread=True, fails=True, old=True)
     with pytest.raises(RuntimeError, match="invalidated"):
         graph.Recording(CUDA).capture(lambda: None)
@@ -121,7 +121,7 @@ def test_a_failed_capture_is_ended_for_an_old_torch(monkeypatch):
     ]
 
 
-def test_a_graph_is_freed_neither_in_a_capture_nor_by_a_thread_that_would_wait(monkeypatch):
+def test_a_graph_is_not_freed_during_a_capture(monkeypatch):
     FakeCuda(monkeypatch, in_a_thread=True)
     graph.GRAPHS.discarded.clear()
     kept, free = [graph.Recording(CUDA) for _ in range(3)], []
@@ -140,8 +140,8 @@ def test_a_graph_is_freed_neither_in_a_capture_nor_by_a_thread_that_would_wait(m
     assert free == [False, False, True]
 
 
-def test_layers_run_alone_once_where_another_thread_may_capture(stand_in, monkeypatch):
-    """Of a shape, in a thread: cuDNN has searched by then."""
+def test_the_guard_holds_the_lock_for_new_shapes_only(stand_in, monkeypatch):
+    """Afterwards cuDNN has chosen its algorithm for this shape in this thread."""
 
     def alone(n: int, how: str = "eval", captures: bool = True) -> bool:
         with graph.GRAPHS.guard(captures, torch.zeros(n, 3), how):
@@ -153,7 +153,7 @@ def test_layers_run_alone_once_where_another_thread_may_capture(stand_in, monkey
     assert not alone(9, captures=False)
     with pytest.raises(ZeroDivisionError), graph.GRAPHS.guard(True, torch.zeros(6, 3)):
         raise ZeroDivisionError
-    assert alone(6)  # it may not have searched
+    assert alone(6)  # cuDNN may not have chosen
     monkeypatch.setattr(graph.GRAPHS, "failure", "once")  # none will capture
     assert not alone(9)
     monkeypatch.setattr(graph.GRAPHS, "failure", None)
@@ -161,7 +161,7 @@ def test_layers_run_alone_once_where_another_thread_may_capture(stand_in, monkey
     assert not alone(9)
 
 
-def test_what_is_put_back_after_a_failed_warm_up_waits_for_it(monkeypatch):
+def test_state_is_restored_after_a_failed_warm_up_has_ended(monkeypatch):
     fake = FakeCuda(monkeypatch, in_a_thread=False)
     with pytest.raises(ZeroDivisionError):
         graph.Recording(CUDA).warm_up(lambda: 1 / 0)

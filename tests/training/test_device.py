@@ -9,7 +9,7 @@ from distill.errors import ConfigError
 from distill.training.device import channels_last, pick_device, place, set_up
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch):
+def test_a_missing_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="--device cuda: no CUDA device here; try cpu"):
         pick_device("cuda")
@@ -26,7 +26,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(("cuda", "mps", "expected"), [(0, 0, "cpu"), (0, 1, "mps"), (1, 0, "cuda"), (1, 1, "cuda")])
-def test_auto_takes_the_best_device_there_is(monkeypatch, cuda, mps, expected):
+def test_auto_chooses_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
@@ -49,7 +49,7 @@ def test_set_up_switches_determinism_on_and_off(switches):
 
 @pytest.mark.parametrize(("name", "chosen"), [("cuda", []), ("cuda:0", [0]), ("cuda:1", [1])])
 def test_set_up_makes_a_numbered_gpu_the_current_one(monkeypatch, switches, name, chosen):
-    """A bare cuda is whatever is current; torch.cuda.set_device refuses it."""
+    """``cuda`` without a number is the current device; torch.cuda.set_device refuses it."""
     numbers = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: numbers.append(device.index))
     set_up(TrainConfig(), torch.device(name), None)
@@ -57,14 +57,14 @@ def test_set_up_makes_a_numbered_gpu_the_current_one(monkeypatch, switches, name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_set_up_chooses_how_a_gpu_multiplies(switches, precision):
+def test_set_up_sets_the_precision_of_matrix_products(switches, precision):
     set_up(TrainConfig(precision=precision), torch.device("cuda"), None)
     for switch in (torch.backends.cuda.matmul, torch.backends.cudnn):
         assert switch.allow_tf32 == (precision == "tf32")  # which torch does not tell where its switches disagree
     assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == (precision == "tf32")
 
 
-def test_set_up_takes_the_number_of_threads(switches):
+def test_set_up_sets_the_number_of_threads(switches):
     before = torch.get_num_threads()
     try:
         set_up(TrainConfig(), CPU, 2)
@@ -75,12 +75,12 @@ def test_set_up_takes_the_number_of_threads(switches):
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda", "cuda:1"])
-def test_channels_come_last_on_a_cpu_and_where_tensor_cores_multiply(precision, device):
+def test_channels_last_on_a_cpu_and_for_tensor_cores(precision, device):
     last = channels_last(TrainConfig(precision=precision), torch.device(device))
     assert last == (device == "cpu" or (device.startswith("cuda") and precision != "fp32"))
 
 
-def test_a_model_may_be_placed_again(monkeypatch):
+def test_place_can_be_called_again(monkeypatch):
     model = place(classifier(), TrainConfig(), CPU)
     assert not model.network.blocks[0].conv1.weight.is_contiguous()
     monkeypatch.setattr("distill.training.device.channels_last", lambda train, device: False)

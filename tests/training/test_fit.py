@@ -1,4 +1,4 @@
-"""fit.py against a plain training loop, by a second route in float64."""
+"""fit.py against a plain training loop written here, in float64."""
 
 import copy
 
@@ -27,7 +27,7 @@ from distill.training.fit import Trainer
 
 
 def plain_epochs(student, teacher, split, train, alpha, epochs, dtype):
-    """The paper's training loop as one would first write it. Returns the last epoch's figures and last gradients.
+    """A simple version of the paper's training loop. Returns the last epoch's metrics and the last gradients.
 
     One image at a time is augmented, one batch at a time is shown to the teacher; the two losses are kept apart and
     the regulariser is a Python sum of norms; gradients by autograd, updates by torch.optim as it comes.
@@ -130,7 +130,7 @@ def assert_figures(figures: dict, exact: dict, rel: float) -> None:
 
 
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=named)
-def test_one_update_is_that_of_a_plain_loop_in_float64(options, alpha):
+def test_one_update_equals_a_plain_loop_in_float64(options, alpha):
     train, split = TrainConfig(**{**PAPER, **options}), split_of(4)
     teacher = None if alpha is None else a_teacher()
     model, figures, grads = ours(classifier(), teacher, split, train, alpha or 0.0, epochs=1)
@@ -145,7 +145,7 @@ def test_one_update_is_that_of_a_plain_loop_in_float64(options, alpha):
 
 
 @pytest.mark.parametrize(("options", "alpha"), SETTINGS, ids=named)
-def test_two_epochs_are_those_of_a_plain_loop(options, alpha, small_chunks):
+def test_two_epochs_equal_a_plain_loop(options, alpha, small_chunks):
     """Six updates an epoch in three chunks, the last of two images."""
     train, split = TrainConfig(**{**PAPER, **options}), split_of(22)
     teacher = None if alpha is None else a_teacher()
@@ -162,7 +162,7 @@ def test_two_epochs_are_those_of_a_plain_loop(options, alpha, small_chunks):
 @pytest.mark.parametrize(
     "options", [{}, {"reg": "l2"}, {"reg": "none"}, {"weight_decay": 0.1}, {"optimizer": "adamw"}], ids=named
 )
-def test_an_update_from_a_state_with_moments_is_that_of_a_plain_loop(options):
+def test_an_update_from_a_state_with_moments_equals_a_plain_loop(options):
     """The second update, made again in float64 from the weights and moments after the first."""
     train, split, teacher = TrainConfig(**{**PAPER, **options}), split_of(8), a_teacher()
     fit, pool = Trainer(classifier(), train, CPU), make_image_store(split, CPU)
@@ -193,7 +193,7 @@ def test_an_update_from_a_state_with_moments_is_that_of_a_plain_loop(options):
         assert relative_distance([p.detach().double() - start], [q.detach() - start]) < 2e-3
 
 
-def test_the_papers_loss_is_the_number_that_is_logged():
+def test_the_papers_loss_is_logged():
     """Written out on one batch: alpha MSE(truth) + (1 - alpha) MSE(teacher) + 1e-4 times the sum of the norms."""
     split, plan, alpha = split_of(16), plan_of(16), 0.6
     student, teacher = classifier(), a_teacher()

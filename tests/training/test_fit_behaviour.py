@@ -48,7 +48,7 @@ class ArgMax:
 
 
 @pytest.mark.parametrize("options", [{}, {"loss": "kl", "temperature": 3.0}])
-def test_a_kind_of_target_decides_the_teachers_part(options):
+def test_the_target_class_computes_the_teachers_part(options):
     """The logged losses of one update are those against the teacher's most probable class."""
     split, plan, train = split_of(16), plan_of(16), TrainConfig(**options, reg="none")
     student, teacher = classifier(), a_teacher()
@@ -62,7 +62,7 @@ def test_a_kind_of_target_decides_the_teachers_part(options):
     assert figures["loss"] == pytest.approx(0.3 * figures["truth_loss"] + 0.7 * expected, rel=1e-5)
 
 
-def test_a_loss_that_is_not_linear_logs_what_it_minimises(monkeypatch):
+def test_a_loss_that_is_not_linear_is_logged(monkeypatch):
     def one_minus_cosine(logits, target):
         return 1 - F.cosine_similarity(logits.softmax(1), target, dim=1)
 
@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_linear_logs_what_it_minimises(monkeypatch):
     assert figures["loss"] == pytest.approx(sum(minimised) / 8, rel=1e-5)
 
 
-def test_the_teacher_is_left_as_it_was(small_chunks):
+def test_training_a_student_does_not_change_its_teacher(small_chunks):
     teacher = a_teacher()
     before = copy.deepcopy(teacher.state_dict())
     Trainer(classifier(), TrainConfig(lr=0.1, batch_size=4), CPU).epoch(
@@ -113,7 +113,7 @@ def test_the_teacher_sees_exactly_the_students_images(small_chunks):
     assert [len(images) for images in student.shown] == [4] * 6
 
 
-def test_the_teacher_is_no_part_of_the_student():
+def test_the_teacher_is_not_in_the_students_state():
     fit = Trainer(classifier(), TrainConfig(batch_size=4), CPU)
     names = list(fit.model.state_dict())
     fit.epoch(pool_of(8), plan_of(8), CLASSES, a_teacher(), Fixed(0.3), SHOW)
@@ -136,7 +136,7 @@ def test_a_last_batch_of_one_image_is_left_out(n, batches, small_chunks):
     assert figures["acc"] * sum(sizes) == pytest.approx(round(figures["acc"] * sum(sizes)), abs=1e-9)
 
 
-def test_progress_is_told_of_every_image(small_chunks):
+def test_the_listener_counts_every_image(small_chunks):
     class Counter(Listener):
         images, chunks = 0, 0
 
@@ -156,7 +156,7 @@ def test_progress_is_told_of_every_image(small_chunks):
 
 
 class BadAt(nn.Module):
-    """A model whose logits are spoilt in one training update."""
+    """A model whose logits are set to ``value`` in one training update."""
 
     def __init__(self, update: int, value: float):
         super().__init__()
@@ -205,20 +205,20 @@ class NanGradient(nn.Module):
     ],
 )
 def test_a_nan_gradient_ends_the_epoch(optimizer, update, said, small_chunks):
-    """It makes parameters NaN, which the next update's loss shows, or after the last update the parameters' norms."""
+    """It makes parameters NaN. The next update's loss shows this, or the parameters' norms after the last update."""
     fit = Trainer(NanGradient(update), TrainConfig(batch_size=4, optimizer=optimizer), CPU)
     with pytest.raises(NotFiniteLossError, match=f"^{said}$"):
         fit.epoch(pool_of(22), plan_of(22), CLASSES, None, Fixed(1.0), SHOW)
 
 
-def test_in_bf16_the_advice_names_another_precision():
+def test_in_bf16_the_advice_suggests_fp32():
     assert NotFiniteLossError(1, TrainConfig()).advice == "try a smaller --lr"
     assert "--precision fp32" in NotFiniteLossError(1, TrainConfig(precision="bf16")).advice
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_stopping_and_going_on_gives_the_same_bits(optimizer):
-    """Through a file, as a run does it, into a model with other weights."""
+def test_a_resumed_training_gives_the_same_bits(optimizer):
+    """The state goes through a file, as in a run, into a model with other weights."""
     train = TrainConfig(batch_size=4, lr=1e-2, optimizer=optimizer, lr_schedule="cosine", max_epochs=3)
     pool, whole = pool_of(22), Trainer(classifier(), train, CPU)
     figures = [whole.epoch(pool, plan_of(22, e), CLASSES, a_teacher(), Fixed(0.5), SHOW) for e in range(3)]
@@ -259,14 +259,14 @@ def test_bf16_keeps_weights_and_losses_in_float32(monkeypatch):
     assert figures["loss"] != exact["loss"]
 
 
-def test_a_deterministic_epoch_goes_through(switches):
-    """No operation of training is one that torch refuses to repeat."""
+def test_a_deterministic_epoch_works(switches):
+    """Training has no operation without a deterministic implementation."""
     set_up(TrainConfig(deterministic=True), CPU, None)
     trained(pool_of(16), a_teacher(), deterministic=True)
 
 
-def test_channels_last_training_is_the_same_training(monkeypatch, small_chunks):
-    """In weights, moments, images and the teacher's pass; only the order of sums differs."""
+def test_channels_last_trains_the_same_model(monkeypatch, small_chunks):
+    """Weights, moments, images and the teacher's pass are channels last; only the order of sums differs."""
     with monkeypatch.context() as patch:
         patch.setattr("distill.training.device.channels_last", lambda train, device: False)
         plain, teacher = trained(pool_of(22), a_teacher()), a_teacher()
@@ -285,8 +285,8 @@ def test_channels_last_training_is_the_same_training(monkeypatch, small_chunks):
         torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_network_of_ones_own_keeps_its_layout():
-    """Flattening with ``view``, as many do, asks for contiguous maps."""
+def test_a_custom_network_keeps_its_memory_layout():
+    """Flattening with ``view``, which is common, needs contiguous feature maps."""
 
     class Own(nn.Module):
         def __init__(self):
@@ -301,8 +301,8 @@ def test_a_network_of_ones_own_keeps_its_layout():
     assert fit.model.network.convolution.weight.is_contiguous()
 
 
-def test_compiling_is_torchs_and_trains_the_same_weights(monkeypatch, small_chunks):
-    """With a backend that compiles nothing: what is tested is that training goes through it."""
+def test_compiling_trains_the_same_weights(monkeypatch, small_chunks):
+    """With a backend that compiles nothing; the test is that training uses it."""
     compiled, plain = [], trained(pool_of(22), a_teacher())
 
     def compile(model, **options):

@@ -17,7 +17,7 @@ from distill.training.models import CifarResNet, Classifier, build
 
 
 def without_weights(channels: int = 3, classes: int = 10, **options) -> nn.Module:
-    """A network on torch's meta device: shapes only, at no cost."""
+    """A network on torch's meta device, which has shapes but no values."""
     with torch.device("meta"):
         return build(ModelConfig(**options), channels, classes)
 
@@ -65,7 +65,7 @@ def test_stages_halve_the_image_and_double_the_width(width):
 
 
 def test_shortcuts_subsample_and_pad_with_zeros():
-    """With the residual branches silenced, what is left is the stem, subsampled, in the first channels."""
+    """With residual branches of zero the output is the subsampled stem in the first channels."""
     torch.manual_seed(0)
     network = CifarResNet(8, 4, channels=3, classes=5).eval()
     for block in network.blocks:
@@ -76,13 +76,13 @@ def test_shortcuts_subsample_and_pad_with_zeros():
     torch.testing.assert_close(network(x), network.fc(features))
 
 
-def test_small_and_odd_images_go_through():
+def test_small_and_odd_image_sizes_work():
     network = without_weights(channels=1, resnet=8, width=4)
     assert shape_after(network, "fc", channels=1, size=8) == (2, 10)
     assert shape_after(network, "fc", channels=1, size=7) == (2, 10)
 
 
-def test_convolutions_start_as_he_et_al_have_it():
+def test_convolutions_have_the_initial_weights_of_he_et_al():
     torch.manual_seed(0)
     weight = build(ModelConfig(resnet=8), 3, 10).blocks[2].conv2.weight  # 64 -> 64 channels
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
@@ -117,13 +117,13 @@ def test_the_cifar_stem_keeps_the_image(channels):
     assert shape_after(network, "maxpool", channels) == (2, 64, 32, 32)
 
 
-def test_a_replaced_first_layer_starts_like_torchvisions():
+def test_a_replaced_first_layer_has_torchvisions_initial_weights():
     torch.manual_seed(0)
     weight = build(ModelConfig(resnet=18, stem="cifar"), 3, 10).conv1.weight
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)  # fan out
 
 
-def test_without_changes_the_network_is_torchvisions():
+def test_by_default_the_network_equals_torchvisions():
     torch.manual_seed(0)
     ours = build(ModelConfig(resnet=18), 3, 1000).state_dict()
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_without_changes_the_network_is_torchvisions():
 
 
 @pytest.mark.parametrize("error", [URLError("no route to host"), RuntimeError('invalid hash value (expected "f37")')])
-def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch, error):
+def test_unavailable_pretrained_weights_are_a_one_line_error(monkeypatch, error):
     def refuse(*args, **kwargs):
         raise error
 
@@ -145,7 +145,7 @@ def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch, error):
 
 
 @pytest.mark.parametrize(("stem", "channels", "first_is_new"), [(None, 3, False), (None, 1, True), ("cifar", 3, True)])
-def test_pretrained_weights_are_taken_but_for_the_head_and_a_new_first_layer(monkeypatch, stem, channels, first_is_new):
+def test_pretrained_weights_are_used_except_for_new_layers(monkeypatch, stem, channels, first_is_new):
     weights = {name: torch.full_like(value, 3) for name, value in torchvision_models.resnet18().state_dict().items()}
     monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", lambda *args, **kwargs: weights)
     network = build(ModelConfig(resnet=18, stem=stem, pretrained=True), channels, 10)
@@ -158,7 +158,7 @@ def test_pretrained_weights_are_taken_but_for_the_head_and_a_new_first_layer(mon
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("training", [True, False])
-def test_our_resnets_compute_what_torchvisions_do(depth, training):
+def test_our_resnets_equal_torchvisions(depth, training):
     """Logits and gradients in float64, from the same weights, for images of one pixel in the last stage."""
     ours = build(ModelConfig(resnet=depth), 3, 10).double().train(training).to(memory_format=torch.channels_last)
     theirs = torchvision_models.get_model(f"resnet{depth}", num_classes=10).double().train(training)
@@ -177,7 +177,7 @@ def test_our_resnets_compute_what_torchvisions_do(depth, training):
     assert (gradient == 0).all()
 
 
-def test_a_product_convolution_shares_a_convolutions_parameters_and_draws_nothing():
+def test_a_product_convolution_shares_parameters_and_draws_nothing():
     conv = nn.Conv2d(3, 5, (3, 1), stride=2, padding=1).eval()
     before = torch.get_rng_state()
     ours = ProductConv2d.from_conv(conv)
@@ -215,12 +215,12 @@ def classifier() -> Classifier:
     return Classifier(CifarResNet(8, 4, 3, 5), torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.2, 0.3, 0.4])).eval()
 
 
-def test_whole_numbers_and_fractions_are_the_same_images(classifier):
+def test_uint8_and_float_images_give_the_same_logits(classifier):
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     assert torch.equal(classifier(images), classifier(images.float() / 255))
 
 
-def test_images_are_normalised_as_torchvision_does_it(classifier):
+def test_images_are_normalised_as_in_torchvision(classifier):
     from torchvision.transforms import functional as tv
 
     images = torch.rand(6, 3, 8, 8)
@@ -228,8 +228,8 @@ def test_images_are_normalised_as_torchvision_does_it(classifier):
     torch.testing.assert_close(classifier(images), classifier.network(normalised))
 
 
-def test_a_checkpoint_is_complete_in_itself(classifier, tmp_path):
-    """Weights, batch statistics and the normalisation; read without running code."""
+def test_a_checkpoint_includes_the_normalisation(classifier, tmp_path):
+    """It holds weights, batch statistics and the normalisation, and is read without running code."""
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     classifier.train()(images)  # so that the batch statistics are no longer the initial ones
     torch.save(classifier.state_dict(), tmp_path / "model.pt")

@@ -23,7 +23,7 @@ draws = st.integers(0, 2**32 - 1)
 
 
 def problem(seed: int, n: int = 6, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits that take a gradient, labels, and a teacher's logits: (n, classes), (n,), (n, classes), float64."""
+    """Logits with requires_grad, labels, and a teacher's logits: (n, classes), (n,), (n, classes), float64."""
     rng = torch.Generator().manual_seed(seed)
     logits, teacher = (3 * torch.randn(n, classes, generator=rng, dtype=torch.float64) for _ in range(2))
     return logits.requires_grad_(), torch.randint(0, classes, (n,), generator=rng), teacher
@@ -44,14 +44,14 @@ def test_one_hot_is_one_at_the_label():
 
 @cases
 @given(draws, st.floats(0, 1))
-def test_a_blend_of_probabilities_is_one(seed, alpha):
+def test_a_blend_of_probabilities_is_a_probability(seed, alpha):
     _, labels, teacher = problem(seed)
     target = blend(one_hot(labels, 5).double(), teacher.softmax(1), alpha)
     close(target.sum(1), torch.ones(6, dtype=torch.float64))
     assert (target >= 0).all()
 
 
-def test_a_blend_at_its_limits():
+def test_a_blend_at_alpha_0_and_1():
     _, labels, teacher = problem(0)
     truth, soft = one_hot(labels, 5).double(), teacher.softmax(1)
     assert torch.equal(blend(truth, soft, 1.0), truth)
@@ -124,14 +124,14 @@ def test_a_temperature_scales_teacher_and_student_in_the_distillation_term(loss,
     close(gradient(actual.sum(), logits), gradient(expected.sum(), logits))
 
 
-def test_a_temperature_leaves_the_teachers_own_training_alone():
+def test_temperature_does_not_change_the_loss_without_a_teacher():
     logits, labels, _ = problem(4)
     truth = one_hot(labels, 5).double()
     close(Objective("kl", 4.0, 0.3)(logits, truth, None), F.cross_entropy(logits, labels, reduction="none"))
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_without_a_teacher_alpha_has_no_say(loss):
+def test_without_a_teacher_alpha_has_no_effect(loss):
     logits, labels, _ = problem(5)
     truth = one_hot(labels, 5).double()
     assert torch.equal(Objective(loss, 1.0, 0.0)(logits, truth, None), loss_function(loss)(logits, truth))
@@ -139,7 +139,7 @@ def test_without_a_teacher_alpha_has_no_say(loss):
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_at_the_ends_only_one_target_counts(loss, alpha):
+def test_at_alpha_0_and_1_only_one_target_counts(loss, alpha):
     logits, labels, teacher = problem(6)
     truth, soft = one_hot(labels, 5).double(), teacher.softmax(1)
     expected = loss_function(loss)(logits, truth if alpha == 1 else soft)

@@ -50,7 +50,7 @@ def adam(**options):
 @pytest.mark.parametrize("make", [adam(), adam(weight_decay=0.3), adam(betas=(0.5, 0.9), eps=1e-3)])
 @pytest.mark.parametrize(("reg", "coef"), [("norm", 0.2), ("l2", 0.2), ("norm", 0.0), ("none", 0.2)])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_a_folded_step_is_the_regulariser_and_the_optimisers_step(make, reg, coef, dtype, rtol):
+def test_a_folded_step_equals_regulariser_then_optimiser_step(make, reg, coef, dtype, rtol):
     ours, optimizer, values = after_steps(make, dtype, reg, coef, by_hand=False)
     exact, reference, exact_values = after_steps(make, torch.float64, reg, coef, by_hand=True)
     torch.testing.assert_close([p.double() for p in ours], exact, rtol=rtol, atol=rtol / 10)
@@ -62,14 +62,14 @@ def test_a_folded_step_is_the_regulariser_and_the_optimisers_step(make, reg, coe
             )
 
 
-def test_the_regulariser_matters_in_that_comparison():
+def test_the_regulariser_changes_the_step():
     with_it, without = (
         after_steps(adam(), torch.float64, "norm", coef, by_hand=False)[0][0].detach() for coef in (0.2, 0.0)
     )
     assert (with_it - without).abs().max() > 1e-4  # ten times what the comparison lets pass
 
 
-def test_only_adam_on_a_cpu_folds_and_not_in_its_first_step():
+def test_only_adam_on_a_cpu_folds_after_its_first_step():
     tensors = parameters(torch.float32)
     optimizer = adam()(tensors)
     assert not optim.can_fold(optimizer, tensors, "norm", 0.1)
@@ -84,13 +84,13 @@ def test_only_adam_on_a_cpu_folds_and_not_in_its_first_step():
 @pytest.mark.parametrize(
     "make", [lambda p: torch.optim.AdamW(p, weight_decay=0.1, fused=True), lambda p: torch.optim.SGD(p, momentum=0.9)]
 )
-def test_other_optimisers_take_the_gradient_as_it_is(make):
+def test_other_optimisers_are_not_folded(make):
     ours, _, _ = after_steps(make, torch.float32, "norm", 0.2, by_hand=False)
     plain, _, _ = after_steps(make, torch.float32, "norm", 0.2, by_hand=True)
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
 
-def test_a_parameter_that_the_loss_does_not_reach_is_regularised():
+def test_an_unused_parameter_is_regularised():
     tensors = parameters(torch.float64)
     optimizer = adam()(tensors)
     for _ in range(2):
@@ -102,8 +102,8 @@ def test_a_parameter_that_the_loss_does_not_reach_is_regularised():
         assert tensors[0].grad.shape == tensors[0].shape
 
 
-def test_the_optimisers_state_keeps_its_form():
-    """What a checkpoint holds is torch's own, so that either way goes on from the other."""
+def test_the_optimisers_state_has_torchs_format():
+    """The checkpoint has torch's format, so folded and plain steps can continue from each other."""
     _, ours, _ = after_steps(adam(), torch.float64, "norm", 0.2, by_hand=False)
     _, plain, _ = after_steps(adam(), torch.float64, "norm", 0.2, by_hand=True)
     torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=1e-10, atol=1e-12)
@@ -149,7 +149,7 @@ def test_cosine_is_torchs():
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_warm_up_and_what_follows_are_torchs(schedule):
+def test_warm_up_and_schedule_are_torchs(schedule):
     optimizer = an_optimizer(0.3)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 12, total_iters=11)
     theirs = torchs_rates(warm_up, 12)
@@ -168,7 +168,7 @@ def test_the_constant_rate_is_constant():
     assert our_rates(3, lr=0.3, max_epochs=2) == [0.3] * 6
 
 
-def test_a_development_run_leaves_the_warm_up_out():
+def test_a_development_run_has_no_warm_up():
     assert our_rates(2, lr=0.3, max_epochs=5, warmup_epochs=2, fast_dev_run=True) == [0.3, 0.3]
 
 

@@ -30,14 +30,14 @@ def test_without_a_teacher_there_are_no_soft_targets():
     assert soft_targets(None, pool_of(4).images, TrainConfig()) is None
 
 
-def test_predictions_are_the_models_in_eval_mode_in_the_splits_order(small_chunks):
+def test_predictions_are_in_eval_mode_and_in_order(small_chunks):
     model, pool = classifier(), pool_of(21)
     logits = predict_all(model.train(), pool, TrainConfig(batch_size=4))
     torch.testing.assert_close(logits, model.eval()(pool.images).detach(), rtol=1e-5, atol=1e-6)
     assert not logits.requires_grad
 
 
-def test_predicting_leaves_the_batch_statistics_alone():
+def test_predicting_does_not_change_batch_statistics():
     model = classifier()
     before = copy.deepcopy(model.state_dict())
     predict_all(model.train(), pool_of(21), TrainConfig())

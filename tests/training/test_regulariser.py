@@ -30,7 +30,7 @@ BY_AUTOGRAD = {
 
 @pytest.mark.parametrize("reg", sorted(BY_AUTOGRAD))
 @pytest.mark.parametrize("coef", [1e-4, 0.3])
-def test_a_regulariser_and_its_gradient_are_autograds(reg, coef):
+def test_a_regulariser_and_its_gradient_equal_autograd(reg, coef):
     values = with_zero_gradients(parameters())
     exact = [p.detach().double().requires_grad_() for p in values]
     expected = coef * BY_AUTOGRAD[reg](exact)
@@ -52,7 +52,7 @@ def test_a_regulariser_adds_to_the_losses_gradient():
         close(p.grad, 2.0 + p.detach())
 
 
-def test_a_regulariser_leaves_the_parameters_alone():
+def test_a_regulariser_does_not_change_the_parameters():
     values = with_zero_gradients(parameters())
     before = [p.detach().clone() for p in values]
     add_regulariser(values, "norm", 0.5)
@@ -61,7 +61,7 @@ def test_a_regulariser_leaves_the_parameters_alone():
 
 @pytest.mark.parametrize("reg", ["norm", "l2"])
 def test_parameters_that_are_all_zero_have_no_regulariser_and_no_gradient(reg):
-    """As torch.norm has it, whose subgradient at 0 is 0; the bias of a batch normalisation starts there."""
+    """As in torch.norm, the subgradient at 0 is 0; the bias of a batch normalisation starts there."""
     values = with_zero_gradients([torch.zeros(3, 2, requires_grad=True), torch.zeros(4, requires_grad=True)])
     assert add_regulariser(values, reg, 0.1).item() == 0
     assert all((p.grad == 0).all() for p in values)
@@ -85,15 +85,15 @@ def test_the_gradient_of_a_norm_stays_bounded_where_the_norm_underflows(size):
 
 
 @pytest.mark.parametrize(("reg", "coef"), [("none", 0.1), ("norm", 0.0), ("l2", 0.0)])
-def test_no_regulariser(reg, coef):
+def test_without_a_regulariser_nothing_is_added(reg, coef):
     values = with_zero_gradients(parameters())
     assert add_regulariser(values, reg, coef).item() == 0
     assert all((p.grad == 0).all() for p in values)
 
 
 @pytest.mark.parametrize("reg", sorted(BY_AUTOGRAD))
-def test_a_parameter_that_the_loss_does_not_reach_is_regularised_too(reg):
-    """A network of the user's own may have one; autograd through the norm would reach it."""
+def test_an_unused_parameter_is_regularised(reg):
+    """A custom network may have one; autograd of the norm would also regularise it."""
     values = parameters()
     exact = [p.detach().clone().requires_grad_() for p in values]
     (0.1 * BY_AUTOGRAD[reg](exact)).backward()
