@@ -1,6 +1,12 @@
-"""Settings of the process that must be made before torch is loaded, and the cores it may use."""
+"""Settings of the process that must be made before torch is loaded, those of Matplotlib, and the cores it may use."""
 
+import logging
 import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 SETTINGS = {
     # OpenMP's waiting threads spin for milliseconds before they sleep. With any other process on the cores that made a
@@ -25,3 +31,34 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def load_matplotlib() -> None:
+    """Import Matplotlib, which refuses to be imported if MPLBACKEND names a backend that is not installed here."""
+    if "matplotlib" in sys.modules:
+        return
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns about the user's settings and folders
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # as the import would have done
+
+
+@contextmanager
+def matplotlib_style(style: Mapping[Any, Any]) -> Iterator[None]:
+    """Draw with Matplotlib's defaults and ``style``, whatever the user's settings are: a context, or a decorator."""
+    load_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as one for each character that the font lacks
+        kept = ("backend", "interactive", "toolbar")  # they do not matter here, and setting them starts a backend
+        defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith(kept)}
+        matplotlib.rcParams.update(defaults)
+        matplotlib.rcParams.update(style)
+        yield

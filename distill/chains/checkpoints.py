@@ -15,7 +15,7 @@ from distill.files import open_file, sha256, write_atomically
 from distill.named import named_object
 from distill.store.results import read_record
 from distill.training import models
-from distill.training.device import place
+from distill.training.device import place, torch_defaults
 
 
 def write_tensors(file: Path, content: dict) -> None:
@@ -69,6 +69,7 @@ def load_parameters(model: models.Classifier, file: Path) -> None:
     target.load_state_dict(state)
 
 
+@torch_defaults()
 def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None) -> models.Classifier:
     """A finished model from its model.pt or its folder, on the CPU in eval mode.
 

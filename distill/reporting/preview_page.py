@@ -159,7 +159,7 @@ def figure(title: str, forecasts: Sequence[Forecast], outcomes: Sequence[Outcome
     from matplotlib.lines import Line2D
 
     drawing = new_figure(9.6, 2.55 * (len(forecasts) + 1))
-    drawing.suptitle(f"Kernel twin of {title}")
+    drawing.suptitle(f"Kernel twin of {title}", parse_math=False)  # a path may have dollar signs
     axes = drawing.subplots(len(forecasts) + 1, 3)
     for row, forecast in zip(axes, forecasts, strict=False):
         _draw_map(row[0], forecast, forecast.error, "held-out squared error", lower_is_better=True)

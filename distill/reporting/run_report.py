@@ -7,7 +7,7 @@ from distill.arms import PROBE, arm_title
 from distill.configfile import read_config
 from distill.reporting.plots import FIGURES, Run, by_arm
 from distill.reporting.statistics import spread
-from distill.reporting.style import save
+from distill.reporting.style import draw
 from distill.reporting.tables import aligned
 from distill.store.rundir import RunDir
 
@@ -19,7 +19,7 @@ def report(path: Path) -> str:
         return ""
     run = Run(read_config(path / "config.toml").chain, rundir.records())
     for name, figure in FIGURES.items():
-        save(figure(run), path / name)
+        draw(path / name, figure, run)
     return "\n\n".join(filter(None, [table(run), estimates(run.records)]))
 
 

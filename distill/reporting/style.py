@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import _GeneratorContextManager
 from pathlib import Path
 from typing import Any
 
+from distill.environment import matplotlib_style
+from distill.errors import one_line
 from distill.files import Content, write_together
+from distill.program import complain
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,13 +40,9 @@ STYLE: dict[Any, Any] = {
 _UNDATED = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
-@contextmanager
-def styled() -> Iterator[None]:
+def styled() -> _GeneratorContextManager[None]:
     """Draw in this style: a context, or a decorator of a function that draws."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
+    return matplotlib_style(STYLE)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -71,3 +70,11 @@ def save(figure: Figure, stem: Path) -> None:
         figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
         files[stem.with_name(f"{stem.name}.{kind}")] = content.getvalue()
     write_together(files)
+
+
+def draw(stem: Path, figure: Callable[..., Figure], *arguments: Any) -> None:
+    """Save ``figure(*arguments)`` as ``save`` does. A failure is a note on standard error and ends no run."""
+    try:
+        save(figure(*arguments), stem)
+    except Exception as error:
+        complain(f"note: no figure {one_line(str(stem))} ({type(error).__name__}: {one_line(error)})")

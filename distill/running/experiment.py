@@ -25,7 +25,7 @@ from distill.errors import ConfigError, UserError
 from distill.files import write_atomically
 from distill.store.results import read_record
 from distill.store.rundir import RunDir
-from distill.training.device import pick_device, set_up
+from distill.training.device import pick_device, set_up, torch_defaults
 from distill.training.listener import Listener
 from distill.training.models import Classifier, forked_rng
 
@@ -151,9 +151,8 @@ def prepare(
 
 @contextmanager
 def caller_unaffected(config: Config) -> Iterator[None]:
-    """Keep torch's generators as the caller has them, and turn errors of memory into UserErrors."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices), memory_errors(config):
+    """Be independent of the caller's settings of torch, leave them as they are, and name errors of memory."""
+    with torch_defaults(), memory_errors(config):
         yield
 
 

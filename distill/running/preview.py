@@ -26,17 +26,17 @@ from distill.arms import Estimated, Fixed, arm_name, students_of
 from distill.chains.checkpoints import load_model
 from distill.config import CUSTOM_DATA, Config, TrainConfig
 from distill.data.source import Source
-from distill.errors import ConfigError
+from distill.errors import ConfigError, printable
 from distill.kernel.twin import Forecast, forecast, make_twin
 from distill.randomness import generator
 from distill.reporting import preview_page
 from distill.reporting.preview_page import Outcome
-from distill.reporting.style import save
+from distill.reporting.style import draw
 from distill.running.experiment import Experiment, prepare
 from distill.store.results import Result, read_record
 from distill.store.rundir import RunDir
 from distill.training.batches import ImageStore, make_image_store
-from distill.training.device import place
+from distill.training.device import place, torch_defaults
 from distill.training.predict import predict_all
 
 Array = NDArray[np.float64]
@@ -45,6 +45,7 @@ SIZE = 2000  # training images
 SIDE = 32  # pixels, of images as the features of a kernel
 
 
+@torch_defaults()
 def page(
     run: str | Path,
     seed: int | None = None,
@@ -74,7 +75,7 @@ def page(
     outcomes = outcomes_of(teacher, forecasts)
     title = f"{run}, seed {seed}: {inputs.features.shape[1]} features of {len(inputs.features):,} training images"
     stem = run / f"seed_{seed}" / "preview"
-    save(preview_page.figure(title, forecasts, outcomes), stem)
+    draw(stem, preview_page.figure, printable(title), forecasts, outcomes)
     text = preview_page.tables(title, inputs.predicted, inputs.held_out_true, forecasts, outcomes)
     return f"{text}\n\n{stem}.png and .svg show it as a figure"
 

@@ -2,8 +2,12 @@
 
 import ctypes
 import os
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,6 +48,54 @@ def set_up(train: TrainConfig, device: torch.device, threads: int | None) -> Non
         torch.use_deterministic_algorithms(train.deterministic)
         # Skip torch's NaN fill of uninitialised memory; we never read it.
         torch.utils.deterministic.fill_uninitialized_memory = not train.deterministic  # type: ignore[attr-defined]
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """torch's and NumPy's switches at their defaults, and afterwards as they were: a context, or a decorator.
+
+    This makes a run independent of what its caller has set, and the caller's own work independent of the run. The
+    number of threads stays as it is on entry. Generators of random numbers are restored too.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    before = {get: (get(), set_) for get, set_, _ in SWITCHES}
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))  # not otherwise: it slows every call of torch down
+        try:
+            for get, set_, default in SWITCHES:
+                if default is not None and get() != default:
+                    set_(default)
+            yield
+        finally:
+            for get, (value, set_) in before.items():
+                if get() != value:
+                    set_(value)
+            torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def _switch(holder: Any, name: str, default: Any) -> tuple[Callable[[], Any], Callable[[Any], None], Any]:
+    return partial(getattr, holder, name, None), partial(setattr, holder, name), default
+
+
+# Each: a function that reads it, one that sets it, its default. None: it is only restored.
+SWITCHES: list[tuple[Callable[[], Any], Callable[[Any], None], Any]] = [
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 0),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    (torch.get_num_threads, torch.set_num_threads, None),
+    _switch(torch.backends.mkldnn.conv, "fp32_precision", "none"),  # type: ignore[attr-defined]
+    _switch(torch.backends.cudnn, "benchmark", False),
+    _switch(torch.backends.cudnn, "deterministic", False),
+]
 
 
 def _keep_freed_memory() -> None:

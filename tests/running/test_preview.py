@@ -59,7 +59,7 @@ def own_run(run, tmp_path) -> Path:
 def undrawn(monkeypatch) -> None:
     """No figure: drawing takes seconds."""
     monkeypatch.setattr(preview.preview_page, "figure", lambda *args: None)
-    monkeypatch.setattr(preview, "save", lambda *args: None)
+    monkeypatch.setattr(preview, "draw", lambda *args: None)
 
 
 def numbers(text: str, heading: str) -> list[list[str]]:

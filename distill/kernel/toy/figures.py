@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
+from distill.environment import matplotlib_style
 from distill.kernel.arrays import FloatArray
 from distill.kernel.linalg import Spectrum, decompose
 from distill.kernel.mixing import alphas_to_weights, greedy_alphas, joint_weights, weights_to_alphas
@@ -287,7 +288,7 @@ def all_figures(
         spectrum = decompose(kernel_matrix(args.kernel, data.x, data.x, args.gamma), overwrite=True)
     finite = np.array(steps[:-1])
     drawn = finite[np.unique(np.linspace(0, len(finite) - 1, MOST_CURVES).round().astype(int))]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib_style(STYLE):
         figures = {"self_distill": chain_drawing()}
         for chain in chains:
             figures |= _chain_figures(chain, spectrum, data, list(drawn), args)

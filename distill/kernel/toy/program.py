@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distill.errors import DataError
+from distill.environment import load_matplotlib
+from distill.errors import DataError, one_line
 from distill.files import Content, write_together
 from distill.kernel.toy.options import parse, program
-from distill.program import refuse, run_program, say
+from distill.program import complain, refuse, run_program, say
 
 if TYPE_CHECKING:
     from distill.kernel.arrays import FloatArray
@@ -118,12 +119,25 @@ def load(args: argparse.Namespace) -> "Data":
     return data.draw(args.n or 11, 0.5 if args.noise is None else args.noise, args.seed or 0)
 
 
+def draw(*arguments: Any) -> dict[str, bytes]:
+    """``figures.all_figures(*arguments)``; none, and a note on standard error, if drawing fails."""
+    try:
+        load_matplotlib()
+        from distill.kernel.toy.figures import all_figures
+
+        return all_figures(*arguments)
+    except Exception as error:
+        complain(f"note: no figures ({type(error).__name__}: {one_line(error)})")
+        return {}
+
+
 def run(args: argparse.Namespace) -> str:
     """Compute, write the files, and return the text for standard output."""
     from distill.kernel.toy.data import chain_losses, make_folds
 
     data = load(args)
     if args.interactive:
+        load_matplotlib()
         from distill.kernel.toy.window import show
 
         show(data, args)
@@ -136,11 +150,8 @@ def run(args: argparse.Namespace) -> str:
     files: dict[Path, Content] = {}
     if args.csv is not None:
         files[args.csv] = format_csv(chains, steps, table)
-    if not args.no_figures:
-        from distill.kernel.toy.figures import all_figures
-
-        figures = all_figures(data, folds, loss_name, chains, steps, args)
-        files |= {args.output / f"{name}.{args.format}": content for name, content in figures.items()}
+    figures = {} if args.no_figures else draw(data, folds, loss_name, chains, steps, args)
+    files |= {args.output / f"{name}.{args.format}": content for name, content in figures.items()}
     write_files(files)
 
     lines = [
@@ -152,7 +163,7 @@ def run(args: argparse.Namespace) -> str:
     for chain in chains:
         if isinstance(chain.alpha, tuple):
             lines.append(f"\n{chain.heading}: alpha = {', '.join(f'{a:.5g}' for a in chain.alpha)}, ...")
-    if not args.no_figures:
+    if figures:
         lines.append(f"\n{len(figures)} figures in {args.output}{os.sep}")
     return "\n".join(lines)
 
