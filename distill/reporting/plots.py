@@ -61,7 +61,7 @@ class Run:
 def by_arm(run: Run, metric: str = "test_acc") -> ByArm:
     """A metric as ``{arm: {step: [a value per seed]}}``. Every arm begins with the teacher, which all arms share.
 
-    Models that are not finished, or have no value, are left out. Without students the only arm is None, the teacher.
+    Unfinished models and models without a value are omitted. Without students the only arm is None, the teacher.
     """
     values: dict[tuple[str | None, int], list[float]] = {}
     for result in run.results:
@@ -85,7 +85,7 @@ def accuracy_figure(run: Run) -> Figure:
 
 @styled()
 def diagnostics_figure(run: Run) -> Figure:
-    """Every metric with a label that the results have, against step, a panel each, with one legend."""
+    """Every metric that has a label and a value, against step, in a panel each with one legend."""
     labels = {metric.name: metric.label for metric in metrics.METRICS if metric.label is not None}
     names = [name for name in labels if any(getattr(result, name) is not None for result in run.results)]
     rows = math.ceil(len(names) / PANELS)
@@ -156,7 +156,7 @@ def _draw_arms(axes: Axes, arms: ByArm) -> None:
         if not steps:
             continue
         means, deviations = zip(*(spread(values) for values in steps.values()), strict=True)
-        # Arms are a little apart, so that their bars can be told from each other.
+        # Shift the arms a little, so that their bars do not overlap.
         at = [step + 0.05 * (i - (len(arms) - 1) / 2) for step in steps]
         bars = deviations if any(deviations) else None
         axes.errorbar(at, means, yerr=bars, markersize=4, capsize=2, label=arm_title(arm), **line_style(i))

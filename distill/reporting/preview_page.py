@@ -27,9 +27,9 @@ NO_CHANGE = 1e-12  # an expected change below this is rounding
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """An arm's alphas, and its changes against the teacher in held-out squared error and accuracy, each (students,).
+    """An arm's alphas, and the changes of held-out squared error and accuracy from the teacher, each (students,).
 
-    ``expected`` (twins, 2, students): the same two changes as each twin forecasts them for these alphas.
+    ``expected`` (twins, 2, students) holds the two changes that each twin forecasts for these alphas.
     """
 
     label: str
@@ -40,14 +40,14 @@ class Outcome:
 
 
 def compare(expected: Array, observed: Array) -> tuple[float, float]:
-    """Pearson's correlation of changes (students,), and the share of observed ones with the expected sign.
+    """Pearson's correlation of changes (students,), and the share of observed changes with the expected sign.
 
-    The share is over the students for which a change is expected (at alpha = 1 none is). NaN if it is undefined.
+    The share excludes students for which no change is expected (alpha = 1). Each is NaN if it is undefined.
     """
-    moved = np.abs(expected) > NO_CHANGE
-    if not moved.any():
+    changes = np.abs(expected) > NO_CHANGE
+    if not changes.any():
         return np.nan, np.nan
-    share = (np.sign(expected) == np.sign(observed))[moved].mean()
+    share = (np.sign(expected) == np.sign(observed))[changes].mean()
     varies = np.ptp(expected) > 0 and np.ptp(observed) > 0
     return float(np.corrcoef(expected, observed)[0, 1]) if varies else np.nan, float(share)
 
@@ -63,19 +63,19 @@ def tables(
     parts = [
         f"Kernel twin of {title}, {len(truth):,} held-out images\n"
         "error: squared error against the true label, summed over classes; step 0 is the teacher",
-        _first_fits(predicted, truth, forecasts),
+        _teacher_table(predicted, truth, forecasts),
     ]
     for forecast in forecasts:
-        parts.append(_map(forecast, "error", forecast.error, np.min))
-        parts.append(_map(forecast, "accuracy", forecast.accuracy, np.max))
-        parts.append(_schedules(forecast))
-    parts.append(_freedom(forecasts))
+        parts.append(_alpha_step_table(forecast, "error", forecast.error, np.min))
+        parts.append(_alpha_step_table(forecast, "accuracy", forecast.accuracy, np.max))
+        parts.append(_schedule_table(forecast))
+    parts.append(_freedom_table(forecasts))
     if outcomes:
-        parts.append(_side_by_side(outcomes, [forecast.twin.name for forecast in forecasts]))
+        parts.append(_outcome_table(outcomes, [forecast.twin.name for forecast in forecasts]))
     return "\n\n".join(parts)
 
 
-def _first_fits(predicted: Array, truth: Array, forecasts: Sequence[Forecast]) -> str:
+def _teacher_table(predicted: Array, truth: Array, forecasts: Sequence[Forecast]) -> str:
     error, accuracy = scores(predicted, truth)
     rows = [["step 0", "lam", "df", "error", "accuracy", "agrees with the network"]]
     rows.append(["network", "", "", f"{error:.4f}", f"{accuracy:.4f}", ""])
@@ -88,12 +88,12 @@ def _first_fits(predicted: Array, truth: Array, forecasts: Sequence[Forecast]) -
     return aligned(rows)
 
 
-def _heading(steps: Array) -> list[str]:
+def _step_names(steps: Array) -> list[str]:
     return ["∞" if step == np.inf else f"step {step:.0f}" for step in steps]
 
 
-def _map(forecast: Forecast, metric: str, values: Array, best: Callable[..., Array]) -> str:
-    rows = [["alpha", *(f"{name} " for name in _heading(forecast.steps))]]
+def _alpha_step_table(forecast: Forecast, metric: str, values: Array, best: Callable[..., Array]) -> str:
+    rows = [["alpha", *(f"{name} " for name in _step_names(forecast.steps))]]
     stars = best(values[TABLE_ALPHAS], axis=0)
     for i in TABLE_ALPHAS:
         cells = (f"{v:.4f}{'*' if v == star else ' '}" for v, star in zip(values[i], stars, strict=True))
@@ -101,32 +101,32 @@ def _map(forecast: Forecast, metric: str, values: Array, best: Callable[..., Arr
     return f"{forecast.twin.name}: held-out {metric} of a constant alpha (* best of its column)\n{aligned(rows)}"
 
 
-def _schedules(forecast: Forecast) -> str:
+def _schedule_table(forecast: Forecast) -> str:
     rows = [["step", *(cell for name in forecast.schedules for cell in (f"{name} alpha", "error", "acc."))]]
     for step in range(1, len(forecast.steps) - 1):
         row = [str(step)]
         for schedule in forecast.schedules.values():
-            row += [_alpha(schedule, step - 1), f"{schedule.error[step]:.4f}", f"{schedule.accuracy[step]:.4f}"]
+            row += [_format_alpha(schedule, step - 1), f"{schedule.error[step]:.4f}", f"{schedule.accuracy[step]:.4f}"]
         rows.append(row)
     heading = f"{forecast.twin.name}: best alphas in [0, 1] (before clipping); joint is for the last step"
     return f"{heading}\n{aligned(rows)}"
 
 
-def _alpha(schedule: Schedule, i: int) -> str:
+def _format_alpha(schedule: Schedule, i: int) -> str:
     if schedule.free is None or schedule.free[i] == schedule.alphas[i]:
         return f"{schedule.alphas[i]:.3f}"
     return f"{schedule.alphas[i]:.3f} ({schedule.free[i]:.2f})"
 
 
-def _freedom(forecasts: Sequence[Forecast]) -> str:
-    rows = [["twin", "alpha", *_heading(forecasts[0].steps)]]
+def _freedom_table(forecasts: Sequence[Forecast]) -> str:
+    rows = [["twin", "alpha", *_step_names(forecasts[0].steps)]]
     for forecast in forecasts:
         for i in reversed(CURVE_ALPHAS):
             rows.append([forecast.twin.name, f"{ALPHAS[i]:g}", *(f"{value:.1f}" for value in forecast.freedom[i])])
     return f"effective degrees of freedom\n{aligned(rows)}"
 
 
-def _side_by_side(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
+def _outcome_table(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
     rows = [["arm", "step", "alpha", "error", *names, "accuracy", *names]]
     for outcome in outcomes:
         for k, alpha in enumerate(outcome.alphas):
@@ -175,12 +175,12 @@ def figure(title: str, forecasts: Sequence[Forecast], outcomes: Sequence[Outcome
 
 
 def _twin_style(i: int) -> dict[str, Any]:
-    """Colour and marker of a twin; the later ones are hollow, so that points on points can still be seen."""
+    """Colour and marker of a twin. All but the first are hollow, so that overlapping points stay visible."""
     return {"color": COLOURS[i], "marker": MARKERS[i], "markerfacecolor": COLOURS[i] if i == 0 else "none"}
 
 
 def _positions(steps: Array) -> Array:
-    """Horizontal positions of steps; the limit, which is last, is set apart."""
+    """Horizontal positions of steps, with a gap before the limit, which is last."""
     return np.arange(len(steps), dtype=np.float64) + np.where(steps == np.inf, 0.3, 0.0)
 
 
@@ -192,8 +192,8 @@ def _step_ticks(axes: Axes, steps: Array, at: Array) -> None:
 
 
 def _draw_map(axes: Axes, forecast: Forecast, values: Array, metric: str, *, lower_is_better: bool) -> None:
-    """Values (alphas, steps) as colours, light for good, the best student starred, the limit set apart."""
-    # Near alpha = 0 the limit is so bad that it would take all the colours: the worst cells share the last one.
+    """Values (alphas, steps) as colours, light for good, with a star at the best student and a gap before the limit."""
+    # Near alpha = 0 the limit is so bad that it would use up the colour scale, so the worst cells share one colour.
     ends = (values.min(), np.quantile(values, 0.9)) if lower_is_better else (np.quantile(values, 0.1), values.max())
     half = (ALPHAS[1] - ALPHAS[0]) / 2
     edges = np.append(ALPHAS - half, ALPHAS[-1] + half)

@@ -12,7 +12,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean and the half width of its 95 % interval by Student's t, which is NaN for a single value.
 
-    Of paired differences, one for each seed, it says how far their mean is from 0.
+    For paired differences, one per seed, it shows whether their mean differs from 0.
     """
     import numpy as np
     from scipy.stats import t

@@ -1,4 +1,4 @@
-"""The look of all figures: one palette, one style, files that are the same bytes for the same figure."""
+"""The style of all figures: palette, fonts, and files whose bytes depend only on the figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distill.program import complain
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette, which colour-blind readers can tell apart, and a marker each for print.
+# Okabe & Ito's palette, which colour-blind readers can distinguish, and markers for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 LINES: tuple[Any, ...] = ("-", "--", ":")
@@ -41,12 +41,12 @@ _UNDATED = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
 def styled() -> _GeneratorContextManager[None]:
-    """Draw in this style: a context, or a decorator of a function that draws."""
+    """Draw in this style, as a context or as a decorator."""
     return matplotlib_style(STYLE)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches that needs no display."""
+    """An empty figure, ``width`` by ``height`` inches, that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The cost of a run on this machine, from short bursts of its training, and what is left of it."""
+"""The cost of a run on this machine, estimated from short bursts of its training, and its remaining cost."""
 
 import itertools
 import statistics
@@ -13,39 +13,39 @@ from distill.running.experiment import Experiment, job_count
 from distill.running.trial import trial_of
 from distill.store.rundir import RunDir
 
-Done = Mapping[tuple[int, Student | None], float]  # the fraction of training that is done; None: a seed's teacher
+Done = Mapping[tuple[int, Student | None], float]  # (seed, student or None for the teacher) to the trained fraction
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured times in seconds, and the cost of a configuration that follows from them."""
+    """Measured times, and the cost of a configuration computed from them, all in seconds."""
 
     config: Config
     updates: int  # per epoch
     train: int  # images
     held_out: int  # images
     test: int  # images
-    teacher: float  # an update without a teacher, the median of its bursts
-    student: float  # an update with a teacher's forward pass, likewise
+    teacher: float  # one update of a teacher, the median over bursts
+    student: float  # one update of a student, with its teacher's forward pass, the median over bursts
     evaluation: float  # of one image
-    checkpoint: float  # after an epoch
-    scatter: float = 1.0  # the slowest burst over the fastest, of teacher or student
-    notes: tuple[str, ...] = ()  # from training
+    checkpoint: float  # one per epoch
+    scatter: float = 1.0  # time of the slowest burst over that of the fastest, of teachers or students
+    notes: tuple[str, ...] = ()  # reported by the measured training
 
-    def model(self, taught: bool) -> float:
-        """Seconds of one model: its epochs, each with an evaluation and a checkpoint, and the evaluation at its end."""
-        update = self.student if taught else self.teacher
+    def model(self, with_teacher: bool) -> float:
+        """Seconds of one model: its epochs, each with an evaluation and a checkpoint, and the final evaluation."""
+        update = self.student if with_teacher else self.teacher
         epoch = self.updates * update + self.held_out * self.evaluation + self.checkpoint
         return self.config.train.epochs * epoch + (self.train + self.held_out + self.test) * self.evaluation
 
     def training(self, student: Student | None) -> float:
         """Seconds of one model of the grid. None is a seed's teacher, which costs nothing if it is given."""
         if student is None:
-            return self.model(taught=False) if self.config.chain.teacher_ckpt is None else 0.0
-        return student.target.trainings * self.model(taught=student.target.uses_teacher)
+            return self.model(with_teacher=False) if self.config.chain.teacher_ckpt is None else 0.0
+        return student.target.trainings * self.model(with_teacher=student.target.uses_teacher)
 
     def seconds(self, seed: int, arms: Iterable[Arm], done: Done) -> float:
-        """Seconds of a seed's teacher and the students of some arms, shared ones counted once, less what is done."""
+        """Seconds that remain for a seed's teacher and the students of ``arms``; shared students count once."""
         models = [None, *students(arms)]
         return sum((1 - done.get((seed, model), 0.0)) * self.training(model) for model in models)
 
@@ -60,7 +60,7 @@ class Cost:
         return self.left({})
 
     def left(self, done: Done) -> float:
-        """Seconds of the grid less what is done."""
+        """Seconds that remain for the grid."""
         seeds = self.config.chain.seed
         arms = self.config.chain.arms
         total = sum(self.seconds(seed, arms, done) for seed in seeds)
@@ -69,7 +69,7 @@ class Cost:
 
 
 def measure(experiment: Experiment) -> Cost:
-    """Time bursts of an experiment's training, with the number of threads of its jobs, one job alone."""
+    """Measure an experiment's training in bursts, as a single job with as many threads as each job of the run has."""
     trial = trial_of(experiment)
     bursts = list(zip(*trial.update_seconds(), strict=True))
     teacher, student = map(statistics.median, bursts)

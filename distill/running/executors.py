@@ -200,7 +200,7 @@ class Processes(Executor):
             return self.pool.submit(_train_quietly, self.path, unit)
 
     def report(self) -> None:
-        self.watcher.look()
+        self.watcher.report_new()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         broken = isinstance(error, BrokenProcessPool)

@@ -1,4 +1,4 @@
-"""Timed bursts of the run's training, of one model or of several at the same time. Writes no run."""
+"""Timed bursts of a run's training, of one model or of several at the same time. Writes no files."""
 
 import io
 import threading
@@ -27,13 +27,13 @@ from distill.training.optim import updates_per_epoch
 from distill.training.predict import predict_all
 
 WARM_UP = 3  # updates before a burst
-BURST_SECONDS = 1.0  # of a timed burst, roughly; it has three updates at least
-BURSTS = 3  # of a teacher and of a student, in turn
+BURST_SECONDS = 1.0  # approximate length of a timed burst, which has at least three updates
+BURSTS = 3  # each of a teacher and of a student, alternating
 EVALUATED = 256  # images of a timed evaluation
 
 
 class Trial:
-    """A data set on the device, and bursts of training on it; ``make_network()`` makes a new network."""
+    """Timed bursts of training on one data set on the device; ``make_network()`` makes a new network."""
 
     def __init__(
         self,
@@ -58,36 +58,38 @@ class Trial:
         with forked_rng():
             return Classifier(self.make_network(), self.data.mean, self.data.std)
 
-    def fit(self) -> Trainer:
+    def new_trainer(self) -> Trainer:
         """A new model in training."""
         return Trainer(self._model(), self.train, self.device)
 
-    def burst(self, fit: Trainer, taught: bool, updates: int) -> float:
-        """Seconds of this many updates (at most an epoch of them), with a teacher's forward pass or without."""
+    def burst(self, trainer: Trainer, with_teacher: bool, updates: int) -> float:
+        """Seconds of ``updates`` updates, at most one epoch, with or without a teacher's forward pass."""
         updates = min(updates, self.updates)
-        fit.epochs = 0
+        trainer.epochs = 0
         plan = self.plan[: updates * self.train.batch_size]
-        teacher = self.teacher if taught else None
+        teacher = self.teacher if with_teacher else None
         started = time.perf_counter()
         try:
-            fit.epoch(self.images, plan, len(self.data.classes), teacher, Fixed(0.5), self.listener)  # waits at its end
+            trainer.epoch(
+                self.images, plan, len(self.data.classes), teacher, Fixed(0.5), self.listener
+            )  # waits at its end
         except NotFiniteLossError as error:
             raise ConfigError(f"{error}; {error.advice}") from None
         return time.perf_counter() - started
 
-    def warmed_up(self, taught: bool) -> tuple[Trainer, int]:
-        """A model in training after a first burst, and the number of updates of its timed bursts."""
-        fit = self.fit()
-        self.burst(fit, taught, WARM_UP)
-        update = self.burst(fit, taught, WARM_UP) / min(WARM_UP, self.updates)
+    def warmed_up(self, with_teacher: bool) -> tuple[Trainer, int]:
+        """A model in training after its warm-up, and the number of updates for its timed bursts."""
+        trainer = self.new_trainer()
+        self.burst(trainer, with_teacher, WARM_UP)
+        update = self.burst(trainer, with_teacher, WARM_UP) / min(WARM_UP, self.updates)
         updates = min(max(WARM_UP, round(BURST_SECONDS / update)), self.updates)
-        self.burst(fit, taught, updates)  # CUDA searches algorithms again for a teacher's pass of another size
-        return fit, updates
+        self.burst(trainer, with_teacher, updates)  # CUDA chooses algorithms per size of a pass
+        return trainer, updates
 
     def update_seconds(self) -> list[tuple[float, float]]:
-        """Seconds of an update of a teacher and of a student; one pair per burst, taken in turn after a warm-up."""
-        teacher, teacher_updates = self.warmed_up(taught=False)
-        student, student_updates = self.warmed_up(taught=True)
+        """Seconds per update of a teacher and of a student, one pair per burst; the two alternate after a warm-up."""
+        teacher, teacher_updates = self.warmed_up(with_teacher=False)
+        student, student_updates = self.warmed_up(with_teacher=True)
         pairs = []
         for _ in range(BURSTS):
             teacher_seconds = self.burst(teacher, False, teacher_updates)
@@ -106,10 +108,10 @@ class Trial:
 
     def checkpoint(self) -> float:
         """Seconds of writing one training state to memory; the disk is not measured."""
-        fit = self.fit()
-        self.burst(fit, False, 1)
+        trainer = self.new_trainer()
+        self.burst(trainer, False, 1)
         started = time.perf_counter()
-        torch.save(fit.state_dict(), io.BytesIO())
+        torch.save(trainer.state_dict(), io.BytesIO())
         return time.perf_counter() - started
 
 
@@ -121,10 +123,10 @@ def trial_of(experiment: Experiment) -> Trial:
 
 
 class ConcurrentTrial:
-    """Several students of a trial trained at the same time, in threads with a stream each, as CUDA jobs are.
+    """Several students of a trial trained at the same time, each in a thread with its own stream, like CUDA jobs.
 
-    The threads stay, because cuDNN remembers the algorithms that it has found per thread. Every student trains for the
-    same number of updates, however many there are.
+    The threads are reused, because cuDNN remembers its choice of algorithms per thread. Every student trains for the
+    same number of updates, whatever the number of students.
     """
 
     def __init__(self, trial: Trial, most: int):
@@ -139,11 +141,11 @@ class ConcurrentTrial:
         self.threads.shutdown()
 
     def images_per_second(self, jobs: int) -> float:
-        """Images per second of this many students together."""
+        """Images per second of ``jobs`` students in total."""
         if self.updates is None:
             if self.trial.device.type == "cuda":
-                torch.cuda.synchronize(self.trial.device)  # the teacher was put there on another stream
-            self.updates = self.threads.submit(lambda: self.trial.warmed_up(taught=True)[1]).result()
+                torch.cuda.synchronize(self.trial.device)  # the teacher was copied on another stream
+            self.updates = self.threads.submit(lambda: self.trial.warmed_up(with_teacher=True)[1]).result()
         ready = threading.Barrier(jobs)
         tasks: list[Future[tuple[float, float]]] = []
         try:
@@ -160,16 +162,16 @@ class ConcurrentTrial:
         return jobs * self.updates * self.trial.train.batch_size / (max(ended) - min(begun))
 
     def _work(self, ready: threading.Barrier, updates: int) -> tuple[float, float]:
-        """The times at which a burst began and ended, after one burst that is not timed."""
+        """The times at which a burst begins and ends, after one burst that is not timed."""
         try:
-            fit = self.trial.fit()
-            self.trial.burst(fit, True, WARM_UP)  # captures its graph
+            trainer = self.trial.new_trainer()
+            self.trial.burst(trainer, True, WARM_UP)  # captures its graph
             ready.wait()
-            self.trial.burst(fit, True, updates)
+            self.trial.burst(trainer, True, updates)
             ready.wait()
             started = time.perf_counter()
-            self.trial.burst(fit, True, updates)
+            self.trial.burst(trainer, True, updates)
             return started, time.perf_counter()
         except BaseException:
-            ready.abort()  # or the others would wait for ever
+            ready.abort()  # otherwise the others would wait for ever
             raise

@@ -1,4 +1,4 @@
-"""Progress of a run, read from its directory, whichever process works there."""
+"""Progress of a run, read from its directory, so that any process may train there."""
 
 import csv
 from contextlib import suppress
@@ -31,10 +31,10 @@ class RunWatcher:
         }
         self.rows = {folder: read_metrics(folder) for folder in self.unfinished}
 
-    def look(self) -> None:
+    def report_new(self) -> None:
         """Report what has appeared since the last call."""
         for folder, name in list(self.unfinished.items()):
-            finished = _is_finished(folder)  # before its epochs are read: none may be missed
+            finished = _is_finished(folder)  # checked before its epochs are read, so that none is missed
             self._report_epochs(folder, name)
             if finished:
                 del self.unfinished[folder]
@@ -49,7 +49,7 @@ class RunWatcher:
         self.rows[folder] = rows
 
     def _report_result(self, folder: Path, name: str) -> None:
-        with suppress(UserError):  # a damaged file: the code that needs the model reports it
+        with suppress(UserError):  # the code that needs the model reports a damaged file
             record = read_record(folder)
             if "auto" in record:
                 values = {key: value for key, value in record["auto"].items() if key != "val_brier"}

@@ -27,8 +27,8 @@ STUDENT = 4 * (10 * 3 + 2 + 5) + 9
 
 
 def test_the_cost_of_a_model_is_the_sum_of_its_parts(tmp_path):
-    assert cost(tmp_path).model(taught=False) == pytest.approx(TEACHER)
-    assert cost(tmp_path).model(taught=True) == pytest.approx(STUDENT)
+    assert cost(tmp_path).model(with_teacher=False) == pytest.approx(TEACHER)
+    assert cost(tmp_path).model(with_teacher=True) == pytest.approx(STUDENT)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_teacher_and_student_take_turns_and_medians_count(tmp_path, monkeypatch)
     trial = trial_of(prepare(config(tmp_path), source()))
     asked, seconds = [], iter([0.1] * 6 + [1, 5, 2, 6, 9, 4])  # two warm-ups and a burst each, and three in turn
 
-    def burst(fit, taught, updates):
-        asked.append(taught)
+    def burst(trainer, with_teacher, updates):
+        asked.append(with_teacher)
         return next(seconds)
 
     monkeypatch.setattr(trial, "burst", burst)

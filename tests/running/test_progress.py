@@ -89,7 +89,7 @@ def test_on_a_terminal_there_are_two_bars_and_the_lines_go_to_standard_output(on
 
 def test_the_bar_of_the_epoch_shows_loss_accuracy_and_speed(on_terminal, monkeypatch):
     terminal = on_terminal()
-    monkeypatch.setattr(progress, "LOOK_EVERY", -1.0)
+    monkeypatch.setattr(progress, "READ_EVERY", -1.0)
     listener = Progress(1, 1)
     listener.start_model("teacher", 100, 0)
     listener.advance(50)

@@ -13,7 +13,7 @@ from distill.training.fit import Trainer
 def test_trial_keeps_the_notes_of_its_training(tmp_path, monkeypatch):
     trial = trial_of(prepare(config(tmp_path), source()))
     monkeypatch.setattr(Trainer, "_graph", lambda *arguments: arguments[-1].note("no CUDA graph"))
-    trial.burst(trial.fit(), False, 1)
+    trial.burst(trial.new_trainer(), False, 1)
     assert trial.listener.notes == ["no CUDA graph"]
 
 
@@ -21,12 +21,12 @@ def test_concurrent_jobs_are_timed_over_the_same_number_of_updates(tmp_path, mon
     """One student finds out how many updates a burst has; then all of them train so many, whatever their number."""
     trial, bursts, burst = trial_of(prepare(config(tmp_path), source())), [], Trial.burst
 
-    def spied(self, fit, taught, updates):
-        bursts.append((threading.current_thread().name, updates, taught))
-        return burst(self, fit, taught, updates)
+    def spied(self, trainer, with_teacher, updates):
+        bursts.append((threading.current_thread().name, updates, with_teacher))
+        return burst(self, trainer, with_teacher, updates)
 
     monkeypatch.setattr(Trial, "burst", spied)
-    monkeypatch.setattr(Trial, "warmed_up", lambda self, taught: (None, 4 + taught))
+    monkeypatch.setattr(Trial, "warmed_up", lambda self, with_teacher: (None, 4 + with_teacher))
     with ConcurrentTrial(trial, 3) as together:
         for jobs in (1, 3, 2):
             bursts.clear()
@@ -38,15 +38,15 @@ def test_concurrent_jobs_are_timed_over_the_same_number_of_updates(tmp_path, mon
 
 def test_a_failing_concurrent_job_ends_the_others(tmp_path, monkeypatch):
     trial, fits = trial_of(prepare(config(tmp_path), source())), []
-    fit = Trial.fit
+    trainer = Trial.new_trainer
 
     def failing(self):
         fits.append(1)
         if len(fits) == 3:
             raise torch.OutOfMemoryError("no more")
-        return fit(self)
+        return trainer(self)
 
-    monkeypatch.setattr(Trial, "fit", failing)
+    monkeypatch.setattr(Trial, "new_trainer", failing)
     started = threading.active_count()
     with pytest.raises(torch.OutOfMemoryError), ConcurrentTrial(trial, 3) as together:
         together.images_per_second(3)

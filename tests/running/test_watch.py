@@ -33,7 +33,7 @@ def test_the_watcher_reports_the_events_of_a_serial_run(tmp_path):
     c = config(tmp_path, **OPTIONS)
     watcher = RunWatcher(c, read)
     distill.run(c, source=source(), listener=told)
-    watcher.look()
+    watcher.report_new()
     assert len(told.notes) == 2
     assert len(told.results) == 2 * 4  # a teacher, a student of 0.3, a probe, and the student of the estimated alpha
     assert read.epochs == told.epochs
@@ -45,15 +45,15 @@ def test_the_watcher_reports_only_new_events_and_each_once(tmp_path):
     first = Events()
     c = config(tmp_path, **OPTIONS)
     watcher = RunWatcher(c, first)
-    watcher.look()
+    watcher.report_new()
     assert not first.results
     distill.run(c, source=source())
-    watcher.look()
+    watcher.report_new()
     epochs = list(first.epochs)
     results = list(first.results)
-    watcher.look()
+    watcher.report_new()
     later = Events()
-    RunWatcher(c, later).look()
+    RunWatcher(c, later).report_new()
     assert epochs
     assert first.epochs == epochs
     assert results
@@ -68,14 +68,14 @@ def test_epochs_are_reported_as_they_are_written(tmp_path):
     rows = [{"epoch": k, "train_loss": k / 3, "val_loss": None} for k in (1, 2, 3)]
     write_csv(folder / "metrics.csv", list(rows[0]), rows[:1])
     watcher = RunWatcher(c, events)
-    watcher.look()
+    watcher.report_new()
     assert events.epochs == []  # of an earlier process
     write_csv(folder / "metrics.csv", list(rows[0]), rows)
-    watcher.look()
+    watcher.report_new()
     assert events.epochs == [("seed 1, step 0", rows[1]), ("seed 1, step 0", rows[2])]
     again = [{"epoch": 1, "train_loss": 0.5, "val_loss": 0.25}]
     write_csv(folder / "metrics.csv", list(rows[0]), again)  # its state was deleted: it is trained again
-    watcher.look()
+    watcher.report_new()
     assert events.epochs[2:] == [("seed 1, step 0", again[0])]
 
 
@@ -86,7 +86,7 @@ def test_the_watcher_ignores_a_damaged_result(tmp_path, content):
     folder = tmp_path / "seed_1" / "step_0"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(content)
-    watcher.look()
+    watcher.report_new()
     assert not events.results
     assert read_metrics(folder) == []
 
