@@ -12,7 +12,8 @@ from distill.errors import ConfigError, suggestion
 from distill.files import open_file
 from distill.options import require
 
-LARGEST_FILE = 1_000_000  # bytes; a longer one takes the parser minutes
+LARGEST_FILE = 1_000_000  # bytes
+DEEPEST = 100  # tables in one another
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -44,6 +45,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         if len(content) > LARGEST_FILE:
             raise ConfigError(f"{path} is too large for a file of options: more than {LARGEST_FILE:,} bytes")
         text = content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
+        keys = (line.partition("=")[0] for line in text.splitlines())
+        if any(key.count(".") - key.count(",") > DEEPEST for key in keys):  # the parser takes minutes
+            raise RecursionError
         return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None

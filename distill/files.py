@@ -61,7 +61,7 @@ def write_together(files: Mapping[Path, Content]) -> None:
                 if callable(content):
                     content(file)
                 else:
-                    file.write(content.encode() if isinstance(content, str) else content)
+                    file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
         for path, temporary in temporaries.items():

@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -38,8 +38,28 @@ def run_program(program: str, work: Callable[[], int], after_stop: str = "", aft
     ``after_failure`` end the lines about a signal and an OSError.
     """
     prepare_streams()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)
+    with sigterm_stops():
+        return _run(program, work, after_stop, after_failure)
+
+
+@contextmanager
+def sigterm_stops() -> Iterator[None]:
+    """SIGTERM raises Stopped, in the main thread; elsewhere signals are the caller's."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
+
+
+def _run(program: str, work: Callable[[], int], after_stop: str, after_failure: str) -> int:
     try:
         try:
             status = work()
@@ -62,10 +82,6 @@ def run_program(program: str, work: Callable[[], int], after_stop: str = "", aft
         return refuse(program, error)
     except OSError as error:
         return refuse(program, f"{one_line(error)}{after_failure}")
-
-
-def _stop(number: int, frame: object) -> None:
-    raise Stopped
 
 
 def refuse(program: str, error: BaseException | str) -> int:

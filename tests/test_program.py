@@ -1,0 +1,182 @@
+"""distill.program, and every program under the streams and environments that it may inherit."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from tiny import DIGITS, ROOT
+
+from distill import cli
+from distill.errors import ConfigError
+from distill.program import program_name, refuse, run_program, say
+from distill.reporting.plots import FIGURES
+
+TOY = "krr_toy.py --no-figures"
+TRAINING = "self_distiller.py --help"
+PREVIEW = "-m distill.preview --help"
+BAD = "self_distiller.py --alpha 2"
+FULL = r"[\w.]+: error: cannot write to standard output: No space left on device\n"
+
+# What is set, the shell's redirection, the program, its exit status, what it says on standard error.
+STREAMS = [
+    *(("", "| true", program, 141, "") for program in (TOY, TRAINING, PREVIEW)),
+    *(("", ">/dev/full", program, 2, FULL) for program in (TOY, TRAINING, PREVIEW)),
+    ("PYTHONUNBUFFERED=1", "| true", TOY, 141, ""),
+    ("PYTHONUNBUFFERED=1", ">/dev/full", TOY, 2, FULL),
+    *(("", ">&-", program, 0, "") for program in (TOY, TRAINING, PREVIEW)),
+    ("", "<&- >&- 2>&-", TOY, 0, ""),
+    ("", "2>&-", BAD, 2, ""),
+    ("", "2>/dev/full", BAD, 2, ""),
+    ("", "", BAD, 2, r"self_distiller.py: error: alpha must be [^\n]*\n"),
+    *(("PYTHONIOENCODING=ascii", ">out", program, 0, "") for program in (TOY, "krr_toy.py --help", TRAINING)),
+    ("PYTHONIOENCODING=cp1252", ">out", TOY, 0, ""),
+    ("LC_ALL=POSIX PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", ">out", TOY, 0, ""),
+    ("COLUMNS=1", ">out", TRAINING, 0, ""),
+    ("", "", "self_distiller.py --dataset $'\\e[31m\\xff'", 2, r"[^\x1b\n]*not \\x1b\[31m\\udcff\n"),
+    ("", "", "-m distill.cli --lr -1e-3", 2, r"self_distiller.py: error: lr must be [^\n]* not -0.001\n"),
+    ("", "", "-m distill.kernel.toy.program --lam -1e-3", 2, r"krr_toy.py: error: [^\n]* not '-1e-3'\n"),
+    *(
+        (f"MPLBACKEND={name}", ">out", "krr_toy.py --output figures --dpi 20", 0, "")
+        for name in ("none", "module://no.x")
+    ),
+    ("MATPLOTLIBRC=bad", ">out", "krr_toy.py --output figures --dpi 20", 0, ""),
+]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize(("variables", "streams", "program", "status", "said"), STREAMS)
+def test_streams_and_environments(tmp_path, variables, streams, program, status, said):
+    (tmp_path / "bad").write_text("backend: none\ntext.usetex: True\nfont.size: large\nno.such.key: 1\n")
+    script = program if program.startswith("-m") else f"{ROOT}/{program}"
+    command = f"{variables} {sys.executable} {script} {streams}; exit ${{PIPESTATUS[0]}}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    assert re.fullmatch(said, done.stderr), done.stderr
+    if "--output figures" in program:
+        assert len(list((tmp_path / "figures").iterdir())) == 9
+
+
+def test_a_whole_run_into_a_poor_stream_with_a_backend_that_is_not_installed(tmp_path):
+    run = tmp_path / "Größe\x1b±"
+    command = [sys.executable, ROOT / "self_distiller.py", *DIGITS, "--seed", "1", "2", "--output", run]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "module://no.such"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"mean +- standard deviation over 2 seeds" in done.stdout
+    assert b"Gr\\xf6\\xdfe\\x1b+-" in done.stdout
+    assert (run / "accuracy.png").exists()
+
+
+def test_a_figure_that_fails_is_a_note(tmp_path, monkeypatch, capsys):
+    def broken(run):
+        raise RuntimeError("no\nfont")
+
+    monkeypatch.setitem(FIGURES, "accuracy", broken)
+    assert cli.main([*DIGITS, "--output", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    assert "Test accuracy" in out
+    assert err == f"note: no figure {tmp_path / 'run' / 'accuracy'} (RuntimeError: no font)\n"
+    assert (tmp_path / "run" / "diagnostics.png").exists()
+
+
+def test_a_toy_whose_figures_fail_prints_its_table(tmp_path, monkeypatch, capsys):
+    from distill.kernel.toy import figures, program
+
+    monkeypatch.setattr(figures, "all_figures", lambda *_: 1 / 0)
+    assert program.main(["--output", str(tmp_path / "x"), "--csv", str(tmp_path / "loss.csv")]) == 0
+    out, err = capsys.readouterr()
+    assert "0.14959" in out
+    assert err == "note: no figures (ZeroDivisionError: division by zero)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.csv"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line(capsys, number, status):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work() -> int:
+        signal.raise_signal(number)
+        return 0
+
+    assert run_program("program", work, "; come again") == status
+    assert capsys.readouterr().err == "stopped; come again\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_program_in_a_thread_leaves_signals_alone(capsys):
+    found: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=lambda: found.append(cli.main(["--alpha", "2"])))
+    thread.start()
+    thread.join()
+    assert found == [2]
+    assert capsys.readouterr().err.count("\n") == 1
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Bare:
+    """A stream with nothing but write and flush."""
+
+    closed = False
+    text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("make", [io.StringIO, Bare, lambda: io.TextIOWrapper(io.BytesIO(), "ascii")])
+def test_streams_that_were_replaced(monkeypatch, make):
+    monkeypatch.setattr(sys, "stdout", make())
+    monkeypatch.setattr(sys, "stderr", make())
+
+    def work() -> int:
+        say("∞ \udcff \x1b")
+        raise ConfigError("∞")
+
+    assert run_program("program", work) == 2
+
+
+def test_an_error_with_a_file_says_what_is_kept(capsys):
+    def work() -> int:
+        Path("/dev/null/x").write_text("")
+        return 0
+
+    assert run_program("program", work, after_failure="; all is well") == 2
+    assert re.fullmatch(r"program: error: [^\n]*Not a directory[^\n]*; all is well\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"), [("/usr/bin/self-distiller", "self-distiller"), ("x/self_distiller.py", "self_distiller.py")]
+)
+def test_the_name_that_was_typed(monkeypatch, typed, name):
+    monkeypatch.setattr("sys.argv", [typed])
+    assert program_name("self_distiller.py", "self-distiller") == name
+
+
+def test_another_program_s_name_is_not_taken(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/bin/pytest"])
+    assert program_name("self_distiller.py", "self-distiller") == "self_distiller.py"
+
+
+def test_a_message_of_several_lines_becomes_one(capsys):
+    assert refuse("program", ValueError("first\n  second")) == 2
+    assert capsys.readouterr().err == "program: error: first second\n"
