@@ -1,4 +1,4 @@
-"""Functions that a configuration names as ``package.module:function``: data sets and networks of the user."""
+"""The user's functions for data sets and networks, which a configuration names as ``package.module:function``."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -30,7 +30,7 @@ def named_object(text: str, what: str) -> Callable[..., Any]:
 
 
 def error_location(text: str, error: BaseException) -> str:
-    """`` in line 7 of my_data.py``, the last line that ``error`` passed in the module of ``text``; else nothing."""
+    """`` in line 7 of my_data.py``: the last line of ``text``'s module in the traceback; "" without one."""
     file = import_module(text.partition(":")[0]).__file__
     line = None
     traceback = error.__traceback__

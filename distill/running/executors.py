@@ -1,7 +1,7 @@
-"""Executors of a run's units: the calling thread, processes or, on a CUDA device, threads.
+"""Executors, which train a run's units: in the calling thread, in processes or, on a CUDA device, in threads.
 
-Threads share one copy of each seed's images and one CUDA context; each has its own stream, on which its models'
-graphs are captured and replayed. The threads have not run on a device yet: they are tested on a CPU.
+Threads share one CUDA context and one copy of each seed's images. Each has its own stream, on which its models' graphs
+are captured and replayed. The threads have not run on a device yet: they are tested on a CPU.
 """
 
 import io
@@ -30,18 +30,18 @@ from distill.store.rundir import RunDir
 from distill.training.fit import EpochSums
 from distill.training.listener import Listener
 
-POLL_SECONDS = 0.2  # between two looks at the run directory
+POLL_SECONDS = 0.2  # between two readings of the run directory
 
 
 class Executor:
-    """Trains units. Leaving its ``with`` block waits for what runs, or stops it if an error ends the block."""
+    """Trains units. Its ``with`` block waits at its end for running units, or stops them after an error."""
 
     def submit(self, unit: Unit) -> Future[Any]:
-        """Have a unit trained; the future is done when it is."""
+        """Start training a unit; the future is done when the unit is."""
         raise NotImplementedError
 
     def report(self) -> None:
-        """Report progress that the listener has not received otherwise."""
+        """Report to the listener what the units do not report themselves."""
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +60,7 @@ def make_executor(experiment: Experiment, listener: Listener) -> Executor:
 
 
 def uses_threads(device: torch.device) -> bool:
-    """Whether jobs are threads: only on a GPU. On a CPU they would contend for Python's lock."""
+    """Whether jobs are threads: only on a GPU, because on a CPU they would wait for Python's interpreter lock."""
     return device.type == "cuda"
 
 
@@ -78,14 +78,14 @@ def train_units(config: Config, executor: Executor, teachers_only: bool = False)
     for seed in config.chain.seed:
         teacher = Unit(seed)
         running[executor.submit(teacher)] = teacher
-        proceed(timeout=0)  # the serial executor has finished it: its students come next, while its images are there
+        proceed(timeout=0)  # the serial executor has finished it; its students are next, while its images are in memory
     while running:
         proceed(POLL_SECONDS)
         executor.report()
 
 
 class Serial(Executor):
-    """Trains each unit at once, in the calling thread. Keeps the images of one seed in device memory."""
+    """Trains each unit in ``submit``, in the calling thread. Keeps the images of one seed in device memory."""
 
     def __init__(self, experiment: Experiment, listener: Listener):
         self.experiment = experiment
@@ -130,12 +130,12 @@ class Threads(Executor):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            self.listener.stop.set()  # every thread ends with its chunk; each model's last finished epoch is on disk
+            self.listener.stop.set()  # threads end after their chunk; each model's last finished epoch is on disk
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
-    """A pool of threads, each with its own CUDA stream; torch keeps the current device and stream per thread."""
+    """A pool of threads. On a CUDA device each has its own stream, which torch keeps as the thread's current one."""
 
     def own_stream() -> None:
         if device.type == "cuda":
@@ -186,7 +186,7 @@ class _SynchronisedListener(Listener):
 
 
 class Processes(Executor):
-    """Trains units in processes. They read everything from the run directory, and their progress is read from there."""
+    """Trains units in processes, which read everything from the run directory. Their progress is read from it too."""
 
     def __init__(self, config: Config, listener: Listener):
         self.path = config.output
@@ -196,7 +196,7 @@ class Processes(Executor):
         self.pool = ProcessPoolExecutor(job_count(config), context, initializer=_start_worker)
 
     def submit(self, unit: Unit) -> Future[Any]:
-        with _uninterrupted():
+        with _signals_delayed():
             return self.pool.submit(_train_quietly, self.path, unit)
 
     def report(self) -> None:
@@ -217,10 +217,10 @@ class Processes(Executor):
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until a worker has started; half started, it would be left behind.
+def _signals_delayed() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM until a worker has started; otherwise a half-started worker could outlive the run.
 
-    The worker never sees Ctrl-C, which a terminal sends to all processes: its parent ends it.
+    The worker itself ignores Ctrl-C, which a terminal sends to all processes: its parent ends it.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

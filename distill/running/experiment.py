@@ -1,4 +1,4 @@
-"""An experiment: a configuration with its device, its images, and how its networks are made."""
+"""An experiment: a configuration with its device, its images and the function that makes its networks."""
 
 import io
 import platform
@@ -29,7 +29,7 @@ from distill.training.device import pick_device, set_up, torch_defaults
 from distill.training.listener import Listener
 from distill.training.models import Classifier, forked_rng
 
-CUDA_JOBS = 16  # torch has 32 streams a device and gives them out in turn, and a job may take two
+CUDA_JOBS = 16  # torch reuses 32 streams per device in turn, and a job may take two
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ class Experiment:
         return Chain(session, rundir, listener)
 
     def check_teacher(self, data: Dataset) -> None:
-        """Check the given teacher before anything is written. Raises ConfigError if it does not fit this run.
+        """Raise ConfigError if the given teacher does not fit this run. Called before anything is written.
 
-        If its result.json says how it was trained, it must not have seen images that a seed of this run holds out.
+        A teacher with a result.json must not have been trained on images that this run holds out.
         """
         assert self.config.chain.teacher_ckpt is not None
         file = Path(self.config.chain.teacher_ckpt)
         here = self.config.data
         with forked_rng():
             load_parameters(Classifier(self.network_factory(data)(), data.mean, data.std), file)
-        drawn = self.source.test_labels is None or here.val_size > 0  # the seed decides which images are held out
-        if drawn and (file.parent / "result.json").exists():
+        held_out_by_seed = self.source.test_labels is None or here.val_size > 0
+        if held_out_by_seed and (file.parent / "result.json").exists():
             record = read_record(file.parent)
             if self.config.chain.estimates_alpha and record["step"] != 0:
                 raise ConfigError(f"{file} is of step {record['step']}: alpha auto needs the teacher of step 0")

@@ -14,7 +14,7 @@ from distill.running.experiment import Experiment, prepare
 from distill.running.trial import ConcurrentTrial, Trial, trial_of
 
 JOBS = (1, 2, 4, 8)  # tried on a CUDA device
-MIN_SPEEDUP = 1.05  # in images per second, that justifies more jobs
+MIN_SPEEDUP = 1.05  # the least gain in images per second for which the jobs are doubled
 MEMORY_SHARE = 0.8  # of the free device memory that jobs may be expected to take
 
 
@@ -45,7 +45,7 @@ def independent_chains(config: Config) -> int:
 
 
 def find_jobs(experiment: Experiment) -> int:
-    """The number of jobs that pays: one per core on a CPU, measured on a CUDA device. Never more than chains."""
+    """The fastest number of jobs: one per core on a CPU, measured on a CUDA device. At most one per chain."""
     chains = independent_chains(experiment.config)
     if experiment.device.type == "cpu":
         return min(available_cores(), chains)
@@ -55,17 +55,17 @@ def find_jobs(experiment: Experiment) -> int:
 
 
 def fastest_jobs(trial: Trial, most: int) -> int:
-    """The number of jobs at which doubling gains less than MIN_SPEEDUP in images per second, or memory runs out."""
+    """The number of jobs whose doubling gains less than MIN_SPEEDUP in images per second, or exceeds memory."""
     best = 1
     best_rate = 0.0
     before = torch.cuda.memory_reserved(trial.device)  # memory that a graph keeps does not count as allocated
     torch.cuda.reset_peak_memory_stats(trial.device)
-    with ConcurrentTrial(trial, max(JOBS)) as together:
+    with ConcurrentTrial(trial, max(JOBS)) as concurrent:
         for jobs in JOBS:
             if jobs > most or (jobs > 1 and not _fits(trial.device, jobs, best, before)):
                 break
             try:
-                rate = together.images_per_second(jobs)
+                rate = concurrent.images_per_second(jobs)
             except torch.OutOfMemoryError:
                 break
             if rate < MIN_SPEEDUP * best_rate or trial.listener.notes:
@@ -76,7 +76,7 @@ def fastest_jobs(trial: Trial, most: int) -> int:
 
 
 def _fits(device: torch.device, jobs: int, measured: int, before: int) -> bool:
-    """Whether memory has room for ``jobs`` jobs, from what ``measured`` jobs have reserved beyond ``before`` bytes."""
+    """Whether ``jobs`` jobs fit into memory, if ``measured`` jobs have reserved memory beyond ``before`` bytes."""
     free = torch.cuda.mem_get_info(device)[0]
     room = MEMORY_SHARE * (free + torch.cuda.memory_reserved(device) - before)
     each = (torch.cuda.max_memory_reserved(device) - before) / measured

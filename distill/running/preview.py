@@ -1,14 +1,14 @@
 """The kernel twin of a trained network: a forecast of a run's chains, compared with its finished students.
 
-Kernel ridge chains (``distill.kernel.twin``) take the place of a trained teacher's students. That gives their held-out
-error and accuracy against alpha and step, their best alphas and their degrees of freedom, in seconds and without
-training. There are three twins:
+Kernel ridge chains (``distill.kernel.twin``) replace the students of a trained teacher. Without training, in seconds,
+they give held-out error and accuracy by alpha and step, the best alphas, and degrees of freedom. There are three twins:
 
-  linear, rbf  on the teacher's features, the input of its last layer. The features were learned from the given labels,
-               wrong ones included, and stay fixed, whereas each student of a network learns its own: the effect of a
-               chain is understated. The ridge is the best by generalised cross-validation on the given labels.
-  images       the rbf kernel on the images themselves, which depend on no label: all fitting is the twin's. The ridge
-               is the one whose fit is closest to the teacher's own outputs at the training images.
+  linear, rbf  on the teacher's features, the input of its last layer. These were learned from the given labels, wrong
+               ones included, and stay fixed, while each student of a network learns its own. Therefore these twins
+               understate the effect of a chain. Their ridge is the best by generalised cross-validation on the given
+               labels.
+  images       the rbf kernel on the images themselves. Its ridge is the one whose first fit is closest to the teacher's
+               outputs at the training images.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ from distill.training.predict import predict_all
 Array = NDArray[np.float64]
 
 SIZE = 2000  # training images
-SIDE = 32  # pixels, of images as the features of a kernel
+SIDE = 32  # pixels, of the images that the twin ``images`` uses
 
 
 @torch_defaults()
@@ -82,7 +82,7 @@ def page(
 
 @dataclass(frozen=True, eq=False)
 class TwinInputs:
-    """What the twins are made of, at n training images and q held-out ones."""
+    """The data of the twins, for n training images and q held-out ones."""
 
     features: NDArray[np.float32]  # (n, p)
     images: NDArray[np.float32]  # (n, pixels)
@@ -95,7 +95,7 @@ class TwinInputs:
 
 
 def preview(inputs: TwinInputs, students: int, lam: float | None = None) -> list[Forecast]:
-    """The forecast of each twin for chains of so many students; ``lam`` > 0 is the ridge of all twins."""
+    """The forecast of each twin for chains of ``students`` students; ``lam`` > 0 is the ridge of all twins."""
     features = (inputs.features, inputs.given, inputs.held_out_features, inputs.held_out_true)
     images = (inputs.images, inputs.given, inputs.held_out_images, inputs.held_out_true)
     twins = [
@@ -107,7 +107,7 @@ def preview(inputs: TwinInputs, students: int, lam: float | None = None) -> list
 
 
 def _experiment(run: Path, source: Source | None, network: Callable[[], nn.Module] | None) -> Experiment:
-    """The run's configuration and images, on this machine, which may lack its device and precision."""
+    """The run's experiment in float32 on this machine, which may lack the run's device and precision."""
     rundir = RunDir(run)
     config = rundir.config()
     _check(run, config, source, network)
@@ -176,7 +176,7 @@ class _Teacher:
 
 
 def balanced_subset(labels: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Ascending positions (min(size, n),) in labels (n,): of each class as many as there are, up to an equal share."""
+    """Ascending positions (min(size, n),) in labels (n,), balanced over classes as far as there are images."""
     order = rng.permutation(len(labels))
     of_class = labels[order, None] == np.unique(labels)
     rank = np.empty(len(labels), dtype=np.int64)
@@ -226,8 +226,8 @@ def score(folder: Path) -> tuple[float, float]:
 
 
 def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
-    """Each chain's changes on the held-out images, as far as it is finished, with each twin's forecast of them."""
-    outcomes: dict[str | None, Outcome] = {}  # by name: unfinished chains may share all their finished students
+    """The changes on the held-out images along the finished part of each chain, with each twin's forecast."""
+    outcomes: dict[str | None, Outcome] = {}  # by arm: unfinished chains may share all their finished students
     first = score(teacher.folder)
     for arm in teacher.chain.arms:
         if any(type(target) not in (Fixed, Estimated) for target in arm):

@@ -1,4 +1,4 @@
-"""A whole run: every seed's teacher once, then the students of every arm, one after the other or side by side."""
+"""A whole run: every seed's teacher once, then the students of every arm, in one job or in several."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -21,7 +21,7 @@ from distill.training.listener import Listener
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a run that is trained in one go. Units of a run share no model that they train."""
+    """A part of a run that one call trains. No model is trained by two units."""
 
     seed: int
     arms: tuple[str, ...] = ()  # as in folder names; empty: the seed's teacher
@@ -56,9 +56,9 @@ def train_unit(
 
     Returns the results of the unit's models. Raises UserError with a one-line message.
 
-    A unit takes no lock: the lock on the directory only keeps a second ``run`` out. Whoever calls this must see to it
-    that no two processes train the same unit, or units whose arms begin alike, and that no ``run`` is at work in the
-    directory. When all units are done, ``run`` with the same configuration trains nothing and completes the directory.
+    This function takes no lock: the lock on the directory only keeps a second ``run`` out. The caller must ensure that
+    no two processes train the same unit, or units whose arms begin alike, and that no ``run`` works in the directory.
+    When all units are done, ``run`` with the same configuration trains nothing and completes the directory.
     """
     path = Path(run_directory)
     rundir = RunDir(path)

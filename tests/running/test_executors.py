@@ -144,7 +144,7 @@ def test_an_interrupt_waits_until_a_worker_has_started():
     events = []
 
     def start():
-        with executors._uninterrupted():
+        with executors._signals_delayed():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
             events.append("started")
