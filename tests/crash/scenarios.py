@@ -1,0 +1,54 @@
+"""The runs that are disturbed, each of about a second, and the faults that are tried in them."""
+
+import random
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS", "ESTALE")
+DIGITS = (
+    "--dataset digits --train-size 40 --test-size 40 --resnet 8 --width 2 --max-epochs 2 --batch-size 8 --lr 0.01 "
+    "--distillation-steps 1 --device cpu --threads 1 --output {out}"
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A program and its options; ``{out}`` stands for the folder that it writes to."""
+
+    script: str
+    options: str
+    workers: bool = False  # it starts processes
+
+    def words(self, out: Path) -> list[str]:
+        """The script and its options."""
+        return [self.script, *(word.format(out=out) for word in shlex.split(self.options))]
+
+
+SCENARIOS = {
+    "grid": Scenario("self_distiller.py", f"{DIGITS} --alpha 0 0.5 --seed 1 2"),
+    "auto": Scenario("self_distiller.py", f"{DIGITS} --alpha auto --val-size 20 --label-noise 0.25"),
+    "best": Scenario("self_distiller.py", f"{DIGITS} --teacher-select best --val-size 20 --max-epochs 3 --alpha 0.3"),
+    "jobs": Scenario("self_distiller.py", f"{DIGITS} --alpha 0 0.5 --seed 1 2 --jobs 2", workers=True),
+    "kernel": Scenario("krr_toy.py", "--output {out}/figures --csv {out}/losses.csv --dpi 40"),
+}
+
+
+def plans(scenario: Scenario, calls: int, seconds: float, seed: int) -> list[tuple[str, ...]]:
+    """What to try, in a random order: every kill and every error at every call, some of them twice in a row.
+
+    A plan holds the fault of the first run of the command, that of the second, ... A fault is ``ACTION:COUNT``, or
+    ``after:SECONDS`` for a kill of all processes at that time.
+    """
+    draw = random.Random(seed)
+    kills = ("kill", "worker", "parent", "group") if scenario.workers else ("kill",)
+    found = [(f"{action}:{count}",) for action in kills for count in range(1, calls + 1)]
+    errors = [(f"{action}:{count}",) for action in ERRORS for count in range(1, calls + 1)]
+    found += draw.sample(errors, min(len(errors), len(found)))  # as many as kills first
+    again = [(f"kill:{draw.randint(1, calls)}", f"kill:{draw.randint(1, calls // 2)}") for _ in range(calls // 3)]
+    timed = [(f"after:{draw.uniform(0, seconds):.3f}",) for _ in range(calls // 3)]
+    found += again + timed
+    draw.shuffle(found)
+    rest = sorted(set(errors) - set(found))
+    draw.shuffle(rest)
+    return found + rest
