@@ -60,4 +60,4 @@ from distill.kernel.spectral import (
     shrinkage as shrinkage,
     sparsification_ratios as sparsification_ratios,
 )
-from distill.kernel.tiles import KernelTiles as KernelTiles
+from distill.kernel.tiles import KernelTiles as KernelTiles, rbf as rbf

@@ -144,7 +144,10 @@ def product(A: FloatArray, B: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """K = V diag(d) V^T. ``d`` (n,) float64, large to small, none below 0; ``V`` (n, n) float64, orthogonal."""
+    """K = V diag(d) V^T. ``d`` (n,) float64, large to small, none below 0; ``V`` (n, n) float64, orthogonal.
+
+    An approximation has fewer columns: ``d`` (k,) and ``V`` (n, k).
+    """
 
     d: FloatArray
     V: FloatArray

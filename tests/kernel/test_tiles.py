@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import rbf_kernel
 
-from distill.kernel.tiles import KernelTiles
+from distill.kernel.tiles import KernelTiles, rbf
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((101, 5))
@@ -41,3 +41,12 @@ def test_float32_tiles_are_as_accurate_as_float32():
     assert product.dtype == np.float64
     error = np.abs(product - rbf_kernel(X) @ BLOCK).max()
     assert 0 < error < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(np.float64, 1e-14), (np.float32, 1e-5)])
+def test_rbf_is_scikit_learns(dtype, error):
+    A = X.astype(dtype)
+    K = rbf(0.3)(A, X_NEW.astype(dtype))
+    assert K.dtype == dtype
+    assert pytest.approx(rbf_kernel(X, X_NEW, gamma=0.3), abs=error) == K
+    assert (np.diag(rbf(0.3)(A, A)) <= 1).all()
