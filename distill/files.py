@@ -43,7 +43,7 @@ def _require_regular(path: str, found: os.stat_result) -> None:
 
 
 def write_atomically(path: Path, content: Content) -> None:
-    """Write a file whole or not at all. Makes its folder; raises OSError."""
+    """Write a file whole or not at all. Raises OSError, also if its folder does not exist."""
     write_together({path: content})
 
 
@@ -54,9 +54,11 @@ def write_together(files: Mapping[Path, Content]) -> None:
     are fixed, so that what a killed process left is replaced by the next write: one process at a time.
     """
     temporaries = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    for path in files:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the folder does not exist (any more)", str(path.parent))
     try:
         for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporaries[path], "wb") as file:
                 if callable(content):
                     content(file)

@@ -166,6 +166,7 @@ def main() -> None:
         parser.error(str(error))
     print("\n".join(tables(study) for study in studies))
     if args.figure is not None:
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.figure, lambda file: figure(studies).savefig(file, format="png", dpi=120))
 
 

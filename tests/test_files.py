@@ -11,8 +11,14 @@ from distill.files import open_file, read_text, sha256, write_atomically, write_
 
 @pytest.mark.parametrize("content", ["naïve\n", "naïve\n".encode(), lambda file: file.write("naïve\n".encode())])
 def test_write_takes_text_bytes_and_writers(tmp_path, content):
-    write_atomically(tmp_path / "new" / "folder" / "file", content)
-    assert (tmp_path / "new" / "folder" / "file").read_bytes() == "naïve\n".encode()
+    write_atomically(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == "naïve\n".encode()
+
+
+def test_a_folder_is_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the folder does not exist"):
+        write_atomically(tmp_path / "new" / "file", "")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -66,6 +72,7 @@ def test_of_files_written_together_all_are_there_or_none(tmp_path):
 
     first = tmp_path / "first"
     second = tmp_path / "folder" / "second"
+    second.parent.mkdir()
     with pytest.raises(KeyboardInterrupt):
         write_together({first: "1", second: failing})
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.arms import PROBE
 from distill.cli import main
 from distill.config import SECTION_OF, ChainConfig, Config
 from distill.configfile import from_dict, read_toml
 from distill.data.source import Source, from_arrays
 from distill.reporting.plots import Run
+from distill.store.records import write_json
 from distill.store.results import Result, columns
-from distill.store.rundir import RunDir, write_json
+from distill.store.rundir import RunDir
 from distill.training import cuda_graph as graph
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +32,10 @@ DIAGRAM = {"count": [20.0] * 15, "confidence": [10.0] * 15, "correct": [5.0] * 1
 def leave_result(rundir: RunDir, **values) -> Result:
     result = Result.of(VALUES, values)
     rest = {"model_sha256": "", "parent": None, "classes": [], "channels": 1, "model": {}, "reliability": DIAGRAM}
-    write_json(rundir.model(result.seed, result.arm, result.step) / "result.json", VALUES | values | rest)
+    arm = result.arm and result.arm.removesuffix(PROBE)
+    folder = rundir.model(result.seed, arm, result.step) / ("" if arm == result.arm else "probe")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "result.json", VALUES | values | rest)
     return result
 
 
@@ -102,9 +107,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def result(path: Path) -> dict:
-    """A result.json, or the one of a folder, less the ``seconds``."""
+    """A result.json, or the one of a folder, less the ``seconds`` and the SHA-256s that depend on them."""
     content = json.loads((path / "result.json" if path.is_dir() else path).read_text())
-    return {name: value for name, value in content.items() if name != "seconds"}
+    return {name: value for name, value in content.items() if name not in ("seconds", "sha256", "metrics_sha256")}
 
 
 def contents(run: Path) -> dict:

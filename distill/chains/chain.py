@@ -17,7 +17,7 @@ from pathlib import Path
 from distill.arms import TEACHER, Arm, Estimated, Student, students_of
 from distill.chains import estimated_alpha
 from distill.chains.checkpoints import load_parameters
-from distill.chains.model_training import FinishedModel, ModelSpec, finish_model, train_model
+from distill.chains.model_training import FinishedModel, ModelSpec, checked_model, finish_model, train_model
 from distill.chains.session import Session
 from distill.errors import ConfigError
 from distill.files import sha256
@@ -81,7 +81,7 @@ class Chain:
             load_parameters(model, file)
             parent = {"path": str(file), "sha256": sha256(file)}
             finish_model(self.session, spec, self.session.place(model), [], parent, self.listener)
-        teacher = FinishedModel(self.session, spec.folder)
+        teacher = checked_model(self.session, spec)
         if file.exists() and sha256(file) != teacher.parent.get("sha256"):
             raise ConfigError(f"{file} is not the file that this run began with; choose another --output")
         return teacher

@@ -13,6 +13,7 @@ from distill.configfile import from_dict
 from distill.errors import ConfigError, one_line
 from distill.files import open_file, sha256, write_atomically
 from distill.named import named_object
+from distill.store.records import DamagedRecordError, digest_of_parts
 from distill.store.results import read_record
 from distill.training import models
 from distill.training.device import place, torch_defaults
@@ -25,18 +26,15 @@ def write_tensors(file: Path, content: dict) -> None:
     write_atomically(file, buffer.getvalue())
 
 
-class DamagedFileError(ConfigError):
-    """A file that is damaged, or is not a checkpoint."""
-
-
 def read_tensors(file: Path) -> dict:
-    """A file of tensors and plain values, read without running any code in it. Raises ConfigError, DamagedFileError."""
+    """A file of tensors and plain values, read without running any code in it.
+
+    Raises ConfigError, and DamagedRecordError if it is damaged or no checkpoint.
+    """
     try:
         with open_file(file) as content:
-            if zipfile.is_zipfile(content):  # torch does not verify the checksums
-                with zipfile.ZipFile(content) as parts:
-                    if parts.testzip() is not None:
-                        raise DamagedFileError(f"{file} is damaged: its checksum is wrong")
+            if zipfile.is_zipfile(content):
+                digest_of_parts(file)  # torch does not verify the checksums
             content.seek(0)
             return torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -46,7 +44,7 @@ def read_tensors(file: Path) -> dict:
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
     except Exception:  # for other files torch raises a dozen kinds of errors
-        raise DamagedFileError(f"{file} is damaged, or not a checkpoint of tensors") from None
+        raise DamagedRecordError(f"{file} is damaged, or not a checkpoint of tensors") from None
 
 
 def check_hash(file: Path, expected: str) -> None:

@@ -6,7 +6,7 @@ least squared error is then a projection (Borup & Andersen 2021, arXiv 2102.1308
 It costs one extra training per step instead of a grid. ``kernel.mixing.best_alpha`` has the formula.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from distill.arms import PROBE, Fixed
 from distill.chains.model_training import STATE, FinishedModel, ModelSpec, train_model
 from distill.chains.session import Session
-from distill.errors import ConfigError
-from distill.files import read_text, write_atomically
+from distill.files import open_file, write_atomically
 from distill.kernel.mixing import best_alpha
 from distill.randomness import generator
-from distill.store.results import name_model, read_record
-from distill.store.rundir import RunDir, write_json
+from distill.store.records import DamagedRecordError, read_json, write_json
+from distill.store.results import ESTIMATE, check_shape, name_model, read_record
+from distill.store.rundir import RunDir
 from distill.training.listener import Listener
 
 RESAMPLES = 1000  # of the bootstrap
@@ -41,6 +41,18 @@ class Choice:
     takes_probe: bool  # the probe becomes the student: alpha_star is at most its error, or alpha has no effect
     probe_val_brier: float
     predicted_val_brier: float  # of alpha * f + (1 - alpha) * g
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], file: Path) -> "Choice":
+        """The estimate among the entries of ``file``. Raises DamagedRecordError."""
+        if missing := sorted(ESTIMATE.keys() - content.keys()):
+            raise DamagedRecordError(f"{file} is damaged (it lacks {', '.join(missing)})")
+        check_shape(content, ESTIMATE, file)
+        choice = cls(**{name: content[name] for name in ESTIMATE})
+        unknown = choice.alpha_star is None or choice.standard_error is None
+        if (unknown and not choice.takes_probe) or (choice.takes_probe and choice.alpha != 0):
+            raise DamagedRecordError(f"{file} is damaged (its entries contradict one another)")
+        return choice
 
 
 def choose(first: Array, probe: Array, labels: NDArray[np.int64], rng: np.random.Generator) -> Choice:
@@ -94,8 +106,9 @@ def train(session: Session, spec: ModelSpec, first: FinishedModel, listener: Lis
         (spec.folder / STATE).unlink(missing_ok=True)
     probe = train_model(session, probe_spec, listener)
     if not choice_file.exists():
-        write_json(choice_file, asdict(_choose(session, spec, first, probe, listener)))
-    choice = _read_choice(choice_file)
+        choice = _choose(session, spec, first, probe, listener)
+        write_json(choice_file, asdict(choice) | {"probe_sha256": probe.sha256})
+    choice = _read_choice(choice_file, probe.sha256)
     if choice.takes_probe:
         _take_probe(probe, spec, choice, listener)
     else:
@@ -140,19 +153,22 @@ def format_choice(choice: Choice, images: int) -> str:
 
 def _take_probe(probe: FinishedModel, spec: ModelSpec, choice: Choice, listener: Listener) -> None:
     """Make a probe the student of its step: the same parameters and metrics, without another training."""
-    write_atomically(spec.folder / "model.pt", (probe.folder / "model.pt").read_bytes())
+    RunDir(spec.run).make_folder(spec.folder)
+    with open_file(probe.folder / "model.pt") as file:
+        write_atomically(spec.folder / "model.pt", file.read())
     result = replace(probe.result, arm=spec.arm, epochs=0, seconds=0.0)
-    record: dict[str, Any] = read_record(probe.folder) | result.row()
+    record: dict[str, Any] = read_record(probe.folder) | result.row() | {"metrics_sha256": None}
     record["auto"] = asdict(choice) | {"val_brier": result.val_brier}
     RunDir(spec.run).write_result(spec.folder, record)
     listener.end_model(result)
 
 
-def _read_choice(file: Path) -> Choice:
-    """An estimate that was written down. Raises ConfigError if the file is damaged."""
+def _read_choice(file: Path, probe_sha256: str) -> Choice:
+    """An estimate that was written down. Raises ConfigError if the file is damaged, or is of another probe."""
     try:
-        choice = Choice(**json.loads(read_text(file)))
-        float(choice.alpha)
-        return choice
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{file} is damaged ({error}); delete it to estimate alpha again") from None
+        content = read_json(file)
+        if content.pop("probe_sha256", probe_sha256) != probe_sha256:
+            raise DamagedRecordError(f"{file} is of another probe")
+        return Choice.of(content, file)
+    except DamagedRecordError as error:
+        raise DamagedRecordError(f"{error}; delete it to estimate alpha again") from None

@@ -1,5 +1,6 @@
 """Training of one model of a chain, teacher or student: its state on disk, and the finished model."""
 
+import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from distill import metrics
 from distill.arms import Fixed, Target
-from distill.chains.checkpoints import DamagedFileError, read_tensors, write_tensors
+from distill.chains.checkpoints import read_tensors, write_tensors
 from distill.chains.session import Session
+from distill.config import Config
 from distill.errors import ConfigError
-from distill.files import sha256
+from distill.files import sha256, write_atomically
 from distill.randomness import RNG_LOCK, torch_seed
+from distill.store.records import DamagedRecordError, digest_of_parts
 from distill.store.results import Result, read_record
-from distill.store.rundir import RunDir, write_csv
+from distill.store.rundir import Model, RunDir, check_options, options_of_models, to_csv
 from distill.training import augment
 from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
@@ -92,36 +95,67 @@ class Training:
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.best: dict[str, Tensor] | None = None  # parameters of the epoch most accurate on the held-out images
         self.trained_on = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
+        self.of = {"name": spec.name, "configuration": options_of_models(session.config)}
+        RunDir(spec.run).make_folder(spec.folder)
         if (self.folder / STATE).exists():
-            self._resume()
+            self._resume(session.config)
 
-    def _resume(self) -> None:
+    def _resume(self, config: Config) -> None:
+        file = self.folder / STATE
         with _state_errors(self.folder):
-            state = read_tensors(self.folder / STATE)
+            state = read_tensors(file)
+            # An old version's state does not say of which model it is.
+            of = state.get("of", self.of)
+            if of["name"] != self.of["name"]:
+                raise DamagedRecordError(f"{file} is of another model ({of['name']})")
+            check_options(file, of["configuration"], config)
             if state["taught"] != self.trained_on:
                 raise ConfigError(f"{self.folder} was begun with another teacher or alpha; delete it to retrain")
             self.trainer.load_state_dict(state["fit"])
             self.rows = state["rows"]
             self.best = state["best"]
+            self._check()
         self._write_metrics()  # the process may have died between the two writes
+
+    def _check(self) -> None:
+        """Raise ValueError or another error if what was read cannot be continued."""
+        if [row["epoch"] for row in self.rows] != list(range(1, self.trainer.epochs + 1)):
+            raise ValueError("its rows are not those of its epochs")
+        for row in self.rows:
+            if any(not isinstance(row[name], int | float | None) for name in EPOCH_COLUMNS):
+                raise ValueError("its rows do not hold numbers")
+        expected = {name: tensor.shape for name, tensor in self.trainer.model.state_dict().items()}
+        if self.selects_best and {name: tensor.shape for name, tensor in (self.best or {}).items()} != expected:
+            raise ValueError("its best model is of another architecture")
+        for parameter, held in self.trainer.optimizer.state.items():
+            if any(isinstance(value, Tensor) and value.shape not in (parameter.shape, ()) for value in held.values()):
+                raise ValueError("its optimiser is of another model")
 
     def record(self, row: dict[str, Any]) -> None:
         """Write the metrics of an epoch and the state after it."""
         if self.selects_best and row["val_acc"] > max((r["val_acc"] for r in self.rows), default=-1):
             self.best = {name: tensor.cpu().clone() for name, tensor in self.trainer.model.state_dict().items()}
         self.rows.append(row)
-        state = {"fit": self.trainer.state_dict(), "rows": self.rows, "best": self.best, "taught": self.trained_on}
+        state = {
+            **{"fit": self.trainer.state_dict(), "rows": self.rows, "best": self.best},
+            **{"taught": self.trained_on, "of": self.of},
+        }
         write_tensors(self.folder / STATE, state)
         self._write_metrics()
 
     def _write_metrics(self) -> None:
-        write_csv(self.folder / "metrics.csv", list(EPOCH_COLUMNS), self.rows)
+        write_atomically(self.folder / "metrics.csv", metrics_csv(self.rows))
 
     def selected(self) -> nn.Module:
         """The model to keep: that of the last epoch, or of the best."""
         if self.best is not None:
             self.trainer.model.load_state_dict(self.best)
         return self.trainer.model
+
+
+def metrics_csv(rows: list[dict[str, Any]]) -> str:
+    """The text of metrics.csv."""
+    return to_csv(list(EPOCH_COLUMNS), rows)
 
 
 def train_model(
@@ -132,7 +166,7 @@ def train_model(
     ``estimate``, the estimate of its alpha, is written to its result.json.
     """
     if spec.is_finished:
-        return _finished(session, spec)
+        return checked_model(session, spec)
     training = Training(session, spec)
     listener.start_model(spec.name, len(session.train), training.trainer.epochs)
     for epoch in range(training.trainer.epochs, session.config.train.epochs):
@@ -146,8 +180,12 @@ def train_model(
     return FinishedModel(session, spec.folder)
 
 
-def _finished(session: Session, spec: ModelSpec) -> FinishedModel:
-    """A finished model. Raises ConfigError if it was trained with another teacher."""
+def checked_model(session: Session, spec: ModelSpec) -> FinishedModel:
+    """A finished model.
+
+    Raises ConfigError if its record is damaged or of another model, or if it was trained with another teacher.
+    """
+    RunDir(spec.run).record(Model(spec.folder, session.seed, spec.arm, spec.step), session.config)
     (spec.folder / STATE).unlink(missing_ok=True)  # the process may have died between the two writes
     model = FinishedModel(session, spec.folder)
     if spec.teacher is not None and model.parent.get("sha256") != spec.teacher.sha256:
@@ -233,10 +271,15 @@ def finish_model(
         "arm": spec.arm,
     }
     result = Result.of(columns, metrics.evaluate_all(predictions))
+    run = RunDir(spec.run)
+    run.make_folder(spec.folder)
+    labels = run.labels(session.seed)
     write_tensors(spec.folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
     record = result.row() | {
         "selected_epoch": last.get("epoch"),
         "model_sha256": sha256(spec.folder / "model.pt"),
+        "metrics_sha256": hashlib.sha256(metrics_csv(rows).encode()).hexdigest() if rows else None,
+        "labels_sha256": digest_of_parts(labels) if labels.exists() else None,
         "parent": parent,
         "classes": list(session.data.classes),
         "channels": session.data.train.images.shape[1],
@@ -246,7 +289,7 @@ def finish_model(
     }
     if estimate is not None:
         record["auto"] = estimate | {"val_brier": result.val_brier}
-    RunDir(spec.run).write_result(spec.folder, record)
+    run.write_result(spec.folder, record)
     (spec.folder / STATE).unlink(missing_ok=True)
     listener.end_model(result)
 
@@ -266,8 +309,10 @@ def _state_errors(folder: Path) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (DamagedFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, ConfigError) and not isinstance(error, DamagedFileError):
+    except Exception as error:  # from whatever the file holds
+        if isinstance(error, OSError | MemoryError) or (
+            isinstance(error, ConfigError) and not isinstance(error, DamagedRecordError)
+        ):
             raise
-        what = error if isinstance(error, DamagedFileError) else f"{folder / STATE} does not belong to this training"
+        what = error if isinstance(error, DamagedRecordError) else f"{folder / STATE} does not belong to this training"
         raise ConfigError(f"{what}; delete it to train this model from its beginning") from None

@@ -65,15 +65,18 @@ class Session:
         return self.place(model).requires_grad_(False).eval()
 
     def predict(self, model: nn.Module, images: ImageStore) -> Tensor:
-        """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation."""
-        return predict_all(model, images, self.config.train)
+        """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation.
+
+        Raises ConfigError if they are not finite: a given teacher's may be, one trained here would fail in training.
+        """
+        logits = predict_all(model, images, self.config.train)
+        if not logits.isfinite().all():
+            raise ConfigError("the predictions of the given teacher are not finite")
+        return logits
 
     def score(self, model: nn.Module, images: ImageStore) -> tuple[float, Tensor]:
         """The mean loss against the true labels, and the logits (n, classes)."""
         logits = self.predict(model, images)
-        if not logits.isfinite().all():
-            # A model trained here would have failed in training.
-            raise ConfigError("the predictions of the given teacher are not finite")
         truth = one_hot(images.labels.cpu(), logits.shape[1])
         loss = loss_function(self.config.train.loss)(logits.double(), truth).mean().item()
         return loss, logits

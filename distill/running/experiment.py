@@ -23,6 +23,7 @@ from distill.data.splits import Dataset, Split, make_dataset
 from distill.environment import available_cores
 from distill.errors import ConfigError, UserError
 from distill.files import write_atomically
+from distill.store.records import DamagedRecordError, digest_of_parts
 from distill.store.results import read_record
 from distill.store.rundir import RunDir
 from distill.training.device import pick_device, set_up, torch_defaults
@@ -67,13 +68,34 @@ class Experiment:
         return dataset
 
     def chain(self, seed: int, rundir: RunDir, listener: Listener) -> Chain:
-        """The chains of one seed, with its images on the device. Writes its labels.npz if labels are corrupted."""
+        """The chains of one seed, with its images on the device. Writes its labels.npz if labels are corrupted.
+
+        Raises ConfigError if models of this seed were trained on other labels than the file records.
+        """
         data = self.dataset(seed)
-        labels = rundir.path / f"seed_{seed}" / "labels.npz"
-        if self.config.data.label_noise and not labels.exists():
-            write_atomically(labels, _label_record(data))
+        self._record_labels(rundir, seed, data)
         session = Session(self.config, seed, data, self.device, self.network_factory(data))
         return Chain(session, rundir, listener)
+
+    def _record_labels(self, rundir: RunDir, seed: int, data: Dataset) -> None:
+        """Write labels.npz, or verify it. One of an earlier command that trained no model of this seed is replaced."""
+        file = rundir.labels(seed)
+        begun = any(file.parent.glob("**/*.pt"))
+        if not self.config.data.label_noise:
+            if file.exists() and not begun:
+                file.unlink()
+            return
+        content = _label_record(data)
+        if file.exists() and not (file.is_file() and _same_arrays(file, content)):
+            if begun:
+                raise ConfigError(
+                    f"{file} does not hold the labels that this run trains on: it is damaged or exchanged; delete it, "
+                    "and it is written again"
+                )
+            file.unlink()
+        if not file.exists():
+            rundir.make_folder(file.parent)
+            write_atomically(file, content)
 
     def check_teacher(self, data: Dataset) -> None:
         """Raise ConfigError if the given teacher does not fit this run. Called before anything is written.
@@ -119,6 +141,14 @@ def _label_record(data: Dataset) -> bytes:
     corrupted = train.labels != train.true_labels
     np.savez(file, index=train.index, given=train.labels, true=train.true_labels, corrupted=corrupted)
     return file.getvalue()
+
+
+def _same_arrays(file: Path, content: bytes) -> bool:
+    """Whether an .npz file holds the same arrays as other bytes of one."""
+    try:
+        return digest_of_parts(file) == digest_of_parts(io.BytesIO(content))
+    except DamagedRecordError:
+        return False
 
 
 def prepare(

@@ -55,8 +55,9 @@ def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bo
         listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
         with make_executor(experiment, listener) as executor:
             train_units(experiment.config, executor, teachers_only)
+        results = rundir.write_results()
         rundir.write_finished()
-        return rundir.write_results()
+        return results
 
 
 def _check(experiment: Experiment) -> None:
@@ -65,12 +66,16 @@ def _check(experiment: Experiment) -> None:
     for seed in chain.seed:
         data = experiment.dataset(seed)
     if chain.teacher_ckpt is not None:
-        experiment.check_teacher(data)
+        rundir = RunDir(experiment.config.output)
+        teachers = (rundir.model(seed, None, chain.first_step) / "result.json" for seed in chain.seed)
+        if Path(chain.teacher_ckpt).exists() or not all(teacher.exists() for teacher in teachers):
+            experiment.check_teacher(data)
 
 
 def _begin(experiment: Experiment, rundir: RunDir, listener: Listener) -> None:
     """Write what describes the run; report a device or a number of threads that is not the last process's."""
     rundir.begin(experiment.config, experiment.source.fingerprint)
+    rundir.check_finished()
     facts = versions(experiment.device)
     before = rundir.environments()
     for key in ("device", "threads"):

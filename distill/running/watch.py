@@ -8,7 +8,7 @@ from distill.chains.estimated_alpha import Choice, format_choice
 from distill.config import Config
 from distill.errors import UserError
 from distill.files import read_text
-from distill.store.results import Result, name_model, read_record
+from distill.store.results import Result, read_record
 from distill.store.rundir import RunDir
 from distill.training.listener import Listener
 
@@ -24,11 +24,7 @@ class RunWatcher:
         if config.train.fast_dev_run:
             self.held_out = min(self.held_out, 2 * config.train.batch_size)
         models = RunDir(config.output).models(config)
-        self.unfinished = {
-            model.folder: name_model(model.seed, model.arm, model.step)
-            for model in models
-            if not _is_finished(model.folder)
-        }
+        self.unfinished = {model.folder: model.name for model in models if not _is_finished(model.folder)}
         self.rows = {folder: read_metrics(folder) for folder in self.unfinished}
 
     def report_new(self) -> None:
@@ -52,17 +48,20 @@ class RunWatcher:
         with suppress(UserError):  # the code that needs the model reports a damaged file
             record = read_record(folder)
             if "auto" in record:
-                values = {key: value for key, value in record["auto"].items() if key != "val_brier"}
-                self.listener.note(f"{name}: {format_choice(Choice(**values), self.held_out)}")
+                choice = Choice.of(record["auto"], folder / "result.json")
+                self.listener.note(f"{name}: {format_choice(choice, self.held_out)}")
             self.listener.end_model(Result.of(record))
 
 
 def read_metrics(folder: Path) -> list[Row]:
-    """The rows of a model's metrics.csv, one per epoch; empty fields are None. No rows if there is no file."""
+    """The rows of a model's metrics.csv, one per epoch; empty fields are None.
+
+    No rows if the file is missing or damaged: a model in training writes it from its training state.
+    """
     try:
         lines = read_text(folder / "metrics.csv").splitlines()
         return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(lines)]
-    except FileNotFoundError:
+    except (OSError, ValueError, TypeError, csv.Error):
         return []
 
 

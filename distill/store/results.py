@@ -1,14 +1,13 @@
 """Results of finished models: what result.json and a row of results.csv hold. Imports no torch."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from distill import arms, metrics
 from distill.errors import ConfigError
-from distill.files import read_text
+from distill.store.records import DamagedRecordError, read_json
 
 
 @dataclass(frozen=True)
@@ -83,22 +82,88 @@ def columns() -> list[str]:
     return [*FIELDS, *(metric.name for metric in metrics.METRICS if metric.name not in FIELDS)]
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _has(shape: dict[str, Callable[[Any], bool]]) -> Callable[[Any], bool]:
+    """A check that a value is an object with all of these entries."""
+    return lambda value: (
+        isinstance(value, dict) and all(name in value and check(value[name]) for name, check in shape.items())
+    )
+
+
+def _list_of(check: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value)) and length in (None, len(value))
+
+
+# An estimated alpha, in choice.json and as ``auto`` in result.json.
+ESTIMATE: dict[str, Callable[[Any], bool]] = {
+    "alpha_star": _or_none(_is_number),
+    "standard_error": _or_none(_is_number),
+    "alpha": _is_share,
+    "takes_probe": lambda value: type(value) is bool,
+    "probe_val_brier": _is_number,
+    "predicted_val_brier": _is_number,
+}
+_BINS = _list_of(_is_number, metrics.ECE_BINS)
+# What the entries of result.json are, as far as they are there.
+SHAPE: dict[str, Callable[[Any], bool]] = {
+    **{name: _or_none(_is_number) for name in columns()},
+    **dict.fromkeys(("seed", "step", "epochs"), _is_count),
+    "alpha": _or_none(_is_share),
+    "arm": _or_none(_is_text),
+    "test_acc": _is_share,
+    "seconds": _is_number,
+    "selected_epoch": _or_none(_is_count),
+    "model_sha256": _is_text,
+    "metrics_sha256": _or_none(_is_text),
+    "labels_sha256": _or_none(_is_text),
+    "parent": _or_none(_has({"path": _is_text, "sha256": _is_text})),
+    "classes": _list_of(_is_text),
+    "channels": lambda value: _is_count(value) and value > 0,
+    "model": _has({}),
+    "configuration": _has({}),
+    "reliability": _has(dict.fromkeys(("count", "confidence", "correct"), _BINS)),
+    "auto": _has(ESTIMATE | {"val_brier": _is_number}),
+}
+
+
+def check_shape(content: Mapping[str, Any], shape: Mapping[str, Callable[[Any], bool]], file: Path) -> None:
+    """Raise DamagedRecordError unless each entry of the content of ``file`` is of its kind."""
+    for name, check in shape.items():
+        if name in content and not check(content[name]):
+            raise DamagedRecordError(f"{file} is damaged (its {name} is {str(content[name])[:50]})")
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The whole of a finished model's result.json. Raises ConfigError if it is missing or damaged."""
     file = folder / "result.json"
     try:
-        content = json.loads(read_text(file))
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
+        content = read_json(file)
         if missing := sorted((REQUIRED | MODEL_KEYS) - content.keys()):
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        int(content["seed"])
-        int(content["step"])
-        float(content["alpha"] or 0)
+            raise DamagedRecordError(f"{file} is damaged (it lacks {', '.join(missing)})")
+        check_shape(content, SHAPE, file)
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no finished model (no result.json in it)") from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{file} is damaged ({error}); delete its folder to retrain that model") from None
+    except DamagedRecordError as error:
+        raise DamagedRecordError(f"{error}; delete its folder to retrain that model") from None
     return content
 
 

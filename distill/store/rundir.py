@@ -21,22 +21,25 @@ from distill.arms import PROBE, Estimated, students
 from distill.config import Config
 from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
-from distill.files import read_text, write_atomically
-from distill.store.results import Result, columns, read_record, sort_key
+from distill.files import open_file, sha256, write_atomically
+from distill.store.records import DamagedRecordError, read_json, write_json
+from distill.store.results import Result, columns, name_model, read_record, sort_key
+
+ALPHAS = ("chain.alpha", "chain.alpha_schedule")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, floats in full precision."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_csv(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, floats in full precision, None as an empty field."""
+def to_csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as the text of a CSV file, floats in full precision, None as an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    return text.getvalue()
+
+
+def results_csv(results: Iterable[Result]) -> str:
+    """The text of results.csv."""
+    return to_csv(columns(), [result.row() for result in results])
 
 
 class Model(NamedTuple):
@@ -46,6 +49,34 @@ class Model(NamedTuple):
     seed: int
     arm: str | None  # the name of the arm up to it; None: the teacher
     step: int
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+        return name_model(self.seed, self.arm, self.step)
+
+
+def options_of_models(config: Config) -> dict[str, Any]:
+    """The options that affect results, as JSON gives them back, without the alphas: a model's folder names those."""
+    options = {name: value for name, value in config.identity.items() if name not in ALPHAS}
+    return json.loads(json.dumps(options))
+
+
+def check_options(file: Path, recorded: dict[str, Any] | None, config: Config) -> None:
+    """Raise ConfigError if a model whose ``file`` records these options is not of this run. None: an old version's."""
+    here = options_of_models(config)
+    there = here if recorded is None else {name: value for name, value in recorded.items() if name not in ALPHAS}
+    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    if differing:
+        raise DamagedRecordError(
+            f"{file} is of a run with another {', '.join(differing)} than its config.toml: was one of the two edited "
+            "or exchanged? Restore it, or delete the model's folder to retrain that model"
+        )
+
+
+def is_sha256(text: str) -> bool:
+    """Whether a text is a SHA-256: 64 hexadecimal digits."""
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 class RunDir:
@@ -60,6 +91,22 @@ class RunDir:
         if arm is not None:
             folder = folder / f"alpha_{arm}"
         return folder / f"step_{step}"
+
+    def labels(self, seed: int) -> Path:
+        """The file that holds a seed's given labels, if they are corrupted."""
+        return self.path / f"seed_{seed}" / "labels.npz"
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder of the run, but never the run's own: it may have been moved or deleted while it trains.
+
+        Raises ConfigError, OSError.
+        """
+        if not (self.path / "config.toml").exists():
+            raise ConfigError(f"{self.path} is gone: the run was moved or deleted while it trained")
+        path = self.path
+        for name in folder.relative_to(self.path).parts:
+            path = path / name
+            path.mkdir(exist_ok=True)
 
     def models(self, config: Config) -> list[Model]:
         """All models of a run, finished or not: teachers before students, a probe before its student."""
@@ -86,7 +133,13 @@ class RunDir:
     def check_data(self, fingerprint: str) -> None:
         """Raise ConfigError if the run in this folder is on other data."""
         file = self.path / "data.sha256"
-        if file.exists() and read_text(file).strip() != fingerprint:
+        if not file.exists():
+            return
+        with open_file(file) as opened:
+            recorded = opened.read(100).decode(errors="replace").strip()
+        if not is_sha256(recorded):
+            raise DamagedRecordError(f"{file} is damaged (it is no SHA-256); delete it if the images are the same")
+        if recorded != fingerprint:
             raise ConfigError(f"{self.path} holds a run on other images or labels than those found here")
 
     def begin(self, config: Config, fingerprint: str) -> None:
@@ -103,11 +156,13 @@ class RunDir:
         held = read_config(file)
         # A run that has no student yet, because it was only previewed, may continue with other alphas.
         previewed = not any(self.path.glob("seed_*/alpha_*"))
-        ignored = ("chain.alpha", "chain.alpha_schedule") if previewed else ()
+        ignored = ALPHAS if previewed else ()
         if differing := config.differences(held, ignored):
             raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
         try:
             self.check_data(fingerprint)
+        except DamagedRecordError:
+            raise
         except ConfigError as error:
             raise ConfigError(f"{error}; choose another --output") from None
 
@@ -134,21 +189,50 @@ class RunDir:
         return [Result.of(record) for record in self.records()]
 
     def records(self) -> list[dict[str, Any]]:
-        """The whole result.json of every finished model, by seed, arm (the teacher first) and step."""
-        found = (read_record(file.parent) for file in self.path.glob("seed_*/**/result.json"))
+        """The whole result.json of every finished model, by seed, arm (the teacher first) and step.
+
+        Only the folders that the seeds, arms and steps of the configuration name are read.
+        """
+        config = self.config()
+        found = [self.record(model, config) for model in self.models(config) if (model.folder / "result.json").exists()]
         return sorted(found, key=lambda record: sort_key(Result.of(record)))
 
-    def write_result(self, folder: Path, record: Mapping[str, Any]) -> None:
+    def record(self, model: Model, config: Config) -> dict[str, Any]:
+        """The result.json of a finished model. Raises ConfigError if it is damaged, or is of another model or run."""
+        record = read_record(model.folder)
+        found = name_model(record["seed"], record["arm"], record["step"])
+        if found != model.name:
+            raise DamagedRecordError(
+                f"{model.folder / 'result.json'} is of another model ({found}); delete its folder to retrain that model"
+            )
+        check_options(model.folder / "result.json", record.get("configuration"), config)
+        return record
+
+    def check_finished(self) -> None:
+        """Raise ConfigError if a small file of a finished model is damaged. The parameters are verified when read."""
+        config = self.config()
+        for model in self.models(config):
+            if (model.folder / "result.json").exists():
+                file = model.folder / "metrics.csv"
+                recorded = self.record(model, config).get("metrics_sha256")
+                if recorded is not None and file.exists() and sha256(file) != recorded:
+                    raise DamagedRecordError(
+                        f"{file} is damaged (its SHA-256 is not the recorded one); delete it to continue without it, "
+                        "or its folder to retrain that model"
+                    )
+
+    def write_result(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the result.json that makes the model of ``folder`` a finished one, then results.csv with its row."""
         write_json(folder / "result.json", record)
         self.write_results()
 
     def write_results(self) -> list[Result]:
         """Write results.csv from the finished models and return their results. Concurrent calls take turns."""
+        self.config()  # raises if the run was moved or deleted
         with open(self.path / ".results.lock", "w") as file:
             _flock(file, wait=True)
             results = self.results()
-            write_csv(self.path / "results.csv", columns(), [result.row() for result in results])
+            write_atomically(self.path / "results.csv", results_csv(results))
         return results
 
     def write_environment(self, **facts: str | int) -> None:
@@ -159,14 +243,16 @@ class RunDir:
     def environments(self) -> list[dict[str, Any]]:
         """The entries of environment.json, one for each process; none if the file is missing or damaged."""
         try:
-            return list(json.loads(read_text(self.path / "environment.json"))["runs"])
-        except (OSError, ValueError, TypeError, LookupError):
+            found = read_json(self.path / "environment.json").get("runs")
+        except (OSError, ConfigError):
             return []
+        return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else []
 
     def write_finished(self) -> None:
         """Note in environment.json that the run is complete."""
-        *before, last = self.environments()
-        write_json(self.path / "environment.json", {"runs": [*before, last | {"finished": now()}]})
+        if entries := self.environments():
+            entries[-1]["finished"] = now()
+            write_json(self.path / "environment.json", {"runs": entries})
 
 
 def _flock(file: IO[str], wait: bool) -> None:

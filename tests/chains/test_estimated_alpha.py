@@ -256,4 +256,4 @@ WORDS = json.dumps(dict.fromkeys((field.name for field in fields(estimated_alpha
 def test_a_damaged_estimate_is_refused_by_name(tmp_path, content):
     (tmp_path / "choice.json").write_text(content)
     with pytest.raises(UserError, match=r"choice\.json is damaged .*delete it"):
-        estimated_alpha._read_choice(tmp_path / "choice.json")
+        estimated_alpha._read_choice(tmp_path / "choice.json", "0" * 64)

@@ -43,7 +43,7 @@ def test_the_columns_are_aligned():
 def test_a_report_is_made_from_the_directory_alone(tmp_path):
     for record in GRID.records():
         leave_result(RunDir(tmp_path), **record)
-    (tmp_path / "config.toml").write_text("[chain]\nalpha = [0, 0.6]\ndistillation_steps = 2\n")
+    (tmp_path / "config.toml").write_text("[chain]\nalpha = [0, 0.6]\nseed = [1, 2, 3]\ndistillation_steps = 2\n")
     assert report(tmp_path) == table(GRID.run())
     for name in FIGURES:
         assert (tmp_path / f"{name}.png").exists()
@@ -90,5 +90,6 @@ def test_an_estimate_is_shown_without_its_probe():
 
 
 def test_without_a_finished_model_there_is_no_report(tmp_path):
+    (tmp_path / "config.toml").touch()
     assert report(tmp_path) == ""
     assert not (tmp_path / "accuracy.png").exists()

@@ -15,6 +15,8 @@ def drawing():
 
 
 def test_a_figure_is_saved_as_png_and_svg_that_are_the_same_every_time(tmp_path, monkeypatch):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
     save(drawing(), tmp_path / "one" / "v1.5")  # a name with a dot is no suffix
     monkeypatch.setattr(time, "time", lambda: 2e9)
     save(drawing(), tmp_path / "two" / "v1.5")

@@ -9,7 +9,7 @@ from distill.running import cost as cost_module
 from distill.running.cost import Cost, done_in, measure
 from distill.running.experiment import prepare
 from distill.running.trial import trial_of
-from distill.store.rundir import write_json
+from distill.store.records import write_json
 from distill.training.fit import Trainer
 
 
@@ -67,6 +67,8 @@ def test_done_in_reads_the_finished_share_of_each_model(tmp_path):
     """Of a finished model all, of a model in training its epochs, of an estimated alpha's probe a half."""
     c = config(tmp_path, max_epochs=4, alpha=[0.5, "auto"], seed=[1, 2], val_size=6, distillation_steps=2)
     assert done_in(c) == {}
+    for folder in ("seed_1/step_0", "seed_1/alpha_0.5/step_1", "seed_1/alpha_auto/step_1/probe", "seed_2/step_0"):
+        (tmp_path / folder).mkdir(parents=True)
     write_json(tmp_path / "seed_1" / "step_0" / "result.json", {})
     for folder in ("seed_1/alpha_0.5/step_1", "seed_1/alpha_auto/step_1/probe", "seed_2/step_0"):
         write_tensors(tmp_path / folder / STATE, {"rows": [{}]})

@@ -24,8 +24,9 @@ from distill.reporting.preview_page import Outcome
 from distill.running import preview
 from distill.running import run as sweep
 from distill.running.preview import balanced_subset, features, outcomes_of, page, small
+from distill.store.records import write_json
 from distill.store.results import columns, read_record
-from distill.store.rundir import RunDir, write_json
+from distill.store.rundir import RunDir
 from distill.training.batches import ImageStore, make_image_store
 
 STUDENTS = 2
@@ -137,8 +138,10 @@ def test_small_averages_images_down_to_32_by_32_pixels():
 
 def leave(run: Path, folder: str, parent: str | None, alpha: float | None) -> None:
     record = dict.fromkeys(columns(), 0.5)
+    record["epochs"] = 2
     record["arm"] = folder.split("alpha_")[1].split("/")[0] if "alpha_" in folder else None
     record |= {"seed": 1, "alpha": alpha, "step": int(folder[-1]), "parent": parent and {"path": parent, "sha256": ""}}
+    (run / folder).mkdir(parents=True)
     write_json(run / folder / "result.json", record | {"model_sha256": "", "classes": [], "channels": 1, "model": {}})
 
 
@@ -170,7 +173,7 @@ def test_a_model_without_held_out_scores_is_refused(tmp_path):
     leave(tmp_path, "seed_1/step_0", None, None)
     file = tmp_path / "seed_1/step_0/result.json"
     record = json.loads(file.read_text())
-    del record["val_brier"]
+    del record["val_brier"], record["sha256"]
     file.write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="lacks the scores on the held-out images"):
         preview.score(file.parent)

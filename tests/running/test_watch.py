@@ -3,7 +3,7 @@ from tiny import config, source
 
 import distill
 from distill.running.watch import RunWatcher, read_metrics
-from distill.store.rundir import write_csv
+from distill.store.rundir import to_csv
 from distill.training.listener import Listener
 
 OPTIONS = {"alpha": [0.3, "auto"], "val_size": 6, "seed": [1, 2], "distillation_steps": 1}
@@ -66,15 +66,16 @@ def test_epochs_are_reported_as_they_are_written(tmp_path):
     c = config(tmp_path, distillation_steps=0, max_epochs=5)
     folder = tmp_path / "seed_1" / "step_0"
     rows = [{"epoch": k, "train_loss": k / 3, "val_loss": None} for k in (1, 2, 3)]
-    write_csv(folder / "metrics.csv", list(rows[0]), rows[:1])
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text(to_csv(list(rows[0]), rows[:1]))
     watcher = RunWatcher(c, events)
     watcher.report_new()
     assert events.epochs == []  # of an earlier process
-    write_csv(folder / "metrics.csv", list(rows[0]), rows)
+    (folder / "metrics.csv").write_text(to_csv(list(rows[0]), rows))
     watcher.report_new()
     assert events.epochs == [("seed 1, step 0", rows[1]), ("seed 1, step 0", rows[2])]
     again = [{"epoch": 1, "train_loss": 0.5, "val_loss": 0.25}]
-    write_csv(folder / "metrics.csv", list(rows[0]), again)  # its state was deleted: it is trained again
+    (folder / "metrics.csv").write_text(to_csv(list(rows[0]), again))  # its state was deleted: it is trained again
     watcher.report_new()
     assert events.epochs[2:] == [("seed 1, step 0", again[0])]
 

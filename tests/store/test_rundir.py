@@ -7,25 +7,25 @@ import pytest
 from tiny import ROOT, config, leave_result
 
 from distill.errors import ConfigError
-from distill.store.rundir import (
-    RunDir,
-    write_csv,
-    write_json,
-)
+from distill.store.rundir import RunDir, to_csv
+
+DATA = "0" * 64  # a fingerprint
+
+
+def begin(run: Path, **options) -> None:
+    """A run in which a teacher has been trained for an epoch."""
+    RunDir(run).begin(config(run, **options), DATA)
+    (run / "seed_1" / "step_0").mkdir(parents=True)
+    (run / "seed_1" / "step_0" / "training_state.pt").touch()
+
 
 # ------------------------------------------------------------------------------------------------------- single files
 
 
-def test_csv_keeps_every_bit_of_a_float_and_leaves_none_empty(tmp_path):
-    write_csv(tmp_path / "t.csv", ["a", "b", "c"], [{"a": 0.1 + 0.2, "b": None, "c": 5e-324, "unlisted": 1}])
-    header, row = (tmp_path / "t.csv").read_text().splitlines()
+def test_csv_keeps_every_bit_of_a_float_and_leaves_none_empty():
+    header, row = to_csv(["a", "b", "c"], [{"a": 0.1 + 0.2, "b": None, "c": 5e-324, "unlisted": 1}]).splitlines()
     a, b, c = row.split(",")
     assert (header, float(a), b, float(c)) == ("a,b,c", 0.1 + 0.2, "", 5e-324)
-
-
-def test_json_keeps_every_bit_of_a_float(tmp_path):
-    write_json(tmp_path / "t.json", {"x": 0.1 + 0.2})
-    assert json.loads((tmp_path / "t.json").read_text()) == {"x": 0.1 + 0.2}
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"runs": 3}'])
@@ -57,9 +57,11 @@ def test_the_folder_of_a_model_names_seed_arm_and_step():
 def test_results_csv_has_a_row_per_finished_model_in_order(tmp_path):
     rundir = RunDir(tmp_path)
     expected = [
-        *[(1, None, 0), (1, "0", 1), (1, "1e-05", 1), (1, "0.6", 9), (1, "0.6", 10), (1, "0.6-0.2", 2)],
+        *[(1, None, 0), (1, "0", 1), (1, "1e-05", 1), (1, "1e-05", 9), (1, "1e-05", 10), (1, "0.6-0.2", 2)],
         *[(1, "0.6-auto", 2), (1, "auto", 1), (1, "auto probe", 1), (1, "auto", 2), (2, None, 0)],
     ]
+    options = {"alpha": [0, 1e-5, "auto"], "alpha_schedule": [[0.6, 0.2], [0.6, "auto"]], "seed": [1, 2]}
+    begin(tmp_path, **options, val_size=5, distillation_steps=10)
     for i in (3, 10, 7, 0, 8, 5, 2, 9, 1, 6, 4):
         leave_result(rundir, **dict(zip(("seed", "arm", "step"), expected[i], strict=True)))
     (rundir.model(2, "0.6", 1)).mkdir(parents=True)  # begun, not finished
@@ -73,17 +75,10 @@ def test_results_csv_has_a_row_per_finished_model_in_order(tmp_path):
     assert lines[1].startswith("1,,0,0.5")
 
 
-def begin(run: Path) -> None:
-    """A run in which a teacher has been trained for an epoch."""
-    RunDir(run).begin(config(run), "data")
-    (run / "seed_1" / "step_0").mkdir(parents=True)
-    (run / "seed_1" / "step_0" / "training_state.pt").touch()
-
-
 def test_a_directory_of_another_run_is_refused_with_every_option_that_differs(tmp_path):
     begin(tmp_path)
     with pytest.raises(ConfigError, match=r"--lr 0\.02 instead of 0\.01, --seed 7 instead of 1") as error:
-        RunDir(tmp_path).begin(config(tmp_path, lr=0.02, seed=7), "data")
+        RunDir(tmp_path).begin(config(tmp_path, lr=0.02, seed=7), DATA)
     assert "batch" not in str(error.value)
 
 
@@ -95,7 +90,7 @@ def test_a_directory_of_other_images_is_refused(tmp_path):
 
 def test_device_jobs_and_threads_may_change(tmp_path):
     begin(tmp_path)
-    RunDir(tmp_path).begin(config(tmp_path, jobs=2, threads=2, device="auto", data_dir="elsewhere"), "data")
+    RunDir(tmp_path).begin(config(tmp_path, jobs=2, threads=2, device="auto", data_dir="elsewhere"), DATA)
 
 
 def test_a_directory_with_other_files_is_refused_and_not_changed(tmp_path):
@@ -106,7 +101,7 @@ def test_a_directory_with_other_files_is_refused_and_not_changed(tmp_path):
 
 
 def test_config_toml_does_not_contain_the_output(tmp_path):
-    RunDir(tmp_path).begin(config(tmp_path), "data")
+    RunDir(tmp_path).begin(config(tmp_path), DATA)
     assert "output" not in (tmp_path / "config.toml").read_text()
 
 
@@ -156,10 +151,12 @@ from distill.store.rundir import RunDir
 rundir = RunDir(Path(sys.argv[1]))
 record = rundir.records()[0]
 for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
+    rundir.make_folder(rundir.model(seed, None, 0))
     rundir.write_result(rundir.model(seed, None, 0), record | {"seed": seed})"""
 
 
 def test_models_that_finish_in_several_processes_at_once_are_all_in_results_csv(tmp_path):
+    RunDir(tmp_path).begin(config(tmp_path, seed=[1, *range(10, 30), *range(50, 70)]), DATA)
     leave_result(RunDir(tmp_path))
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, str(first)], cwd=ROOT) for first in (10, 50)]
     assert [writer.wait() for writer in writers] == [0, 0]

@@ -103,6 +103,8 @@ def write_files(files: dict[Path, Content]) -> None:
         if path.exists() and not path.is_file():  # a rename would replace a device by a file
             raise FileExistsError(f"cannot write {path}: it exists and is no regular file")
     try:
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_together(files)
     except OSError as error:
         raise OSError(f"cannot write {error.filename}: {error.strerror}") from None
