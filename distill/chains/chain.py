@@ -77,6 +77,7 @@ class Chain:
     def _given_teacher(self, spec: ModelSpec, file: Path) -> FinishedModel:
         """The teacher from ``--teacher-ckpt``, copied into the run directory when the run begins."""
         if not spec.is_finished:
+            self.rundir.make_folder(spec.folder)
             model = self.session.new_model(spec.step)
             load_parameters(model, file)
             parent = {"path": str(file), "sha256": sha256(file)}

@@ -20,7 +20,7 @@ from distill.config import Config
 from distill.errors import ConfigError
 from distill.files import sha256, write_atomically
 from distill.randomness import RNG_LOCK, torch_seed
-from distill.store.records import DamagedRecordError, digest_of_parts
+from distill.store.records import DamagedRecordError
 from distill.store.results import Result, read_record
 from distill.store.rundir import Model, RunDir, check_options, options_of_models, to_csv
 from distill.training import augment
@@ -272,14 +272,12 @@ def finish_model(
     }
     result = Result.of(columns, metrics.evaluate_all(predictions))
     run = RunDir(spec.run)
-    run.make_folder(spec.folder)
-    labels = run.labels(session.seed)
     write_tensors(spec.folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
     record = result.row() | {
         "selected_epoch": last.get("epoch"),
         "model_sha256": sha256(spec.folder / "model.pt"),
         "metrics_sha256": hashlib.sha256(metrics_csv(rows).encode()).hexdigest() if rows else None,
-        "labels_sha256": digest_of_parts(labels) if labels.exists() else None,
+        "labels_sha256": run.labels_digest(session.seed),
         "parent": parent,
         "classes": list(session.data.classes),
         "channels": session.data.train.images.shape[1],

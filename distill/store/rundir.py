@@ -22,7 +22,7 @@ from distill.config import Config
 from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
 from distill.files import open_file, sha256, write_atomically
-from distill.store.records import DamagedRecordError, read_json, write_json
+from distill.store.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store.results import Result, columns, name_model, read_record, sort_key
 
 ALPHAS = ("chain.alpha", "chain.alpha_schedule")
@@ -95,6 +95,11 @@ class RunDir:
     def labels(self, seed: int) -> Path:
         """The file that holds a seed's given labels, if they are corrupted."""
         return self.path / f"seed_{seed}" / "labels.npz"
+
+    def labels_digest(self, seed: int) -> str | None:
+        """The SHA-256 of the arrays in a seed's labels.npz; None without the file."""
+        file = self.labels(seed)
+        return digest_of_parts(file) if file.exists() else None
 
     def make_folder(self, folder: Path) -> None:
         """Make a folder of the run, but never the run's own: it may have been moved or deleted while it trains.
