@@ -2,7 +2,10 @@
 
 import sys
 
-from distill.kernel.toy.program import main
-
 if __name__ == "__main__":
+    try:
+        from distill.kernel.toy.program import main
+    except KeyboardInterrupt:  # while modules are loaded
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     sys.exit(main())

@@ -2,7 +2,10 @@
 
 import sys
 
-from distill.cli import main
-
 if __name__ == "__main__":
+    try:
+        from distill.cli import main
+    except KeyboardInterrupt:  # while modules are loaded
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     sys.exit(main())

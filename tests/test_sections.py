@@ -3,13 +3,15 @@
 import math
 from dataclasses import fields
 
+import numpy as np
 import pytest
 from tiny import config_of as config
 
 from distill.arms import Estimated, Fixed, arm_name
-from distill.config import SECTIONS, Config
+from distill.config import SECTION_OF, SECTIONS, Config
 from distill.configfile import from_dict
 from distill.errors import ConfigError
+from distill.options import field_type
 
 nan, inf = math.nan, math.inf
 ILLEGAL = [
@@ -201,3 +203,49 @@ def test_without_students_there_is_no_arm(options):
 
 def test_minus_zero_is_zero():
     assert [arm_name(arm) for arm in config(alpha=-0.0).chain.arms] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("alpha", np.array([0.25, 0.5]), (0.25, 0.5)),
+        ("alpha", np.float32(0.25), (0.25,)),
+        ("alpha_schedule", np.array([[0.25, 0.5]]), ((0.25, 0.5),)),
+        ("alpha_schedule", [np.array([0.25, 0.5])], ((0.25, 0.5),)),
+        ("seed", [np.int64(3), 4], (3, 4)),
+        ("seed", range(3), (0, 1, 2)),
+        ("lr", np.float64(0.5), 0.5),
+        ("lr", np.int32(2), 2.0),
+        ("augment", np.bool_(False), False),
+    ],
+)
+def test_numbers_and_arrays_of_numpy_are_taken(name, given, taken):
+    section = SECTION_OF[name]
+    found = getattr(getattr(config(**{name: given}), section), name)
+    assert repr(found) == repr(taken)  # types too: they are written as TOML
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"seed": range(20_000)}, "20,000 seeds, 1 alphas and 5 steps make up to 120,000 models"),
+        ({"alpha": np.linspace(0, 1, 10**5)}, "1 seeds, 100,000 alphas and 5 steps make up to 500,001 models"),
+    ],
+    ids=["seeds", "alphas"],
+)
+def test_a_grid_too_large_to_be_meant_is_refused_with_its_size(options, size):
+    with pytest.raises(ConfigError, match=size):
+        config(**options)
+
+
+@pytest.mark.parametrize("name", ["data_dir", "teacher_ckpt", "output"])
+def test_the_home_folder_is_expanded(monkeypatch, name):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert getattr(getattr(config(**{name: "~/x"}), SECTION_OF[name]), name) == "/somewhere/x"
+
+
+def test_every_number_has_a_range():
+    for section, cls in SECTIONS.items():
+        for f in fields(cls):
+            if field_type(cls, f.name)[0] in (int, float):
+                assert f.metadata["within"] or f.metadata["choices"], f"{section}.{f.name}"
