@@ -1,10 +1,10 @@
-"""Factorisations of a kernel matrix, with named errors for a matrix that is no kernel.
+"""Factorisations of a kernel matrix, and errors for matrices that are not kernel matrices.
 
-Three ways to apply (K + lam I)^-1, none of which forms an inverse:
+There are three ways to apply (K + lam I)^-1 without forming an inverse:
 
-- one eigendecomposition K = V D V^T, which then serves every lam, alpha and step;
-- one tridiagonal form K = Q T Q^T, the first half of an eigendecomposition: every lam by solves with T at O(n) each;
-- one Cholesky factorisation for each lam, which at n = 2,000 costs about a fourteenth of the eigendecomposition.
+- one eigendecomposition K = V D V^T for every lam, alpha and step;
+- one tridiagonal form K = Q T Q^T, the first half of an eigendecomposition; then each solve, for any lam, takes O(n);
+- one Cholesky factorisation per lam; at n = 2,000 it costs about a fourteenth of the eigendecomposition.
 """
 
 import os
@@ -21,8 +21,8 @@ from scipy.linalg import blas, lapack
 from distill.kernel.arrays import EPS, LARGEST_ENTRY, FloatArray, KernelMatrixError, NotFiniteError, real_numbers
 
 SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
-# Of the Frobenius norm of K. Rounding in K's entries moves an eigenvalue by some n * EPS of it; a kernel that
-# is not positive semidefinite, such as a sigmoid, misses by far more.
+# Of the Frobenius norm of K. Rounding in K changes eigenvalues by about n * EPS times the norm. A kernel that is not
+# positive semidefinite, such as a sigmoid, has eigenvalues much further below 0.
 NEGATIVE_TOLERANCE = 1e-8
 # Of the dtype's precision: both tolerances are at least this for a K that was computed in float32 or float16.
 LOW_PRECISION = 64
@@ -46,10 +46,10 @@ class MatrixTooLargeError(MemoryError):
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still allocate, or None if the system does not say.
+    """Bytes that this process may still allocate, or None if the system does not tell.
 
-    The smaller of the machine's free memory (``MemAvailable`` on Linux, elsewhere all physical memory) and what the
-    control group's limit leaves.
+    The smaller of the machine's free memory (``MemAvailable`` on Linux, otherwise all physical memory) and the
+    remainder of the control group's limit.
     """
     room = []
     try:
@@ -132,10 +132,11 @@ def check_kernel(K: ArrayLike) -> Dense:
 def product(A: FloatArray, B: FloatArray) -> FloatArray:
     """A @ B, (q, n) times (n,) or (n, m), float64, by SciPy's BLAS.
 
-    NumPy and SciPy ship separate BLAS libraries, whose threads keep spinning for a while after a call: a
-    factorisation by SciPy's LAPACK takes twice as long right after a product by NumPy's.
+    Not by NumPy's BLAS, a separate library: its threads stay busy for a while after a call, and a factorisation by
+    SciPy's LAPACK right after it takes twice as long.
     """
-    # In Fortran order arrays are transposed: (A B)^T = B^T A^T, and an array that is in that order is not copied.
+    # BLAS copies arrays unless they are in Fortran order. A C-ordered array is its transpose in Fortran order, so
+    # compute (A B)^T = B^T A^T.
     a, a_flag = (A.T, 0) if A.flags.c_contiguous else (np.asfortranarray(A), 1)
     columns = B.reshape(len(B), -1)
     b, b_flag = (columns.T, 0) if columns.flags.c_contiguous else (np.asfortranarray(columns), 1)
@@ -163,7 +164,7 @@ def decompose(K: ArrayLike | Dense, *, overwrite: bool = False) -> Spectrum:
     kernel = K if isinstance(K, Dense) else check_kernel(K)
     require_memory(len(kernel.K), arrays=2 if overwrite else 3)
     # LAPACK sorts from small to large, the theory from large to small: decompose -K.
-    # The transpose is the same matrix in the column order that LAPACK overwrites in place.
+    # Its transpose is the same matrix in Fortran order, which LAPACK overwrites in place.
     negated = np.negative(kernel.K, out=kernel.K if overwrite else None).T
     d, V = scipy.linalg.eigh(negated, driver="evd", overwrite_a=True, check_finite=False)
     d = -d
@@ -178,7 +179,7 @@ Solver = Callable[[FloatArray], FloatArray]  # from b (n,) or (n, m) to the solu
 
 
 class ShiftedSystem(Protocol):
-    """A kernel matrix, in some basis, with which shifted systems can be solved."""
+    """A kernel matrix, in some basis, with methods that multiply by it and solve shifted systems."""
 
     @property
     def mean_eigenvalue(self) -> float:
@@ -195,8 +196,8 @@ class ShiftedSystem(Protocol):
 class Tridiagonal:
     """K = Q T Q^T with T symmetric and tridiagonal, from ``tridiagonalise``: a ``ShiftedSystem`` with T for K.
 
-    T has ``diagonal`` (n,) and ``off_diagonal`` (n-1,). Q is 1 on the first coordinate and on the others a product of
-    Householder reflections, stored as LAPACK's dsytrd leaves them: ``reflectors`` (n, n-1), ``scales`` (n-1,).
+    T has ``diagonal`` (n,) and ``off_diagonal`` (n-1,). Q keeps the first coordinate and is a product of Householder
+    reflections on the others, in the format of LAPACK's dsytrd: ``reflectors`` (n, n-1), ``scales`` (n-1,).
     """
 
     diagonal: FloatArray
@@ -249,8 +250,8 @@ def tridiagonalise(kernel: Dense) -> Tridiagonal:
     reduced, diagonal, off_diagonal, scales, _ = lapack.dsytrd(
         kernel.K.copy().T, lower=1, lwork=workspace, overwrite_a=1
     )
-    # The reflections' vectors are stored below the diagonal. A view that starts one element later has them from row 0
-    # in columns of the same length, which LAPACK takes without a copy.
+    # The reflections' vectors are below the diagonal. In a view that starts one element later they begin in row 0, and
+    # the columns have the same length, so LAPACK takes the view without a copy.
     reflectors = reduced.ravel(order="F")[1 : 1 + n * (n - 1)].reshape((n, n - 1), order="F")
     T = Tridiagonal(diagonal, off_diagonal, reflectors, scales)
     try:
@@ -261,7 +262,7 @@ def tridiagonalise(kernel: Dense) -> Tridiagonal:
 
 
 def cholesky(K: FloatArray, shift: float, scale: float = 1.0) -> FloatArray:
-    """Lower factor L (n, n), Fortran order, of scale * K + shift * I = L L^T; the part above L is meaningless.
+    """Lower factor L (n, n), Fortran order, of scale * K + shift * I = L L^T; entries above the diagonal are undefined.
 
     K as from ``check_kernel``. Raises SingularKernelError if a pivot is not positive, and MatrixTooLargeError.
     """
@@ -282,7 +283,7 @@ def _check_pivots(info: int) -> None:
 
 def cholesky_solve(L: FloatArray, b: FloatArray) -> FloatArray:
     """x (n,) or (n, m) with L L^T x = b."""
-    if b.ndim == 1 or b.shape[1] == 1:  # two triangular solves of one vector take half of dpotrs's time
+    if b.ndim == 1 or b.shape[1] == 1:  # for one vector two triangular solves take half of dpotrs's time
         x = blas.dtrsv(L, b.ravel(), lower=1)
         return blas.dtrsv(L, x, lower=1, trans=1, overwrite_x=1).reshape(b.shape)
     return lapack.dpotrs(L, b, lower=1)[0]
@@ -291,7 +292,7 @@ def cholesky_solve(L: FloatArray, b: FloatArray) -> FloatArray:
 def frobenius_norm(K: FloatArray) -> float:
     """‖K‖_F of K (n, n) from ``check_kernel``."""
     square = blas.ddot(K.ravel(), K.ravel())
-    # A sum of squares on two threads takes a tenth of the time of LAPACK, which scales to stay in float64's range.
+    # A sum of squares on two threads takes a tenth of the time of LAPACK, which scales entries against overflow.
     return float(np.sqrt(square)) if 1e-200 < square < 1e300 else lapack.dlange("F", K.T)
 
 

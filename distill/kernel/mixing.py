@@ -1,8 +1,8 @@
-"""The best alphas, from predictions alone: nothing here depends on kernels or on networks.
+"""The best alphas, computed from predictions alone, of kernel models or networks.
 
-A student's fit is affine in its alpha, f = alpha f^(1) + (1 - alpha) g with g the student trained on the
-teacher's output alone, so that the alpha of least squared error is a projection. Over k fits with one ridge the
-chain is f^(k) = sum_j c_j A^j y with *weights* c that sum to 1, and the best c solves a least-squares problem.
+A student's fit is affine in its alpha, f = alpha f^(1) + (1 - alpha) g, where g is the student trained on the teacher's
+output alone. The alpha of least squared error is therefore a projection. Fit k of a chain with one ridge is
+f^(k) = sum_j c_j A^j y with *weights* c that sum to 1, and the best c solves a least-squares problem.
 """
 
 import math
@@ -18,8 +18,8 @@ AUTO_FITS = 6  # with alpha="auto" the alphas of fits 2 to 6 are chosen
 def best_alpha(first: ArrayLike, probe: ArrayLike, target: ArrayLike) -> float:
     """The alpha for which alpha * first + (1 - alpha) * probe is closest to ``target`` in squares.
 
-    first, probe, target: arrays of one shape, at held-out points: the first fit, the student trained on the
-    teacher's output alone (alpha = 0), and the ground truth. Not clipped: the best may be outside [0, 1]. NaN if
+    Arrays of one shape, at held-out points: the first fit, the student trained on the teacher's output alone
+    (alpha = 0), and the ground truth. The result may be outside [0, 1]. NaN if
     ``first`` and ``probe`` agree to rounding: then alpha has no effect. (Borup & Andersen, Algorithm 1.)
     """
     arrays = [as_floats(*named) for named in (("first", first), ("probe", probe), ("target", target))]
@@ -60,9 +60,9 @@ def stick_breaking(alphas: FloatArray) -> FloatArray:
 def weights_to_alphas(weights: ArrayLike) -> FloatArray:
     """The alphas (k-1,) of fits 2, ..., k whose stick breaking gives ``weights`` (k,), which must sum to 1.
 
-    alpha_k = c_1, alpha_(k-1) = c_2 / (1 - c_1), ... Once the stick is used up (the fit before has no influence) the
-    earlier alphas have no effect and are set to 1. Raises ValueError if no alphas give the weights: their sum is not
-    1, or one is nonzero after the stick is used up.
+    alpha_k = c_1, alpha_(k-1) = c_2 / (1 - c_1), ... If the rest of the stick is 0, the earlier alphas have no
+    effect and are set to 1. Raises ValueError if no alphas give the weights: their sum is not 1, or a weight is not 0
+    although the rest of the stick is.
     """
     weights = as_floats("weights", weights, 1)
     scale = np.abs(weights).max()
@@ -70,7 +70,7 @@ def weights_to_alphas(weights: ArrayLike) -> FloatArray:
         raise ValueError(f"weights must sum to 1, not {weights.sum()}")
     alphas = []
     for j, weight in enumerate(weights[:-1]):
-        # What is left of the stick before c_j is the sum of c_j and all after it.
+        # The rest of the stick before c_j is the sum of c_j and all later weights.
         stick = weights[j:].sum()
         if abs(stick) > len(weights) * EPS * scale:
             alphas.append(weight / stick)
@@ -91,10 +91,10 @@ def greedy_alphas(residuals: ArrayLike) -> tuple[FloatArray, FloatArray]:
     return alphas, risks
 
 
-def greedy_within(residuals: ArrayLike) -> tuple[FloatArray, FloatArray]:
+def clipped_greedy_alphas(residuals: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """``greedy_alphas`` clipped to [0, 1], each before the next is computed: (clipped, free), (k-1,) each.
 
-    The risk is a parabola in one alpha, so that the clipped alpha is the best in [0, 1].
+    The risk is a parabola in each alpha, so the clipped alpha is the best in [0, 1].
     """
     clipped, free, _ = _greedy(residuals, 0.0, 1.0)
     return clipped, free
@@ -140,8 +140,8 @@ def joint_weights(residuals: ArrayLike) -> tuple[FloatArray, float]:
     """The best weights of A y, ..., A^k y together: (c (k,) with sum 1, its risk).
 
     Pareek, Du & Oh, NeurIPS 2024, arXiv 2407.04600:
-    c* = G^-1 1 / (1^T G^-1 1), G_ij = <r_i, r_j>, is the minimum of ‖sum_j c_j r_j‖² with sum_j c_j = 1. G
-    has the square of the residuals' condition number and is never formed: with c_1 = 1 - c_2 - ... - c_k this
+    c* = G^-1 1 / (1^T G^-1 1), G_ij = <r_i, r_j>, is the minimum of ‖sum_j c_j r_j‖² with sum_j c_j = 1. The
+    condition number of G is the square of the residuals', so G is not formed: with c_1 = 1 - c_2 - ... - c_k this
     is the least-squares problem r_1 + sum_(j>1) c_j (r_j - r_1) -> min. ``residuals`` as for ``greedy_alphas``.
     """
     R = as_rows(residuals)

@@ -1,4 +1,4 @@
-"""One chain from its kernel matrix, by one eigendecomposition or one Cholesky factorisation, whichever costs less."""
+"""One chain from its kernel matrix, by an eigendecomposition or a Cholesky factorisation, whichever costs less."""
 
 import math
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from distill.kernel.spectral import check_divergence, check_limit_exists, dual_c
 # Costs in units of one Cholesky factorisation, measured at n = 2,000 on 2 cores (benchmarks/kernel.py, part d).
 EIGH_COST = 14
 SOLVE_COST = 40  # of one solve with a factor, times n
-# Of one tridiagonal form, over n: 1.8 factorisations at n = 1,000, 5.1 at 2,000, 11 at 4,000, where K outgrows the
-# processor's cache. (Half of its work are matrix-vector products, which wait for memory.)
+# Of one tridiagonal form, divided by n. It costs 1.8 factorisations at n = 1,000, 5.1 at 2,000 and 11 at 4,000, because
+# half of its work are matrix-vector products, which wait for memory once K exceeds the processor's cache.
 TRIDIAGONAL_COST = 1 / 400
-# A column of a map takes some 15 microseconds more by tridiagonal solves than by eigenvectors. Times n², the number
-# of columns above which the second half of the eigendecomposition is cheaper.
+# For more columns than this times n² the full eigendecomposition is cheaper than the tridiagonal form: a column takes
+# some 15 microseconds more by tridiagonal solves than by eigenvectors.
 TRIDIAGONAL_COLUMNS = 1 / 200
 
 UNTRUSTED = 1e9  # condition number of K + lam I above which fewer than about six digits of a fit are reliable
@@ -60,17 +60,17 @@ def choose_map_solver(n: int, factorisations: int, solves: float, columns: int) 
     by_tridiagonal = TRIDIAGONAL_COST * n if columns <= TRIDIAGONAL_COLUMNS * n**2 else math.inf
     if by_cholesky < min(by_tridiagonal, EIGH_COST):
         return "cholesky"
-    # The eigendecomposition starts with the tridiagonal form, so that it costs more at every n.
+    # The eigendecomposition starts with the tridiagonal form, so it costs more.
     return "tridiagonal" if by_tridiagonal < math.inf else "eigh"
 
 
 def _cholesky_cost(n: int, factorisations: int, solves: float) -> float:
-    # One more factorisation tests the sign of K's eigenvalues, which the eigendecomposition shows anyway.
+    # Plus one factorisation to test the sign of K's eigenvalues, which an eigendecomposition shows anyway.
     return 1 + factorisations + solves * SOLVE_COST / n
 
 
 def check_solver(solver: str, *others: str) -> None:
-    """Raise ValueError unless ``solver`` is one of those that a chain has, or one of ``others``."""
+    """Raise ValueError unless ``solver`` is one of a chain's solvers or one of ``others``."""
     solvers = ["auto", "eigh", "cholesky", *others]
     if not isinstance(solver, str) or solver not in solvers:
         raise ValueError(f"solver must be one of {', '.join(solvers)}, not {solver!r}")
@@ -108,14 +108,14 @@ def chain(
         except SingularKernelError:
             if solver == "cholesky":
                 raise
-            # lam is below K's rounding; the spectrum, with eigenvalues below 0 set to 0, still serves
+            # lam is below K's rounding errors; the spectrum, whose eigenvalues are at least 0, still works
     spectrum = decompose(kernel, overwrite=overwrite)
     coefficients = dual_coefficients(spectrum, y, lam, alphas, steps)
     return Chain(coefficients, (spectrum.d[0] + lam) / (spectrum.d[-1] + lam), "eigh")
 
 
 def _prefers_cholesky(n: int, lam: float, alphas: FloatArray, steps: list[float]) -> bool:
-    """Whether a chain is possible by Cholesky factorisations for certain, and cheaper."""
+    """Whether Cholesky factorisations can certainly compute the chain, and cost less."""
     finite = [step for step in steps if step < math.inf]
     factorisations = len(steps) - len(finite)  # one for each limit ...
     if finite:
@@ -125,7 +125,7 @@ def _prefers_cholesky(n: int, lam: float, alphas: FloatArray, steps: list[float]
 
 
 def limit_is_certain(steps: list[float], alphas: FloatArray) -> bool:
-    """Whether no limit is requested, or all ``alphas`` have one whatever the eigenvalues."""
+    """Whether no limit is requested, or all ``alphas`` have a limit for any eigenvalues."""
     return math.inf not in steps or all(0 <= alpha <= 1 for alpha in alphas)
 
 
@@ -160,9 +160,9 @@ def _chain_by_cholesky(
 
 
 def fitted_values(system: ShiftedSystem, lam: float, target: FloatArray, c: FloatArray) -> FloatArray:
-    """K c for c = (K + lam I)^-1 target, in the more accurate of two ways.
+    """K c for c = (K + lam I)^-1 target, computed as K c or as the equal target - lam c.
 
-    It is also target - lam c. K c has rounding errors for small lam, and the difference cancels for large lam.
+    For small lam the product has larger rounding errors; for large lam the difference loses digits.
     """
     return target - lam * c if lam <= system.mean_eigenvalue else system.times(c)
 

@@ -5,8 +5,8 @@ With K = V D V^T, A = D (D + lam)^-1 and z = V^T y every fit of the chain (see `
     y^(tau) = V B^(tau) z,    B^(tau) = A w^(tau),
     c^(tau) = V (D + lam)^-1 w^(tau) z,    f^(tau)(x) = k(x, X) c^(tau),
 
-where w^(tau) = alpha_tau + (1 - alpha_tau) B^(tau-1), w^(1) = 1, is the factor by which blending multiplies the
-targets' components: the *blend filter*. B and c follow from it without a division by D.
+The *blend filter* w^(tau) = alpha_tau + (1 - alpha_tau) B^(tau-1), w^(1) = 1, is the factor by which blending
+multiplies each component of the targets. B and c follow from it without a division by D.
 """
 
 import math
@@ -32,7 +32,7 @@ def shrinkage(d: ArrayLike, lam: float) -> FloatArray:
 
 
 def convergence_rate(d: ArrayLike, lam: float, alpha: float) -> float:
-    """|1 - alpha| d_1 / (d_1 + lam), the factor by which each fit approaches the limit, which exists only below 1.
+    """|1 - alpha| d_1 / (d_1 + lam): each fit reduces the distance to the limit by this factor, which must be below 1.
 
     ‖y^(tau) - y^(inf)‖ <= rate^(tau-1) ‖y^(1) - y^(inf)‖. At lam = 0 every fit interpolates y, and the rate is 0.
     """
@@ -58,10 +58,10 @@ def check_limit_exists(d: ArrayLike, lam: float, alpha: float) -> None:
 
 
 def blend_filters(d: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
-    """The blend filters w^(tau), (len(steps), n), each at O(n) however late the step.
+    """The blend filters w^(tau), (len(steps), n), in O(n) operations for any step.
 
     From step s on, where alpha is constant, w^(tau) = alpha + (1 - alpha) A w^(tau-1) is a geometric
-    series in q = (1 - alpha) A (Borup & Andersen, written so that nothing cancels when q is near 1):
+    series in q = (1 - alpha) A (Borup & Andersen; in this form no digits cancel when q is near 1):
 
         w^(s+m) = q^m w^(s) + alpha (1 - q^m) / (1 - q),    w^(inf) = alpha / (1 - q).
 
@@ -243,7 +243,7 @@ def degrees_of_freedom(B: ArrayLike) -> FloatArray:
 def generalised_cross_validation(spectrum: Spectrum, y: ArrayLike, B: ArrayLike) -> FloatArray:
     """GCV(tau) = (‖(I - B) z‖² / (n m)) / (1 - tr(B)/n)², (steps,): estimates of the prediction error.
 
-    Golub, Heath & Wahba 1979. ``B`` (steps, n). inf if tr(B) = n: an interpolant's residuals say nothing of its error.
+    Golub, Heath & Wahba 1979. ``B`` (steps, n). inf if tr(B) = n: an interpolant's residuals do not show its error.
     """
     z = components(spectrum, y)
     z = z.reshape(len(z), -1)
@@ -269,7 +269,7 @@ def power_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> 
 
 
 def gcv_residuals(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> FloatArray:
-    """r_j = (1 - A^j) z / (1 - tr(A^j)/n), (k, n[, m]), j = 1..k: for the best alphas without held-out data.
+    """r_j = (1 - A^j) z / (1 - tr(A^j)/n), (k, n[, m]), j = 1..k, from which best alphas follow without held-out data.
 
     Dang, Patil & Rinaldo 2026, arXiv 2602.17565. It needs n in the hundreds. Raises ValueError at lam = 0,
     where every residual is 0/0.

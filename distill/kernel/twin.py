@@ -1,9 +1,9 @@
-"""The kernel twin of a network: kernel ridge self-distillation on its features, given as arrays.
+"""The kernel twin of a network: a chain of kernel ridge regressions on the network's features.
 
-Fit 1 of the chain of ``distill.krr`` corresponds to the teacher (step 0), fit k + 1 to the student of step k. The
-ridge regressions have an intercept that is not shrunk: predictions sum to 1 over the classes, as a softmax's do, and
-the limit of a chain without ground truth is the class frequencies instead of 0. Squared errors are sums over the
-classes and means over points (the Brier score).
+Fit 1 of the chain of ``distill.krr`` corresponds to the teacher (step 0), fit k + 1 to the student of step k. The ridge
+regressions have an intercept that is not penalised. Therefore predictions sum to 1 over the classes, like a softmax,
+and the limit of a chain without ground truth is the class frequencies instead of 0. Squared errors are summed over
+classes and averaged over points (the Brier score).
 """
 
 import math
@@ -16,16 +16,16 @@ from scipy.optimize import nnls
 from distill.kernel import spectral
 from distill.kernel.arrays import FloatArray
 from distill.kernel.linalg import Spectrum, decompose, product
-from distill.kernel.mixing import as_rows, greedy_within, weights_to_alphas
+from distill.kernel.mixing import as_rows, clipped_greedy_alphas, weights_to_alphas
 
 ALPHAS = np.round(np.linspace(0, 1, 21), 10)  # of the risk map
 LAMS = np.geomspace(1e-6, 10, 141)  # in units of the kernel's largest eigenvalue
 
 
 def standardise(features: ArrayLike, others: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Features (n, p) and others (q, p), both centred and scaled by the mean and deviation of the first.
+    """Features (n, p) and others (q, p), both centred and scaled by mean and standard deviation of ``features``.
 
-    A feature that is constant in the first is 0 in both.
+    A feature that is constant in ``features`` becomes 0 in both.
     """
     X = np.asarray(features, dtype=np.float64)
     Z = np.asarray(others, dtype=np.float64)
@@ -52,11 +52,11 @@ def kernel_matrices(kernel: str, X: FloatArray, Z: FloatArray) -> tuple[FloatArr
 
 
 def contrasts(M: FloatArray) -> FloatArray:
-    """The n - 1 orthonormal contrasts (n - 1, ...) of the rows of M (n, ...): M without its mean row.
+    """Orthonormal contrasts (n - 1, ...) of the rows of M (n, ...), which remove the mean over rows.
 
-    A Householder reflection that maps the constant vector to the first axis, without that axis. Kernel ridge
-    regression with an intercept that is not shrunk is kernel ridge regression without one on the contrasts of targets
-    and kernel.
+    Computed by the Householder reflection that maps the constant vector to the first axis, which is then dropped.
+    Kernel ridge regression with an unpenalised intercept is kernel ridge regression without intercept on the contrasts
+    of targets and kernel.
     """
     w = np.full(len(M), len(M) ** -0.5)
     w[0] -= 1
@@ -65,11 +65,11 @@ def contrasts(M: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Twin:
-    """The decomposed kernel, the targets and the held-out points: everything that a chain on one kernel needs."""
+    """The decomposed kernel, the targets and the held-out points, from which every chain on one kernel follows."""
 
     name: str
     lam: float
-    spectrum: Spectrum  # of the kernel among the n - 1 contrasts of the n points
+    spectrum: Spectrum  # of the kernel between the n - 1 contrasts of the n points
     mean: FloatArray  # (classes,) the mean target: the intercept
     y: FloatArray  # (n - 1, classes) contrasts of the targets
     z: FloatArray  # (n - 1, classes) V^T y
@@ -96,7 +96,7 @@ class Twin:
         return self.true - self.mean - spectral.apply_filters(self.Q, filters, self.z)
 
     def cross_validated_residuals(self, k: int) -> FloatArray:
-        """Residuals (k, n - 1, classes) from the training points and given targets alone (``krr.gcv_residuals``)."""
+        """Residuals (k, n - 1, classes) without held-out points (``krr.gcv_residuals``)."""
         return spectral.gcv_residuals(self.spectrum, self.y, self.lam, k)
 
 
@@ -117,13 +117,13 @@ def make_twin(
     teacher_outputs: ArrayLike | None = None,
     name: str = "",
 ) -> Twin:
-    """The twin on features (n, p), n >= 2, with targets (n, classes), judged at held-out features (q, p).
+    """The twin on features (n, p), n >= 2, with targets (n, classes), scored on held-out features (q, p).
 
-    ``true`` (q, classes) are the held-out points' true labels, one-hot. The ridge is ``lam`` > 0. If it is None it is
-    chosen from ``LAMS``: with ``teacher_outputs`` (n, classes), a network's at the training points, the ridge whose
-    fit 1 is closest to them in squares, so that the twin's students learn from targets as much over- or underfitted
-    as the network's do. Otherwise the ridge that generalised cross-validation finds best for fit 1 on the targets;
-    the best alpha by cross-validation is then near 1 by construction.
+    ``true`` (q, classes) are the held-out points' true labels, one-hot. The ridge is ``lam`` > 0. If it is None, it is
+    chosen from ``LAMS``. With ``teacher_outputs`` (n, classes), a network's outputs at the training points, it is the
+    ridge whose fit 1 has the least squared distance to them: then the twin's teacher over- or underfits like the
+    network. Without them it is the best ridge for fit 1 by generalised cross-validation; the best alpha by
+    cross-validation is then near 1 by construction.
     """
     X, Z = standardise(features, held_out)
     K, K_new = kernel_matrices(kernel, X, Z)
@@ -150,13 +150,13 @@ def _choose_ridge(spectrum: Spectrum, y: FloatArray, z: FloatArray, teacher_outp
     return lams[np.argmin(misfit)]
 
 
-def joint_within(residuals: FloatArray) -> FloatArray:
-    """The alphas in [0, 1] of all students, (k-1,), that together give the last one the least error.
+def joint_alphas(residuals: FloatArray) -> FloatArray:
+    """The alphas in [0, 1] of all students, (k-1,), that minimise the last student's error.
 
-    By stick breaking they are weights c >= 0 with sum 1, and the least ‖sum_j c_j r_j‖² among these is a nonnegative
-    least-squares problem: for the minimum u >= 0 of ‖sum_j u_j r_j‖² + (sum u - 1)², c = u / sum u, because along a
-    ray the best length depends on c by ‖sum_j c_j r_j‖ alone, and grows as that shrinks. ``residuals`` (k, ...) as
-    for ``mixing.greedy_alphas``.
+    By stick breaking they correspond to weights c >= 0 with sum 1 that minimise ‖sum_j c_j r_j‖². This is a nonnegative
+    least-squares problem: if u >= 0 minimises ‖sum_j u_j r_j‖² + (sum u - 1)², then c = u / sum u. (For u = s c the
+    minimum over s is ‖r‖² / (1 + ‖r‖²) with r = sum_j c_j r_j, which rises with ‖r‖.) ``residuals`` (k, ...) as for
+    ``mixing.greedy_alphas``.
     """
     R = as_rows(residuals)
     triangle = np.asarray(np.linalg.qr(R.T, mode="r"))  # ‖triangle c‖ = ‖R^T c‖
@@ -172,7 +172,7 @@ class Schedule:
     alphas: FloatArray  # (steps,)
     error: FloatArray  # (steps + 1,)
     accuracy: FloatArray  # (steps + 1,)
-    free: FloatArray | None = None  # (steps,) before clipping
+    unclipped: FloatArray | None = None  # (steps,) before clipping to [0, 1]
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,9 @@ def forecast(twin: Twin, students: int) -> Forecast:
     held_out = twin.residuals(students + 1)
     cross_validated = twin.cross_validated_residuals(students + 1)
 
-    def schedule(alphas: FloatArray, free: FloatArray | None = None) -> Schedule:
+    def schedule(alphas: FloatArray, unclipped: FloatArray | None = None) -> Schedule:
         error, accuracy = twin.score(alphas, steps[:-1])
-        return Schedule(alphas, error, accuracy, free)
+        return Schedule(alphas, error, accuracy, unclipped)
 
     return Forecast(
         twin,
@@ -207,8 +207,8 @@ def forecast(twin: Twin, students: int) -> Forecast:
         accuracy=np.array([accuracy for _, accuracy in both]),
         freedom=np.array([twin.degrees_of_freedom(alpha, steps) for alpha in ALPHAS]),
         schedules={
-            "greedy": schedule(*greedy_within(held_out)),
-            "joint": schedule(joint_within(held_out)),
-            "cross-validated": schedule(*greedy_within(cross_validated)),
+            "greedy": schedule(*clipped_greedy_alphas(held_out)),
+            "joint": schedule(joint_alphas(held_out)),
+            "cross-validated": schedule(*clipped_greedy_alphas(cross_validated)),
         },
     )

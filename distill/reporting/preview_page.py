@@ -113,9 +113,9 @@ def _schedule_table(forecast: Forecast) -> str:
 
 
 def _format_alpha(schedule: Schedule, i: int) -> str:
-    if schedule.free is None or schedule.free[i] == schedule.alphas[i]:
+    if schedule.unclipped is None or schedule.unclipped[i] == schedule.alphas[i]:
         return f"{schedule.alphas[i]:.3f}"
-    return f"{schedule.alphas[i]:.3f} ({schedule.free[i]:.2f})"
+    return f"{schedule.alphas[i]:.3f} ({schedule.unclipped[i]:.2f})"
 
 
 def _freedom_table(forecasts: Sequence[Forecast]) -> str:

@@ -11,9 +11,9 @@ from distill import krr
 from distill.kernel.twin import (
     ALPHAS,
     LAMS,
+    clipped_greedy_alphas,
     forecast,
-    greedy_within,
-    joint_within,
+    joint_alphas,
     make_twin,
     scores,
     standardise,
@@ -162,8 +162,8 @@ def test_one_direction_with_known_risk():
     assert_allclose(accuracy, 1)
     assert_allclose(one.degrees_of_freedom([0.3, 0.6], [0, 1, 2]), 1 + np.array(b), rtol=1e-12)
     # Shrinking only harms here: the best weight is the least distillation.
-    assert_allclose(greedy_within(one.residuals(4))[0], 1)
-    assert_allclose(joint_within(one.residuals(4)), 1)
+    assert_allclose(clipped_greedy_alphas(one.residuals(4))[0], 1)
+    assert_allclose(joint_alphas(one.residuals(4)), 1)
 
 
 def risk_of(twin, alphas):
@@ -190,7 +190,7 @@ def noisy(kernel="linear", lam=0.02):
 @pytest.mark.parametrize("lam", [0.02, 0.5, 20.0])
 def test_greedy_alphas_against_a_grid(lam):
     found = noisy(lam=lam)
-    clipped, free = greedy_within(found.residuals(4))
+    clipped, free = clipped_greedy_alphas(found.residuals(4))
     grid = np.linspace(0, 1, 1001)
     for k in range(3):
         risks = [risk_of(found, [*clipped[:k], alpha]) for alpha in grid]
@@ -201,20 +201,20 @@ def test_greedy_alphas_against_a_grid(lam):
 @pytest.mark.parametrize("lam", [0.02, 0.5, 20.0])
 def test_joint_alphas_against_a_grid(lam):
     found = noisy(lam=lam)
-    best = risk_of(found, joint_within(found.residuals(3)))
+    best = risk_of(found, joint_alphas(found.residuals(3)))
     grid = np.linspace(0, 1, 41)
     least = min(risk_of(found, pair) for pair in itertools.product(grid, grid))
     assert best <= least + 1e-12
     assert best >= least - 1e-3
-    assert best <= risk_of(found, greedy_within(found.residuals(3))[0]) + 1e-12
+    assert best <= risk_of(found, clipped_greedy_alphas(found.residuals(3))[0]) + 1e-12
 
 
 def test_joint_alphas_in_the_range_are_the_unconstrained_ones():
     residuals = np.random.default_rng(0).normal(size=(4, 50))
     weights, _ = krr.joint_weights(residuals)
     assert (weights > 0).all()
-    assert_allclose(joint_within(residuals), krr.weights_to_alphas(weights), rtol=1e-8)
-    assert_allclose(joint_within(1e-9 * residuals), krr.weights_to_alphas(weights), rtol=1e-6)
+    assert_allclose(joint_alphas(residuals), krr.weights_to_alphas(weights), rtol=1e-8)
+    assert_allclose(joint_alphas(1e-9 * residuals), krr.weights_to_alphas(weights), rtol=1e-6)
 
 
 def test_cross_validated_alphas_use_no_held_out_point():
