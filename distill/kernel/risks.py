@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distill.kernel.arrays import FloatArray
+from distill.kernel.arrays import FloatArray, as_floats
 
 
 class Risk(Protocol):
@@ -21,11 +21,13 @@ class Risk(Protocol):
 
 def make_risk(loss: str, target: FloatArray, offset: ArrayLike = 0.0) -> Risk:
     """The risk for ``loss`` "squared" or "zero_one", of predictions to which ``offset`` is added. Raises ValueError."""
-    offset = np.asarray(offset, dtype=np.float64)
+    offset = as_floats("offset", offset, 0, 1)
+    if offset.shape not in ((), target.shape[1:]):
+        raise ValueError(f"offset must be a number or of shape {target.shape[1:]}, not {offset.shape}")
+    if not isinstance(loss, str) or loss not in ("squared", "zero_one"):
+        raise ValueError("loss must be 'squared' or 'zero_one'")
     if loss == "squared":
         return SquaredError(target - offset)
-    if loss != "zero_one":
-        raise ValueError(f"loss must be 'squared' or 'zero_one', not {loss!r}")
     if target.ndim != 2 or target.shape[1] < 2:
         raise ValueError(f"loss='zero_one' needs targets (q, m) with m >= 2 classes, not {target.shape}")
     return ZeroOne(target, offset)

@@ -71,9 +71,9 @@ def _cholesky_cost(n: int, factorisations: int, solves: float) -> float:
 
 def check_solver(solver: str, *others: str) -> None:
     """Raise ValueError unless ``solver`` is one of a chain's solvers or one of ``others``."""
-    solvers = ["auto", "eigh", "cholesky", *others]
+    solvers = ("auto", "eigh", "cholesky", *others)
     if not isinstance(solver, str) or solver not in solvers:
-        raise ValueError(f"solver must be one of {', '.join(solvers)}, not {solver!r}")
+        raise ValueError(f"solver must be one of {', '.join(solvers)}, not {repr(solver)[:50]}")
 
 
 def chain(

@@ -230,14 +230,14 @@ def sparsification_ratios(B: ArrayLike) -> FloatArray:
     inf if only B_(k+1) is zero, NaN (0/0) if both are. For alpha = 0 the ratios grow with the step without bound; for
     alpha > 0 they tend to those of the limit.
     """
-    B = as_floats("B", B, largest=LARGEST_FLOAT)
+    B = as_floats("B", B, 1, 2, 3, largest=LARGEST_FLOAT)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return B[..., :-1] / B[..., 1:]
 
 
 def degrees_of_freedom(B: ArrayLike) -> FloatArray:
     """Effective degrees of freedom tr B^(tau), (...,), of diagonals ``B`` (..., n)."""
-    return np.asarray(as_floats("B", B).sum(axis=-1))
+    return np.asarray(as_floats("B", B, 1, 2, 3).sum(axis=-1))
 
 
 def generalised_cross_validation(spectrum: Spectrum, y: ArrayLike, B: ArrayLike) -> FloatArray:
