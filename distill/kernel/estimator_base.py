@@ -18,13 +18,17 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from distill.kernel import solvers, spectral
 from distill.kernel.arguments import as_schedule, as_targets
-from distill.kernel.arrays import FloatArray, as_floats
+from distill.kernel.arrays import LARGEST_FLOAT, FloatArray, as_floats
 from distill.kernel.linalg import decompose, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
 from distill.kernel.riskmap import risk_map
 
 GCV_NEEDS = 100  # points; with fewer its trace is too rough an estimate, and a wrong alpha does harm
 LIMIT_ALPHAS = np.geomspace(1e-3, 1, 61)  # from which "auto" chooses if n_steps is inf
+
+# scikit-learn's own ranges have no end, and an int may be larger than any float.
+ANY_NUMBER = Interval(numbers.Real, -LARGEST_FLOAT, LARGEST_FLOAT, closed="both")
+NOT_NEGATIVE = Interval(numbers.Real, 0, LARGEST_FLOAT, closed="both")
 
 Inputs = Any  # (n, p): array-like, or a SciPy sparse matrix, whose types scikit-learn does not name
 
@@ -33,8 +37,11 @@ class SelfDistilledBase(BaseEstimator):
     """A chain of kernel ridge regressions on targets (n,) or (n, m), float64; parameters as in the subclasses."""
 
     _parameter_constraints = KernelRidge._parameter_constraints | {
-        "alpha": [Interval(numbers.Real, None, None, closed="neither"), "array-like", StrOptions({"auto"})],
-        "lam": [Interval(numbers.Real, 0, None, closed="left")],
+        "alpha": [ANY_NUMBER, "array-like", StrOptions({"auto"})],
+        "lam": [NOT_NEGATIVE],
+        "gamma": [NOT_NEGATIVE, None],
+        "degree": [NOT_NEGATIVE],
+        "coef0": [ANY_NUMBER],
         "n_steps": [Interval(numbers.Integral, 1, None, closed="left"), Options(numbers.Real, {math.inf})],
         "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither"), None],
         "random_state": ["random_state"],
@@ -198,7 +205,8 @@ class SelfDistilledBase(BaseEstimator):
             if self.n_steps == math.inf:
                 raise ValueError("n_steps is inf: name the steps to predict at")
             steps = range(1, int(self.n_steps) + 1)
-        return iter(spectral.predict(self._kernel_matrix(X, self.X_fit_), self._chain(list(steps)).coefficients))
+        chain = self._chain(list(steps) if isinstance(steps, Iterable) else [steps])
+        return iter(spectral.predict(self._kernel_matrix(X, self.X_fit_), chain.coefficients))
 
     def _path(
         self, X: ArrayLike, targets: ArrayLike, X_val: ArrayLike, targets_val: ArrayLike, *axes: ArrayLike

@@ -87,7 +87,7 @@ def blend_filters(d: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) 
         if step <= len(w):
             row[:] = w[int(step) - 1]
         elif step == math.inf:
-            row[:] = last / gap
+            row[:] = last / gap if last else 0.0  # even if the gap is too small for float64
         else:
             power, series = _geometric(gap, step - len(w))
             with np.errstate(over="ignore", invalid="ignore"):

@@ -177,6 +177,23 @@ def test_float32_inputs_are_computed_in_float64(data):
     np.testing.assert_allclose(ours.predict(X_new), exact.predict(X_new.astype(float)), rtol=1e-12)  # float32: 1e-7
 
 
+def test_kernel_matrix_of_float32_is_taken_as_scikit_learn_takes_it(data):
+    X, y, _ = data
+    K = rbf_kernel(X).astype(np.float32)
+    K[np.triu_indices(50, 1)] *= np.float32(1 + 1.2e-7)
+    assert (K != K.T).any()
+    options = {"kernel": "precomputed", "alpha": 0.3, "n_steps": 3, "lam": 0.1}
+    expected = KernelRidge(kernel="precomputed", alpha=0.1).fit(K.astype(float), y).predict(K)
+    for solver in ("auto", "eigh", "cholesky"):
+        model = SelfDistilledKernelRidge(solver=solver, **options).fit(K, y)
+        np.testing.assert_allclose(next(model.staged_predict(K)), expected, atol=1e-5)
+        weighted = SelfDistilledKernelRidge(solver=solver, **options).fit(K, y, np.ones(50))
+        np.testing.assert_allclose(weighted.dual_coef_, model.dual_coef_, rtol=1e-4, atol=1e-6)
+        assert np.isfinite(model.path(K, y, [0.3], [0.1], [1, 2], K, y)).all()
+    with pytest.raises(linalg.NotSymmetricError):
+        SelfDistilledKernelRidge(**options).fit(K.astype(float), y)
+
+
 def test_pipeline_search_clone_and_pickle(data):
     X, y, X_new = data
     pipeline = make_pipeline(StandardScaler(), SelfDistilledKernelRidge(n_steps=3))
@@ -269,6 +286,17 @@ def test_auto_warns_of_few_points(data):
     assert caught[0].filename == __file__  # the caller's line, not one of ours
 
 
+@pytest.mark.parametrize(
+    "name", ["alpha", "lam", "n_steps", "kernel", "gamma", "degree", "coef0", "validation_fraction", "solver"]
+)
+@pytest.mark.parametrize("value", ["x", 10**400, math.nan, 1j, b"x", [[1.0, 2.0]], {"a": 1}], ids=repr)
+def test_a_parameter_of_another_type_is_named(data, name, value):
+    X, y, _ = data
+    for model in (SelfDistilledKernelRidge, SelfDistilledKernelRidgeClassifier):
+        with pytest.raises((ValueError, TypeError), match=name.removeprefix("n_")):
+            model(**{name: value}).fit(X, y > 0)
+
+
 def test_bad_parameters_are_errors(data):
     X, y, _ = data
     for options, message in [
@@ -277,6 +305,8 @@ def test_bad_parameters_are_errors(data):
         ({"n_steps": 0}, "n_steps"),
         ({"n_steps": 2.5}, "n_steps"),
         ({"lam": -1.0}, "lam"),
+        ({"lam": [0.1, 1]}, "'lam' parameter .* must be a float"),
+        ({"gamma": -0.1}, "gamma"),
         ({"solver": "svd"}, "solver"),
         ({"alpha": "auto", "validation_fraction": 1.5}, "validation_fraction"),
         ({"alpha": "auto", "validation_fraction": 0.999}, "holds out all"),
@@ -315,6 +345,26 @@ def test_too_many_points_are_an_error_before_the_kernel_is_made(data, monkeypatc
     monkeypatch.setattr(estimator_base, "pairwise_kernels", lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(linalg.MatrixTooLargeError, match="n = 50"):
         SelfDistilledKernelRidge().fit(X, y)
+
+
+def test_targets_and_validation_points_are_checked_by_name(data):
+    X, y, _ = data
+    model = SelfDistilledKernelRidge(lam=0.0, gamma=50.0)
+    with pytest.raises(krr.NotFiniteError, match=r"y must be finite and at most 1e\+150"):
+        model.fit(X, 1e307 * y)
+    for name, change in {
+        "y_val": {"y_val": np.where(np.arange(50) == 3, np.nan, y)},
+        "y": {"y": y[:-1]},
+        "X_val": {"X_val": np.full_like(X, np.nan)},
+        "X": {"X": np.full_like(X, np.inf)},
+        "0 sample": {"X_val": X[:0], "y_val": y[:0]},
+        "target": {"y_val": np.ones((50, 2))},
+        "lams": {"lams": [[0.1]]},
+        "steps": {"steps": [1.5]},
+    }.items():
+        grid = {"alphas": [0.5], "lams": [0.1], "steps": [1]}
+        with pytest.raises(ValueError, match=rf"\b{name}"):
+            model.path(**{"X": X, "y": y, "X_val": X, "y_val": y, **grid, **change})
 
 
 # ---- the classifier

@@ -34,6 +34,22 @@ def test_eigenvalues_slightly_below_zero_are_set_to_zero():
     assert (np.diff(d) <= 0).all()
 
 
+@pytest.mark.parametrize(("dtype", "noise"), [(np.float16, 1e-3), (np.float32, 1e-7), (np.float64, 1e-12)])
+def test_asymmetry_and_negative_eigenvalues_of_the_dtypes_rounding_are_taken(dtype, noise):
+    K = random_kernel(6, 20, rank=4)
+    rounded = (K + noise * np.random.default_rng(0).uniform(-0.3, 0.3, K.shape)).astype(dtype)
+    assert (rounded != rounded.T).any()
+    taken = linalg.check_kernel(rounded)
+    if dtype != np.float64:  # LAPACK reads one triangle, and at 1e-12 it does not matter which
+        np.testing.assert_array_equal(taken.K, taken.K.T)
+    np.testing.assert_allclose(linalg.decompose(rounded).d[:4], linalg.decompose(K).d[:4], atol=30 * noise)
+    linalg.check_positive_semidefinite(taken)
+    linalg.tridiagonalise(taken)
+    far = K + 1000 * noise * np.triu(np.ones((20, 20)))
+    with pytest.raises(linalg.NotSymmetricError):
+        linalg.check_kernel(far.astype(dtype))
+
+
 @pytest.mark.parametrize("n", [2, 3, 40])
 def test_tridiagonal_form(n):
     K = random_kernel(n, n)

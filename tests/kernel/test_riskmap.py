@@ -109,6 +109,24 @@ def test_auto_falls_back_to_the_spectrum_if_lam_is_below_rounding(monkeypatch):
         krr.risk_map(*problem, *axes, solver="tridiagonal")
 
 
+@pytest.mark.parametrize("lams", [[1e-18], [1.0, 1e-18]])
+@pytest.mark.parametrize("steps", [[1], [1, 2], [2, math.inf]])
+def test_auto_falls_back_whatever_solver_it_chose(lams, steps):
+    rng = np.random.default_rng(0)
+    K = random_kernel(0, 300, rank=5)
+    y = rng.standard_normal(300)
+    new = rng.standard_normal((5, 300))
+    assert np.isfinite(krr.risk_map(K, y, new, np.ones(5), [0.3], lams, steps)).all()
+    with pytest.raises(linalg.SingularKernelError, match="eigh"):
+        krr.risk_map(K, y, new, np.ones(5), [0.3], lams, steps, solver="cholesky")
+
+
+def test_at_lam_0_every_alpha_has_the_risk_of_the_interpolant(K, K_new, data):
+    risk = krr.risk_map(K, data.y, K_new, data.truth, [-10, 0.5, 1e100], [0.0, 0.2], [1, 20, 30])
+    np.testing.assert_allclose(risk[:, 0], risk[1, 0, 0], rtol=1e-9)
+    assert risk[2, 1, 1] == math.inf  # with a ridge this chain diverges
+
+
 @pytest.mark.parametrize("solver", ["eigh", "cholesky", "tridiagonal"])
 def test_every_solver_finds_negative_eigenvalues_at_any_ridge(solver):
     V = np.linalg.qr(np.random.default_rng(7).standard_normal((30, 30)))[0]

@@ -74,16 +74,17 @@ def format_table(chains: list[NamedChain], steps: Sequence[float], table: "list[
     cells = [[INFINITY if step == math.inf else str(step) for step in steps]]
     for losses in table:
         best = min(range(len(losses)), key=losses.__getitem__)
-        cells.append([_cell(loss) + ("*" if i == best else " ") for i, loss in enumerate(losses)])
+        beyond = "diverges" if losses[-1] == math.inf else "overflows"  # the last is the limit
+        cells.append([_cell(loss, beyond) + ("*" if i == best else " ") for i, loss in enumerate(losses)])
     headings = ["fit", *(chain.heading + " " for chain in chains)]
     widths = [max(map(len, [head, *column])) for head, column in zip(headings, cells, strict=True)]
     rows = [headings, *zip(*cells, strict=True)]
     return "\n".join("   ".join(map(str.rjust, row, widths)).rstrip() for row in rows)
 
 
-def _cell(loss: float) -> str:
+def _cell(loss: float, beyond: str) -> str:
     if loss == math.inf:
-        return "diverges"
+        return beyond
     return f"{loss:.5f}" if loss < 1e6 else f"{loss:.5e}"
 
 

@@ -38,6 +38,14 @@ def test_leave_one_out_is_refits_without_each_point(capsys, tmp_path):
     assert [row[1].rstrip("*") for row in rows(out)[:6]] == expected
 
 
+@pytest.mark.parametrize("column", ["x", "y", "truth"])
+def test_numbers_whose_squares_are_no_floats_are_refused(capsys, tmp_path, column):
+    columns = {"x": [0.0, 1.0], "y": [1.0, 2.0], "truth": [1.0, 2.0]} | {column: [1.0, 1e154]}
+    status, out, error = run(capsys, "--data", write_csv(tmp_path / "p.csv", columns), "--no-figures")
+    assert (status, out) == (2, "")
+    assert "line 3: x, y, truth must be finite numbers, at most 1e+100 in size" in error
+
+
 def test_some_of_many_points_are_held_out(capsys, tmp_path):
     rng = np.random.default_rng(1)
     x = rng.uniform(size=250)
