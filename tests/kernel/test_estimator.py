@@ -3,12 +3,10 @@
 import doctest
 import math
 import pickle
-import warnings
 
 import numpy as np
 import pytest
 import scipy.sparse
-from scipy.linalg import LinAlgWarning
 from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.exceptions import NotFittedError
@@ -284,87 +282,6 @@ def test_auto_warns_of_few_points(data):
     with pytest.warns(UserWarning, match="needs hundreds of points, but there are 50") as caught:
         SelfDistilledKernelRidge(alpha="auto").fit(X, y)
     assert caught[0].filename == __file__  # the caller's line, not one of ours
-
-
-@pytest.mark.parametrize(
-    "name", ["alpha", "lam", "n_steps", "kernel", "gamma", "degree", "coef0", "validation_fraction", "solver"]
-)
-@pytest.mark.parametrize("value", ["x", 10**400, math.nan, 1j, b"x", [[1.0, 2.0]], {"a": 1}], ids=repr)
-def test_a_parameter_of_another_type_is_named(data, name, value):
-    X, y, _ = data
-    for model in (SelfDistilledKernelRidge, SelfDistilledKernelRidgeClassifier):
-        with pytest.raises((ValueError, TypeError), match=name.removeprefix("n_")):
-            model(**{name: value}).fit(X, y > 0)
-
-
-def test_bad_parameters_are_errors(data):
-    X, y, _ = data
-    for options, message in [
-        ({"alpha": "best"}, "'alpha' parameter"),
-        ({"alpha": math.nan}, "'alpha' parameter"),
-        ({"n_steps": 0}, "n_steps"),
-        ({"n_steps": 2.5}, "n_steps"),
-        ({"lam": -1.0}, "lam"),
-        ({"lam": [0.1, 1]}, "'lam' parameter .* must be a float"),
-        ({"gamma": -0.1}, "gamma"),
-        ({"solver": "svd"}, "solver"),
-        ({"alpha": "auto", "validation_fraction": 1.5}, "validation_fraction"),
-        ({"alpha": "auto", "validation_fraction": 0.999}, "holds out all"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            SelfDistilledKernelRidge(**options).fit(X, y)
-
-
-# ---- trust
-
-
-def test_a_bad_condition_number_gives_a_warning(data):
-    X, y, _ = data
-    with pytest.warns(LinAlgWarning, match="condition number") as caught:
-        SelfDistilledKernelRidge(gamma=1e-6, lam=1e-10).fit(X, y)
-    assert caught[0].filename == __file__
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model = SelfDistilledKernelRidge(gamma=1e-6, lam=1e-6).fit(X, y)
-    K = rbf_kernel(X, gamma=1e-6) + 1e-6 * np.eye(50)
-    assert model.solver_ == "cholesky"
-    assert np.linalg.cond(K, 1) / 3 < model.condition_ < 3 * np.linalg.cond(K, 1)
-
-
-def test_singular_and_indefinite_kernels_are_errors(data):
-    X, y, _ = data
-    with pytest.raises(linalg.SingularKernelError):
-        SelfDistilledKernelRidge(lam=0.0).fit(np.vstack([X, X]), np.r_[y, y])
-    with pytest.raises(linalg.NotPositiveSemidefiniteError):
-        SelfDistilledKernelRidge(kernel="sigmoid", gamma=3.0, coef0=-2).fit(X, y)
-
-
-def test_too_many_points_are_an_error_before_the_kernel_is_made(data, monkeypatch):
-    X, y, _ = data
-    monkeypatch.setattr(linalg, "available_memory", lambda: 10_000)
-    monkeypatch.setattr(estimator_base, "pairwise_kernels", lambda *_, **__: pytest.fail("allocated"))
-    with pytest.raises(linalg.MatrixTooLargeError, match="n = 50"):
-        SelfDistilledKernelRidge().fit(X, y)
-
-
-def test_targets_and_validation_points_are_checked_by_name(data):
-    X, y, _ = data
-    model = SelfDistilledKernelRidge(lam=0.0, gamma=50.0)
-    with pytest.raises(krr.NotFiniteError, match=r"y must be finite and at most 1e\+150"):
-        model.fit(X, 1e307 * y)
-    for name, change in {
-        "y_val": {"y_val": np.where(np.arange(50) == 3, np.nan, y)},
-        "y": {"y": y[:-1]},
-        "X_val": {"X_val": np.full_like(X, np.nan)},
-        "X": {"X": np.full_like(X, np.inf)},
-        "0 sample": {"X_val": X[:0], "y_val": y[:0]},
-        "target": {"y_val": np.ones((50, 2))},
-        "lams": {"lams": [[0.1]]},
-        "steps": {"steps": [1.5]},
-    }.items():
-        grid = {"alphas": [0.5], "lams": [0.1], "steps": [1]}
-        with pytest.raises(ValueError, match=rf"\b{name}"):
-            model.path(**{"X": X, "y": y, "X_val": X, "y_val": y, **grid, **change})
 
 
 # ---- the classifier
