@@ -2,8 +2,8 @@
 
 Two cases: many runs in one process, each a teacher and a student, and one chain of many students. After each run, and
 after each model, three numbers are taken: resident memory in bytes, open file descriptors, and the objects that Python
-tracks. The first fifth, or three, warm up. Of the rest, the slope of a straight line through the objects, the difference of the
-descriptors, and the growth of memory must stay below the limits. Linux.
+tracks. The first samples are left out, because caches fill. Of the rest, the slope of a line through the objects, the
+difference of the descriptors and the growth of memory must stay below the limits. Linux only.
 """
 
 import argparse
