@@ -3,11 +3,18 @@
 import errno
 import hashlib
 import os
+import re
+import secrets
 import stat
-from collections.abc import Callable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
+
+from distill.program import complain
 
 Content = str | bytes | Callable[[BinaryIO], object]  # text (UTF-8), bytes, or a function that writes to the open file
 
@@ -50,38 +57,215 @@ def write_atomically(path: Path, content: Content) -> None:
 def write_together(files: Mapping[Path, Content]) -> None:
     """Write several files, each whole or not at all, and none if one of them cannot be written. Raises OSError.
 
-    All are flushed to the disk under temporary names beside their own before the first is renamed. The temporary names
-    are fixed, so that what a killed process left is replaced by the next write: one process at a time.
+    All are flushed to the disk under temporary names beside their own before the first is renamed. What a killed
+    process left under such names is removed. A device or a pipe is written to as a stream. A symbolic link to a file is
+    refused, because the file may be outside the folder that the user named; ``followed`` gives that file.
     """
-    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in files}
-    for path in files:
-        if not path.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the folder does not exist (any more)", str(path.parent))
-    try:
+    with ExitStack() as temporaries:
+        streams = [path for path in files if _is_stream(path)]
+        written = {}
         for path, content in files.items():
-            with open(temporaries[path], "wb") as file:
-                if callable(content):
-                    content(file)
-                else:
-                    file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    except BaseException:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
-        raise
-    for folder in {path.parent for path in files}:
+            if path not in streams:
+                with _errors_name(path):
+                    written[path] = temporaries.enter_context(_temporary(path))
+                    _write(written[path], content)
+                    _sync(written[path].fileno())
+        for path in streams:  # last, because what is written cannot be taken back
+            with _errors_name(path), _open_stream(path) as stream:
+                _write(stream, files[path])
+        for path, file in written.items():
+            if os.name == "nt":
+                file.close()  # Windows renames no open file
+            with _errors_name(path):
+                os.replace(file.name, path)
+    for folder in {path.parent for path in written}:
         _sync_folder(folder)
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Make an OSError name the file that was to be written, rather than its temporary name or none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_derived(path: Path, content: Content) -> None:
+    """Write a file that can be made again at any time; if another program keeps it from being replaced, note that."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.ELOOP}:
+            raise
+        note_once(f"note: {path} cannot be replaced now ({error.strerror}); the same command writes it later")
+
+
+def followed(path: Path) -> Path:
+    """The file that a path leads to through symbolic links, which need not exist; a device or a pipe as it is named."""
+    return path if _is_stream(path) else Path(os.path.realpath(path))
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is neither a file nor a folder, or is where standard output or error goes."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)) or _standard_stream(found) is not None
+
+
+def _standard_stream(found: os.stat_result) -> int | None:
+    """1 or 2 if this is the file of standard output or error: replaced, it would lack what is printed."""
+    for number in (1, 2):
+        with suppress(OSError):  # closed
+            if os.path.samestat(os.fstat(number), found):
+                return number
+    return None
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    """Open a device or a pipe for writing. Raises OSError, at once if nobody reads from a pipe."""
+    number = _standard_stream(os.stat(path))
+    if number is not None:
+        for text in filter(None, (sys.stdout, sys.stderr)):
+            text.flush()
+        return open(os.dup(number), "wb")
+    handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    os.set_blocking(handle, True)
+    return open(handle, "wb")
+
+
+def _write(file: BinaryIO, content: Content) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+    file.flush()
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside ``path``, locked while it is open, so that no other process takes it for a leftover.
+
+    An error removes it. Raises OSError.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "Is a symbolic link, which is not followed; delete it", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "Its folder does not exist (any more)", str(path))
+    remove_leftovers(path.parent, path.name)
+    while True:
+        name = path.with_name(f"{_prefix(path.name)}.{secrets.token_hex(8)}.tmp")
+        try:
+            with open(name, "xb") as file:  # a new file, never through a link
+                take_lock(file.fileno(), wait=True)
+                if name.exists():  # not removed before it was locked
+                    yield file
+                    return
+        except BaseException:
+            with suppress(OSError):
+                name.unlink()
+            raise
+
+
+def _prefix(name: str) -> str:
+    """How the temporary names of a file begin: short enough for every file system."""
+    return f".{name[:40]}"
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of writing a file in ``folder`` or, without ``name``, any file below it."""
+    begins = re.escape(_prefix(name)) if name is not None else r"\..+"
+    pattern = re.compile(rf"{begins}(\.[0-9a-f]{{16}})?\.tmp")
+    for place, folders, names in os.walk(folder):
+        for found in filter(pattern.fullmatch, names):
+            with suppress(OSError):  # removed by another, or no file
+                _remove_unlocked(os.path.join(place, found))
+        if name is not None:
+            folders.clear()
+
+
+def _remove_unlocked(path: str) -> None:
+    """Remove a temporary file if no living process holds its lock; without locks, if it is a day old."""
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        locked = take_lock(handle, wait=False)
+        if locked or (locked is None and os.fstat(handle).st_mtime < time.time() - 86_400):
+            os.unlink(path)
+    finally:
+        os.close(handle)
+
+
+def open_locked(path: Path, wait: bool) -> BinaryIO | None:
+    """A lock file, made if need be, that holds its lock until it is closed; None if another holds it and not ``wait``.
+
+    Where the file system has no locks, a note on standard error says so once. Raises OSError, also for a link.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    file = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115 - the caller closes it
+    try:
+        _require_regular(str(path), os.fstat(file.fileno()))
+        held = take_lock(file.fileno(), wait)
+    except BaseException:
+        file.close()
+        raise
+    if held is False:
+        file.close()
+        return None
+    if held is None and os.name != "nt":
+        note_once(f"note: the file system of {path.parent} has no locks: let no two processes work there")
+    return file
+
+
+def take_lock(handle: int, wait: bool) -> bool | None:
+    """Lock an open file until it is closed. False if another has the lock; None if the file system has no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno in {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}:
+            return False
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+
+
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ENOTTY}
+_noted: set[str] = set()
+
+
+def note_once(text: str) -> None:
+    """Print a note on standard error, unless this process has done so."""
+    if text not in _noted:
+        _noted.add(text)
+        complain(text)
+
+
+def _sync(handle: int) -> None:
+    """Flush an open file or folder to the disk, if its file system can."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
 
 
 def _sync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk: only then does a rename survive a power cut."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            handle = os.open(folder, os.O_RDONLY)
+        except PermissionError:  # it may be written to, but not read
+            return
+        try:
+            _sync(handle)
         finally:
             os.close(handle)
 

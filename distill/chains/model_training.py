@@ -18,7 +18,7 @@ from distill.chains.checkpoints import read_tensors, write_tensors
 from distill.chains.session import Session
 from distill.config import Config
 from distill.errors import ConfigError
-from distill.files import sha256, write_atomically
+from distill.files import sha256, write_derived
 from distill.randomness import RNG_LOCK, torch_seed
 from distill.store.records import DamagedRecordError
 from distill.store.results import Result, read_record
@@ -144,7 +144,7 @@ class Training:
         self._write_metrics()
 
     def _write_metrics(self) -> None:
-        write_atomically(self.folder / "metrics.csv", metrics_csv(self.rows))
+        write_derived(self.folder / "metrics.csv", metrics_csv(self.rows))
 
     def selected(self) -> nn.Module:
         """The model to keep: that of the last epoch, or of the best."""

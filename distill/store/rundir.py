@@ -12,16 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from distill.arms import PROBE, Estimated, students
 from distill.config import Config
 from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
-from distill.files import open_file, sha256, write_atomically
+from distill.files import open_file, open_locked, remove_leftovers, sha256, write_atomically, write_derived
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store.results import Result, columns, name_model, read_record, sort_key
 
@@ -179,14 +179,13 @@ class RunDir:
             strange = any(not entry.name.startswith(".") for entry in self.path.iterdir())
             if strange and not (self.path / "config.toml").exists():
                 raise ConfigError(f"{self.path} is not empty and holds no run; choose another --output")
-            file = open(self.path / ".lock", "w")  # noqa: SIM115 - the with below closes it
+            file = open_locked(self.path / ".lock", wait=False)
         except OSError as error:
-            raise ConfigError(f"cannot write to {self.path}: {error.strerror}") from None
+            raise ConfigError(f"cannot write to {error.filename or self.path}: {error.strerror}") from None
+        if file is None:
+            raise ConfigError(f"another process is at work in {self.path}")
         with file:
-            try:
-                _flock(file, wait=False)
-            except OSError:
-                raise ConfigError(f"another process is at work in {self.path}") from None
+            remove_leftovers(self.path)
             yield
 
     def results(self) -> list[Result]:
@@ -234,10 +233,9 @@ class RunDir:
     def write_results(self) -> list[Result]:
         """Write results.csv from the finished models and return their results. Concurrent calls take turns."""
         self.config()  # raises if the run was moved or deleted
-        with open(self.path / ".results.lock", "w") as file:
-            _flock(file, wait=True)
+        with open_locked(self.path / ".results.lock", wait=True) or nullcontext():
             results = self.results()
-            write_atomically(self.path / "results.csv", results_csv(results))
+            write_derived(self.path / "results.csv", results_csv(results))
         return results
 
     def write_environment(self, **facts: str | int) -> None:
@@ -258,15 +256,6 @@ class RunDir:
         if entries := self.environments():
             entries[-1]["finished"] = now()
             write_json(self.path / "environment.json", {"runs": entries})
-
-
-def _flock(file: IO[str], wait: bool) -> None:
-    """Lock an open file until it is closed. Raises OSError if another has the lock and this one does not wait."""
-    try:
-        import fcntl
-    except ImportError:
-        return  # no such locks on Windows
-    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def now() -> str:

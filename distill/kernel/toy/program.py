@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.environment import load_matplotlib
 from distill.errors import DataError, one_line
-from distill.files import Content, write_together
+from distill.files import Content, followed, write_together
 from distill.kernel.toy.options import parse, program
 from distill.program import complain, refuse, run_program, say
 
@@ -101,8 +101,8 @@ def format_csv(chains: list[NamedChain], steps: Sequence[float], table: "list[Fl
 def write_files(files: dict[Path, Content]) -> None:
     """Write all files or none. Raises OSError."""
     for path in files:
-        if path.exists() and not path.is_file():  # a rename would replace a device by a file
-            raise FileExistsError(f"cannot write {path}: it exists and is no regular file")
+        if path.is_dir():
+            raise IsADirectoryError(f"cannot write {path}: it is a folder")
     try:
         for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> str:
 
     files: dict[Path, Content] = {}
     if args.csv is not None:
-        files[args.csv] = format_csv(chains, steps, table)
+        files[followed(args.csv)] = format_csv(chains, steps, table)
     figures = {} if args.no_figures else draw(data, folds, loss_name, chains, steps, args)
     files |= {args.output / f"{name}.{args.format}": content for name, content in figures.items()}
     write_files(files)

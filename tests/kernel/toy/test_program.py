@@ -123,7 +123,6 @@ def test_figures_are_named_by_alpha(capsys, tmp_path):
         ["--output", "taken"],
         ["--csv", "/dev/null/x.csv"],
         ["--csv", "."],
-        ["--csv", "/dev/null", "--no-figures"],
         ["--lam", "0", "--gamma", "0"],
         ["--kernel", "polynomial", "--gamma", "1e99", "--data", "big.csv"],
         ["--format", "bmp"],
@@ -150,7 +149,7 @@ def test_files_are_all_written_or_none(capsys, tmp_path):
     (tmp_path / "risk_map.png").mkdir()
     code, out, err = run(capsys, "--output", tmp_path, "--csv", tmp_path / "loss.csv", "--dpi", 30)
     assert (code, out) == (2, "")
-    assert "risk_map.png: it exists and is no regular file" in err
+    assert "risk_map.png: it is a folder" in err
     assert [path.name for path in tmp_path.iterdir()] == ["risk_map.png"]
 
 
