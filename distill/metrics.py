@@ -133,8 +133,8 @@ def recovered(predictions: Predictions) -> float | None:
 
 
 def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
-    """Count, and sums of confidence and of correct answers, in each bin of the ECE; those of several seeds add up."""
-    # Not exp of log_softmax, whose last bits may differ.
+    """Count, and sums of confidence and of correct predictions, per bin of the ECE. Sums over seeds can be added."""
+    # Not the exponential of log_softmax, whose last bits may differ.
     confidence, predicted = logits.double().cpu().softmax(1).max(1)
     correct = (predicted == labels.cpu()).double()
     count = confidence.new_ones(confidence.shape)

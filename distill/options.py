@@ -1,7 +1,7 @@
 """Sections of options: dataclass fields that carry their help, and one check for every value.
 
-A field becomes a command-line option (cli.py) and a key in TOML (configfile.py). Whatever a value came from, it is
-checked when its section is constructed.
+A field becomes a command-line option (cli.py) and a key in TOML (configfile.py). A section checks all values when it is
+constructed.
 """
 
 from __future__ import annotations

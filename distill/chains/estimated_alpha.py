@@ -1,9 +1,9 @@
 """Algorithm 1 of the paper: estimate a step's alpha on held-out images.
 
-A student's predictions are nearly affine in its alpha: alpha * f + (1 - alpha) * g, with f the teacher trained on the
-given labels (step 0) and g the *probe*, this step's student trained with alpha = 0. On held-out images the alpha of
-least squared error is then a projection (Borup & Andersen 2021, arXiv 2102.13088; exact for kernel ridge regression).
-It costs one extra training per step instead of a grid. ``kernel.mixing.best_alpha`` has the formula.
+A student's predictions are nearly affine in its alpha: alpha * f + (1 - alpha) * g. Here f is the teacher of step 0 and
+g the *probe*, this step's student trained with alpha = 0. The alpha of least squared error on held-out images is then a
+projection (Borup & Andersen 2021, arXiv 2102.13088; exact for kernel ridge regression). It costs one more training per
+step instead of a grid. ``kernel.mixing.best_alpha`` has the formula.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 class Choice:
     """An estimated alpha. Errors are Brier scores on the held-out images: mean of |p - one_hot|^2, in [0, 2]."""
 
-    alpha_star: float | None  # of least error, not clipped; None if f and g agree to rounding: alpha has no effect
+    alpha_star: float | None  # of least error, not clipped; None if f and g agree to rounding
     standard_error: float | None  # of alpha_star, over resampled held-out images
     alpha: float  # what the student is trained with: alpha_star in [0, 1], or 0 if the probe is taken
     takes_probe: bool  # the probe becomes the student: alpha_star is at most its error, or alpha has no effect
@@ -76,16 +76,16 @@ def _estimate(
     if np.linalg.norm(e) <= ROUNDING * np.linalg.norm(first):
         return None, None
     best = best_alpha(first, probe, truth)
-    # alpha* = sum_i <t_i - g_i, e_i> / sum_i <e_i, e_i>: resampling images weights the terms of both sums.
-    above = ((truth - probe) * e).sum(1)
-    below = (e * e).sum(1)
+    # alpha* = sum_i <t_i - g_i, e_i> / sum_i <e_i, e_i>: resampling images resamples the terms of both sums.
+    numerators = ((truth - probe) * e).sum(1)
+    denominators = (e * e).sum(1)
     n = len(truth)
     resampled = []
     for _ in range(RESAMPLES):
         rows = rng.integers(0, n, n)
-        denominator = below[rows].sum()
+        denominator = denominators[rows].sum()
         if denominator > 0:
-            resampled.append(above[rows].sum() / denominator)
+            resampled.append(numerators[rows].sum() / denominator)
     return best, float(np.std(resampled))
 
 

@@ -18,7 +18,7 @@ from distill.files import write_atomically
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SMALL_FILES = 16_384  # bytes a file, on average, below which one thread decodes faster than several
+SMALL_FILES = 16_384  # bytes per file, on average, below which one thread decodes faster than several
 
 
 def read_folders(config: DataConfig, progress: bool = False) -> Source:
@@ -47,7 +47,7 @@ def read_folders(config: DataConfig, progress: bool = False) -> Source:
 
 
 class _ImageFile(NamedTuple):
-    """An image file and what tells whether it has changed."""
+    """An image file, with the size and time that show whether it has changed."""
 
     name: str  # relative to the data folder
     label: int
@@ -162,7 +162,7 @@ def _read_cache(cache: Path, key: str) -> np.ndarray | None:
     try:
         with open(cache, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["images"] if str(stored["key"]) == key else None
-    except Exception:  # whatever is wrong with it, it is replaced
+    except Exception:  # a damaged cache of any kind is replaced
         return None
 
 

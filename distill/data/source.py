@@ -22,11 +22,11 @@ class Source:
     test_images: np.ndarray | None  # (m, c, h, w) uint8; None if the data have no test split
     test_labels: np.ndarray | None  # (m,) int64 in [0, C), or None
     classes: tuple[str, ...]  # C names
-    flip: bool  # does the mirror image of one of these still show the same class?
+    flip: bool  # whether mirror images show the same class
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the arrays and class names, 64 hexadecimal digits: the same data, wherever they were read."""
+        """SHA-256 of the arrays and class names, 64 hexadecimal digits; equal data have equal fingerprints."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             if array is not None:

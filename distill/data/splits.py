@@ -1,7 +1,7 @@
-"""A data set as uint8 splits in memory: which images are held out, which subset is taken, which labels are corrupted.
+"""A seed's splits of a data set: held-out images, subsets and label noise.
 
-Every draw is a function of (seed, purpose) over the whole source, so that one size never shifts another's draw:
-a larger training subset contains the smaller one, and an image that two settings corrupt gets the same wrong label.
+Every draw depends on (seed, purpose) and the whole source alone. Therefore a size does not change other draws, a larger
+training subset contains the smaller one, and an image that two settings corrupt gets the same wrong label.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Split":
-        """The images at the positions ``rows``, (k,) integers, ascending and distinct; uncopied if these are all."""
+        """The images at positions ``rows``, (k,) ascending distinct integers. Copies nothing if all are taken."""
         if len(rows) == len(self):
             return self
         labels = self.labels[rows]
@@ -49,7 +49,7 @@ class Dataset:
     classes: tuple[str, ...]
     mean: np.ndarray  # (c,) float32, of train.images / 255
     std: np.ndarray  # (c,) float32, likewise, > 0
-    flip: bool  # may augmentation mirror images?
+    flip: bool  # whether augmentation may mirror images
 
 
 def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
@@ -94,9 +94,9 @@ def _balanced(
 ) -> np.ndarray:
     """``size`` of the positions in ``pool``, ascending, with class counts that differ by at most one.
 
-    ``labels`` are those of the whole source. All are put in a random order, and each class takes the first that are in
-    the pool, so that the order depends on neither pool nor size. The classes that get one image more are drawn among
-    those that have it. ``what`` names the option in the DataError for a class with too few images.
+    ``labels`` are those of the whole source. All positions are put in a random order, and each class takes its first in
+    the pool, so the order depends neither on the pool nor on the size. The classes with one image more are drawn from
+    those that have enough. ``what`` names the option in the DataError for a class with too few images.
     """
     order = rng.permutation(len(labels))
     class_order = rng.permutation(len(classes))
@@ -119,9 +119,9 @@ def _balanced(
 def _corrupted(whole: Split, pool: np.ndarray, classes: int, config: DataConfig, seed: int) -> Split:
     """The images of ``whole`` at the positions ``pool``, round(label_noise * n) of their n labels wrong.
 
-    Only the n images count whose class the kind of noise affects. An order and a wrong label are drawn for each image
-    of the whole source, and the images of the pool that come first in that order get theirs: a wrong label depends
-    neither on the pool nor on how many are corrupted.
+    n counts only images whose class this kind of noise affects. An order of the whole source and a wrong label for each
+    image are drawn; the first images of the pool in this order get their wrong labels. Therefore a wrong label depends
+    neither on the pool nor on the number of corrupted images.
     """
     split = whole.take(pool)
     if config.label_noise == 0:
@@ -140,8 +140,8 @@ def _corrupted(whole: Split, pool: np.ndarray, classes: int, config: DataConfig,
 def _channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (population) per channel of images / 255: two (c,) float32.
 
-    Computed from the counts of the 256 values, so that no rounding errors add up. A constant channel gets the
-    deviation 1: dividing by it leaves zeros.
+    Computed from the counts of the 256 values, so that no rounding errors add up. A constant channel gets the deviation
+    1, so that it becomes 0.
     """
     levels = np.arange(256.0)
     means = []

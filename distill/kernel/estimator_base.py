@@ -23,7 +23,7 @@ from distill.kernel.linalg import decompose, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
 from distill.kernel.riskmap import risk_map
 
-GCV_NEEDS = 100  # points; with fewer its trace is too rough an estimate, and a wrong alpha does harm
+GCV_NEEDS = 100  # points; with fewer the estimate is too rough, and a wrong alpha does harm
 LIMIT_ALPHAS = np.geomspace(1e-3, 1, 61)  # from which "auto" chooses if n_steps is inf
 
 # scikit-learn's own ranges have no end, and an int may be larger than any float.
@@ -138,7 +138,7 @@ class SelfDistilledBase(BaseEstimator):
         K, targets, s = self._problem()
         # A precomputed kernel without sample weights is the caller's array.
         overwrite = self.kernel != "precomputed" or self._sample_weight is not None
-        # These two kernels are positive semidefinite for any points. If they overflow K has NaN, and no minimum.
+        # These two kernels are positive semidefinite for any points. If they overflow, K has NaN and the test fails.
         trusted = self.kernel in ("rbf", "laplacian") and bool(K.min() >= 0)
         chain = solvers.chain(
             K, targets, self.lam, self.alphas_, steps, solver=self.solver, overwrite=overwrite, trusted=trusted
@@ -190,7 +190,7 @@ class SelfDistilledBase(BaseEstimator):
 
     def _greedy_schedule(self, residuals: FloatArray) -> FloatArray:
         if self.n_steps == 1:
-            return np.ones(1)  # fit 1 has no teacher, and any alpha serves
+            return np.ones(1)  # fit 1 has no teacher: alpha has no effect
         return auto_schedule(residuals)[: int(self.n_steps) - 1]
 
     def _predict_targets(self, X: Inputs) -> FloatArray:

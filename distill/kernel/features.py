@@ -5,8 +5,8 @@ With Phi (n, p), Phi^T Phi = W S W^T and u = W^T Phi^T y, the coefficients of fi
     beta^(tau) = W (S + lam)^-1 w^(tau)(S) u,    f^(tau)(x) = phi(x)^T beta^(tau),
 
 with the blend filters w of ``distill.kernel.spectral``. These are the formulas of the dual form with Phi^T Phi (p, p)
-in the place of K, Phi^T y in the place of y and phi(x) in the place of k(x, X), so the same functions compute them.
-The n points enter through sums over rows alone, which blocks of rows add up to.
+for K, Phi^T y for y and phi(x) for k(x, X), so the same functions compute them. They need the n points only in sums
+over rows, which are computed block by block.
 """
 
 from typing import Self
@@ -24,7 +24,7 @@ CHUNK_BYTES = 2**25  # of a block's rows in float64; larger blocks are no faster
 
 
 class FeatureSums:
-    """Sums over rows of features and targets, from which every chain of ridge regressions follows.
+    """Sums over rows of features and targets, from which every chain of ridge regressions is computed.
 
     ``rows`` is the number n of points. With X (n, p) and y (n,) or (n, m), ``gram`` (p, p) is X^T X, ``cross`` (p,) or
     (p, m) is X^T y and ``square`` () or (m,) the sum of y², all float64. With ``intercept`` columns are centred first,
@@ -56,7 +56,7 @@ class FeatureSums:
                 f"{self.gram.shape[1:]} and {self.cross.shape[1:]}"
             )
         height = max(1, CHUNK_BYTES // (8 * X.shape[1]))
-        block = FeatureSums(intercept=self.intercept)  # added as a whole or, if a later row is not finite, not at all
+        block = FeatureSums(intercept=self.intercept)  # added as a whole, or not at all if a row is not finite
         for start in range(0, len(X), height):
             rows = slice(start, start + height)
             block._merge(self._sums(np.array(X[rows], np.float64, order="C"), np.array(y[rows], np.float64)))
@@ -113,7 +113,7 @@ class FeatureChain:
     """Every chain of ridge regressions on features, from one eigendecomposition of the Gram matrix.
 
     ``spectrum`` holds S (p,) and W (p, p). ``lam``, ``alpha`` and ``steps`` as in ``distill.krr``, whose errors its
-    methods raise. The intercept is not penalised, and is the same at every step up to the coefficients.
+    methods raise. The intercept is not penalised.
     """
 
     def __init__(self, sums: FeatureSums):

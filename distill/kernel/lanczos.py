@@ -1,11 +1,11 @@
-"""Chains for a kernel matrix that is too large to factorise: block Lanczos needs only products with it.
+"""Chains for a kernel matrix that is too large to factorise, by block Lanczos, which needs only products with it.
 
 From a start block [y | random columns], each pass multiplies the newest block of an orthonormal basis Q (n, k) by K.
-With T = Q^T K Q = U Theta U^T (k, k) every formula of ``distill.kernel.spectral`` holds approximately with Theta for D
-and Q U for V. How far it can be trusted is known: (K + lam I) c - t, the residual of a fit's coefficients, points
-outside the span of Q, and its norm is a product with the last block of T (``BlockLanczos.errors``).
+With T = Q^T K Q = U Theta U^T (k, k), every formula of ``distill.kernel.spectral`` holds approximately with Theta for D
+and Q U for V. The error is bounded: the residual of a fit's coefficients, (K + lam I) c - t, is orthogonal to Q, and
+its norm follows from the last block of T (``BlockLanczos.errors``).
 
-For one ridge path: Chen, Huber, Lin & Zaid 2025, arXiv 2501.18717. The random columns give traces.
+For one ridge path: Chen, Huber, Lin & Zaid 2025, arXiv 2501.18717. The random columns serve to estimate traces.
 """
 
 import math
@@ -25,7 +25,7 @@ from distill.kernel.arrays import EPS, FloatArray
 from distill.kernel.linalg import MatrixTooLargeError, NotFiniteError, Spectrum, available_memory
 from distill.kernel.riskmap import risk_map
 
-LATEST_STEP = 1000  # of a finite step whose error is bounded: the bound adds up all steps before it
+LATEST_STEP = 1000  # the last finite step with an error bound, which is a sum over all earlier steps
 
 
 class NotReachedError(ArithmeticError):
@@ -33,13 +33,13 @@ class NotReachedError(ArithmeticError):
 
 
 class BlockLanczos:
-    """An orthonormal basis that grows by a block for each product with K, and what follows from it.
+    """An orthonormal basis that grows by one block per product with K, and the results computed from it.
 
     ``K`` (n, n) is an array or anything that SciPy's ``aslinearoperator`` takes, symmetric and positive semidefinite;
-    ``y`` (n,) or (n, m). ``probes`` random signs serve as columns for traces. ``max_basis`` bounds k, the number of
-    basis vectors; memory for n × max_basis float64 numbers must be free. With ``checkpoint``, a folder, the basis is
-    kept there in a memory-mapped file after each pass, and the same call resumes from it. Raises MatrixTooLargeError,
-    and ValueError for a checkpoint of another problem.
+    ``y`` (n,) or (n, m). ``probes`` columns of random signs serve to estimate traces. ``max_basis`` bounds k, the
+    number of basis vectors; memory for n × max_basis float64 numbers must be free. With ``checkpoint``, a folder, the
+    basis is kept there in a memory-mapped file, and the same call resumes from it. Raises MatrixTooLargeError, and
+    ValueError for a checkpoint of another problem.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class BlockLanczos:
 
     @property
     def size(self) -> int:
-        """k, the number of basis vectors that K has been applied to."""
+        """k, the number of basis vectors that have been multiplied by K."""
         return len(self._T)
 
     @property
     def exact(self) -> bool:
-        """Whether the basis spans all that K maps it to: then there is no error but rounding."""
+        """Whether K maps the span of the basis to itself; then the only errors are rounding."""
         return self._next.shape[1] == 0
 
     @property
@@ -169,10 +169,10 @@ class BlockLanczos:
     def errors(self, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike) -> FloatArray:
         """Upper bounds of ‖error‖ / ‖fitted values‖ of every chain, (len(alphas), len(lams), len(steps)).
 
-        The fit of a target t has residual r = (K + lam) c - t and error lam (K + lam)^-1 r, which is at most ‖r‖; what
-        remains of the error of its target is at most |1 - alpha| times as large. So e_tau <= ‖r_tau‖ + |1 - alpha|
-        e_(tau-1). Rounding in float64 is included; what a K rounded to float32 adds is not.
-        inf for a chain that diverges. Raises ValueError for finite steps after LATEST_STEP.
+        The fit of a target t has residual r = (K + lam) c - t and error lam (K + lam)^-1 r, at most ‖r‖. An error of
+        its target adds at most |1 - alpha| times itself. So e_tau <= ‖r_tau‖ + |1 - alpha| e_(tau-1). Rounding in
+        float64 is included, but not the effect of a K that is rounded to float32. inf for a chain that diverges. Raises
+        ValueError for finite steps after LATEST_STEP.
         """
         alphas = as_schedule(alphas)
         lams = np.atleast_1d(np.asarray(lams, np.float64))
@@ -236,7 +236,7 @@ class BlockLanczos:
     def generalised_cross_validation(
         self, lam: float, alpha: ArrayLike, steps: ArrayLike
     ) -> tuple[FloatArray, FloatArray]:
-        """GCV(tau) and standard errors that stem from the traces', (len(steps),) each; see ``krr``."""
+        """GCV(tau) and its standard errors, from those of the traces, (len(steps),) each; see ``krr``."""
         n = len(self.y)
         theta, U = self._eigenpairs()
         left = 1 - spectral.diagonals(theta, lam, alpha, steps)
@@ -292,11 +292,11 @@ def lanczos(
             return basis
         if basis.full or basis.exact:
             raise NotReachedError(_not_reached(np.atleast_1d(np.asarray(lams, np.float64)), history, tolerance))
-        check = math.ceil(1.1 * basis.passes) + 1  # the eigenvalues of T take k³ operations: not after every pass
+        check = math.ceil(1.1 * basis.passes) + 1  # not after every pass: the eigenvalues of T take k³ operations
 
 
 def _not_reached(lams: FloatArray, history: list[tuple[int, FloatArray]], tolerance: float) -> str:
-    """What the ridges that were not reached would need, by the trend of the second half of the history."""
+    """A message with the basis that each missed ridge needs, extrapolated from the second half of the history."""
     sizes = np.array([size for size, _ in history])
     errors = np.array([worst for _, worst in history])
     parts = []

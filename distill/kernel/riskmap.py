@@ -86,7 +86,7 @@ def risk_map(
     except SingularKernelError:
         if solver != "auto" or chosen == "eigh":
             raise
-        # lam is below K's rounding; the spectrum, cut off at 0, still serves
+        # lam is below K's rounding errors; the spectrum, whose eigenvalues are at least 0, still works
         return _risks(_predictions_by("eigh", kernel, y, K_new, grid, overwrite), grid, risk)
 
 
@@ -183,7 +183,7 @@ class SpectralPredictions:
         self.spectrum = spectrum
         self.z = components(spectrum, y)
         self.K_new = K_new
-        # K_new V costs as much as n predictions, so that it pays for many of them.
+        # K_new V costs as much as n predictions, so it is computed only for many of them.
         self.rotated = product(K_new, spectrum.V) if total >= len(K_new) else None
 
     def columns(
@@ -247,6 +247,6 @@ def _predictions_by(
     if len(y) == 1:
         raise ValueError("solver='tridiagonal' needs at least two points")
     T = tridiagonalise(kernel)
-    if grid.columns >= len(K_new):  # rotate whichever is fewer, the new points or the coefficients
+    if grid.columns >= len(K_new):  # rotate the new points or the coefficients, whichever are fewer
         return SolvedPredictions(T, T.rotate(y), partial(predict, T.rotate(K_new.T).T))
     return SolvedPredictions(T, T.rotate(y), lambda c: predict(K_new, map_columns(T.rotate_back, c)))
