@@ -52,11 +52,8 @@ class Reference:
         return folder / "run"
 
     def read(self, out: Path) -> dict[str, object]:
-        """The contents of all files that must be equal; forks of self_distiller.py draw no figures."""
-        found = contents(out)
-        if self.scenario.script == "krr_toy.py":
-            return found
-        return {name: content for name, content in found.items() if not name.endswith((".png", ".svg"))}
+        """The contents of all files that must be equal: forks draw no figures."""
+        return {name: content for name, content in contents(out).items() if not name.endswith((".png", ".svg"))}
 
     def trial(self, name: str, faults: tuple[str, ...], forked: bool) -> list[str]:
         """Disturb one run, then repeat its command until it ends; returns what is wrong."""

@@ -7,7 +7,7 @@ import re
 import signal
 from pathlib import Path
 
-from tests.crash.processes import Outcome
+from tests.crash.processes import NOT_DRAWN, Outcome
 
 FINISHED = ("result.json", "model.pt")
 Stamp = tuple[str, int]
@@ -26,7 +26,7 @@ def finished_models(out: Path) -> dict[str, Stamp]:
 
 
 def half_written(out: Path) -> list[str]:
-    """Finished models that are not whole, and tables with torn rows."""
+    """Finished models that are not whole, and tables and figures that are torn."""
     found = []
     for file in sorted(out.rglob("result.json")):
         try:
@@ -39,6 +39,11 @@ def half_written(out: Path) -> list[str]:
     for file in sorted(out.rglob("*.csv")):
         lines = file.read_text().split("\n")
         if lines[-1] != "" or len({line.count(",") for line in lines[:-1]}) != 1:
+            found.append(f"{file.relative_to(out)} is torn")
+    for file in sorted(out.rglob("*.[ps][nv]g")):
+        if not file.name.startswith(".") and not file.read_bytes().endswith(
+            (NOT_DRAWN, b"IEND\xaeB`\x82", b"</svg>\n")
+        ):
             found.append(f"{file.relative_to(out)} is torn")
     return found
 

@@ -1,6 +1,6 @@
 """Processes of the program under test: new interpreters, or forks of this one, which has imported torch already.
 
-A fork of self_distiller.py writes its figures without drawing them, and its workers are forks too.
+A fork writes figures without drawing them, which takes longer than all else, and its workers are forks too.
 """
 
 import importlib
@@ -18,6 +18,7 @@ from tests.crash.inject import sitecustomize as injection
 
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = Path(injection.__file__).parent
+NOT_DRAWN = b"a figure that a fork did not draw"
 SECONDS = 300.0  # after which a program hangs
 
 
@@ -113,19 +114,17 @@ def _fork(words: list[str], settings: dict[str, str], logs: list[Path]) -> int:
 
 
 def _main(words: list[str]) -> int:
-    from distill import cli
-    from distill.kernel.toy import program
-
-    if words[0] == "krr_toy.py":
-        return program.main(words[1:])
     import multiprocessing
 
     from matplotlib.figure import Figure
 
+    from distill import cli
+    from distill.kernel.toy import program
+
     fork = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: fork
-    Figure.savefig = lambda figure, file, **options: file.write(b"drawn")  # drawing takes longer than training
-    return cli.main(words[1:])
+    Figure.savefig = lambda figure, file, **options: file.write(NOT_DRAWN)
+    return {"self_distiller.py": cli.main, "krr_toy.py": program.main}[words[0]](words[1:])
 
 
 def _end_group(group: int) -> list[int]:
