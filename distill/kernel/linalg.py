@@ -26,7 +26,6 @@ SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
 NEGATIVE_TOLERANCE = 1e-8
 # Of the dtype's precision: both tolerances are at least this for a K that was computed in float32 or float16.
 LOW_PRECISION = 64
-INDEFINITE = "K is not positive semidefinite: it has a negative eigenvalue"
 
 
 class NotSymmetricError(KernelMatrixError):
@@ -254,10 +253,7 @@ def tridiagonalise(kernel: Dense) -> Tridiagonal:
     # the columns have the same length, so LAPACK takes the view without a copy.
     reflectors = reduced.ravel(order="F")[1 : 1 + n * (n - 1)].reshape((n, n - 1), order="F")
     T = Tridiagonal(diagonal, off_diagonal, reflectors, scales)
-    try:
-        T.solver(kernel.tolerance * frobenius_norm(kernel.K) or 1.0)  # K = 0 passes
-    except SingularKernelError:
-        raise NotPositiveSemidefiniteError(INDEFINITE) from None
+    check_positive_semidefinite(kernel, T)
     return T
 
 
@@ -310,15 +306,16 @@ def cholesky_condition(kernel: Dense, L: FloatArray, lam: float, enough: float) 
     return 1 / rcond if rcond > 0 else np.inf
 
 
-def check_positive_semidefinite(kernel: Dense) -> None:
+def check_positive_semidefinite(kernel: Dense, form: Tridiagonal | None = None) -> None:
     """Raise NotPositiveSemidefiniteError if the kernel matrix K has an eigenvalue clearly below 0.
 
     For solves by Cholesky factors, where lam may hide one: K + tolerance ‖K‖_F I has a factor only if no
     eigenvalue is below minus that shift, the bound that ``decompose`` uses. It costs one factorisation and is
     certain: Lanczos with (K + lam I)^-1 needs about sqrt(lam / delta) log n solves to separate an eigenvalue
     -delta from the many near 0, which is more work for all but the largest delta.
+    A tridiagonal ``form`` of K is cheaper to factorise.
     """
     try:
-        kernel.solver(kernel.tolerance * frobenius_norm(kernel.K) or 1.0)  # K = 0 passes
+        (form or kernel).solver(kernel.tolerance * frobenius_norm(kernel.K) or 1.0)  # K = 0 passes
     except SingularKernelError:
-        raise NotPositiveSemidefiniteError(INDEFINITE) from None
+        raise NotPositiveSemidefiniteError("K is not positive semidefinite: it has a negative eigenvalue") from None

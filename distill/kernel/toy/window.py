@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.widgets import Slider
 
 from distill.errors import DataError
-from distill.kernel.linalg import decompose
+from distill.kernel.linalg import NotFiniteError, SingularKernelError, decompose
 from distill.kernel.spectral import DivergentChainError, dual_coefficients, predict
 from distill.kernel.toy.data import Data, chain_losses, kernel_matrix, make_folds
 from distill.kernel.toy.figures import curve_grid
@@ -62,14 +62,17 @@ class Window:
             self.spectrum = decompose(kernel_matrix(self.kernel, x, x, gamma), overwrite=True)
             self.K_new = kernel_matrix(self.kernel, self.grid, x, gamma)
             self.folds, _loss_name = make_folds(self.data, self.kernel, gamma, self.seed)
-        title = f"loss {chain_losses(self.folds, lam, alpha, [step])[0]:.5f}"
+        try:
+            title = f"loss {chain_losses(self.folds, lam, alpha, [step])[0]:.5f}"
+        except (SingularKernelError, NotFiniteError):
+            title = "lambda is too small"
         for artist, fit in ((self.first, 1), (self.curve, step), (self.limit, math.inf)):
             try:
                 c = dual_coefficients(self.spectrum, self.data.y, lam, alpha, fit)
                 artist.set_ydata(predict(self.K_new, c)[0])
-            except DivergentChainError:
+            except (DivergentChainError, NotFiniteError) as error:
                 artist.set_ydata(np.full_like(self.grid, np.nan))
-                title += ", the chain diverges"
+                title += ", the chain diverges" if isinstance(error, DivergentChainError) else ""
         self.axes.set_title(title)
         self.axes.figure.canvas.draw_idle()
 
