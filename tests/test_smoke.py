@@ -1,4 +1,4 @@
-"""The program as people run it: a process of its own, CIFAR-10's own files, stopped and gone on with."""
+"""The real program in its own process, on CIFAR-10's file format, stopped and resumed."""
 
 import os
 import shlex
