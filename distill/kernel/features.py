@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from scipy.linalg import blas
 
 from distill.kernel import spectral
-from distill.kernel.arrays import EPS, FloatArray
-from distill.kernel.linalg import LARGEST_ENTRY, NotFiniteError, Spectrum, decompose
+from distill.kernel.arrays import EPS, LARGEST_ENTRY, FloatArray, NotFiniteError, as_floats, real_numbers
+from distill.kernel.linalg import Spectrum, decompose
 from distill.kernel.riskmap import risk_map
 
 CHUNK_BYTES = 2**25  # of a block's rows in float64; larger blocks are no faster and need more memory
@@ -46,8 +46,8 @@ class FeatureSums:
         Blocks of the same points in another order or division give the same sums up to rounding. Raises ValueError
         for shapes that do not fit the blocks before, and NotFiniteError.
         """
-        X = np.asanyarray(X)
-        y = np.asanyarray(y)
+        X = real_numbers("X", X)
+        y = real_numbers("y", y)
         if X.ndim != 2 or y.ndim not in (1, 2) or len(X) != len(y) or X.shape[1] == 0:
             raise ValueError(f"a block needs X (n, p) and y (n,) or (n, m), not {X.shape} and {y.shape}")
         if self.rows and (X.shape[1] != len(self.gram) or y.shape[1:] != self.cross.shape[1:]):
@@ -128,7 +128,7 @@ class FeatureChain:
 
     def predict(self, X: ArrayLike, coefficients: ArrayLike) -> FloatArray:
         """f^(tau)(x) = phi(x)^T beta^(tau) + intercept at the rows of X (q, p): (len(coefficients), q[, m])."""
-        return spectral.predict(np.asarray(X, np.float64) - self.sums.mean_x, coefficients) + self.sums.mean_y
+        return spectral.predict(as_floats("X", X, 2) - self.sums.mean_x, coefficients) + self.sums.mean_y
 
     def risk_map(
         self,
@@ -141,8 +141,7 @@ class FeatureChain:
         loss: str = "squared",
     ) -> FloatArray:
         """The risk of every chain at points X (q, p) with targets (q,) or (q, m), as ``krr.risk_map``."""
-        X = np.asarray(X, np.float64) - self.sums.mean_x
-        target = np.asarray(target, np.float64)
+        X = as_floats("X", X, 2) - self.sums.mean_x
         return risk_map(
             self.spectrum, self.sums.cross, X, target, alphas, lams, steps, loss=loss, offset=self.sums.mean_y
         )

@@ -185,3 +185,18 @@ def test_refuses_what_does_not_add_up():
         FeatureSums().add(X, y) + FeatureSums(intercept=True).add(X, y)
     with pytest.raises(ValueError, match="no points"):
         FeatureChain(FeatureSums())
+
+
+@pytest.mark.parametrize("value", ["x", 10**400, [["a"] * 3] * 5, np.full((5, 3), 1j), [[1, 2], [3]]])
+def test_a_bad_argument_is_named(value):
+    X = np.eye(5, 3)
+    chain = krr.FeatureChain(krr.FeatureSums(intercept=True).add(X, np.ones(5)))
+    for call in (
+        lambda: krr.FeatureSums().add(value, np.ones(5)),
+        lambda: chain.predict(value, np.ones((1, 3))),
+        lambda: chain.risk_map(value, np.ones(5), 0.5, 0.1, 1),
+    ):
+        with pytest.raises(ValueError, match="X must hold real numbers"):
+            call()
+    with pytest.raises(ValueError, match="target must hold real numbers"):
+        chain.risk_map(X, value, 0.5, 0.1, 1)
