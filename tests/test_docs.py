@@ -14,7 +14,10 @@ from distill.store.results import columns
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_PAGES = [ROOT / page for page in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "studies/README.md")]
+OTHER_PAGES = [
+    ROOT / page
+    for page in ("CONTRIBUTING.md", "CHANGELOG.md", "RELIABILITY.md", "benchmarks/README.md", "studies/README.md")
+]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*[a-z]")
 
@@ -92,6 +95,12 @@ def test_the_readme_shows_the_quickstart_and_links_every_page():
     assert "figures/quickstart.png" in links
     further = [f"docs/{link}" for link in re.findall(r"\]\(([^)/]+)\)", text("docs/architecture.md"))]
     assert [name(page) for page in PAGES[1:] if name(page) not in links + further] == []
+
+
+def test_the_page_on_reliability_names_tests_that_exist():
+    tests = re.findall(r"`(tests/[\w/.]+)[` ]", text("RELIABILITY.md"))
+    assert len(tests) > 10
+    assert [test for test in tests if not (ROOT / test).exists()] == []
 
 
 def options_of(*program_words: str) -> set[str]:
