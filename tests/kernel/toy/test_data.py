@@ -46,6 +46,20 @@ def test_numbers_whose_squares_are_no_floats_are_refused(capsys, tmp_path, colum
     assert "line 3: x, y, truth must be finite numbers, at most 1e+100 in size" in error
 
 
+@pytest.mark.parametrize("lam", ["1e-320", "1e-100", "0"])
+@pytest.mark.parametrize("options", [["--gamma", "0"], ["--kernel", "linear"], ["--gamma", "0", "--alpha", "auto"]])
+def test_a_ridge_below_the_rounding_of_the_kernel_is_refused(capsys, lam, options):
+    status, out, error = run(capsys, *options, "--lam", lam, "--no-figures")
+    assert (status, out, error.count("\n")) == (2, "", 1)
+    assert "lam = " in error or "raise lam" in error
+
+
+def test_a_step_past_float64s_range_diverges_only_if_the_chain_does(capsys):
+    options = ["--distillation-steps", 4, "--no-figures"]
+    _, out, _ = run(capsys, "--alpha", -1e99, "--alpha-schedule", 1e99, 1e99, 1e99, 0.5, *options)
+    assert [row[1:] for row in rows(out)][-2:] == [["diverges", "overflows"], ["diverges", "0.15219*"]]
+
+
 def test_some_of_many_points_are_held_out(capsys, tmp_path):
     rng = np.random.default_rng(1)
     x = rng.uniform(size=250)
