@@ -3,9 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    try:
-        from distill.kernel.toy.program import main
-    except KeyboardInterrupt:  # while modules are loaded
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(main())
+    from distill.starting import krr_toy
+
+    sys.exit(krr_toy())

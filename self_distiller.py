@@ -3,9 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    try:
-        from distill.cli import main
-    except KeyboardInterrupt:  # while modules are loaded
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(main())
+    from distill.starting import self_distiller
+
+    sys.exit(self_distiller())

@@ -5,8 +5,12 @@ error and accuracy against alpha and step, their best alphas and their degrees o
 students did.
 """
 
-import argparse
 import sys
+
+if __name__ == "__main__":
+    from distill import starting  # first: Ctrl-C while the other modules are loaded
+
+import argparse
 from typing import Any
 
 from distill.arguments import OneLineParser, Range, number, to_path
@@ -60,4 +64,4 @@ def _preview(argv: list[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(starting.finish(main()))

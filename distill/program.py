@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Self, TextIO
 
 from distill.errors import UserError, one_line, printable
 
@@ -38,34 +38,65 @@ def run_program(program: str, work: Callable[[], int], after_stop: str = "", aft
     ``after_failure`` end the lines about a signal and an OSError.
     """
     prepare_streams()
-    with sigterm_stops():
-        return _run(program, work, after_stop, after_failure)
+    with Signals() as signals:
+        return _run(program, work, signals, after_stop, after_failure)
 
 
-@contextmanager
-def sigterm_stops() -> Iterator[None]:
-    """SIGTERM raises Stopped, in the main thread; elsewhere signals are the caller's."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+class Signals:
+    """Ctrl-C and SIGTERM in a ``with`` block of the main thread; in other threads, they are the caller's.
+
+    A signal waits for ``check``, or is raised at once after ``raise_at_once``. Only the first is raised: those that
+    follow come while the program cleans up. The third ends the process, and its child processes, at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.at_once = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def raise_at_once(self) -> None:
+        """Raise a signal at any moment from now on, or now if one has come."""
+        self.at_once = True
+        self.check()
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt, or Stopped for SIGTERM, if a signal has come."""
+        if self.received:
+            self.at_once = False
+            raise Stopped if self.received[0] == signal.SIGTERM else KeyboardInterrupt
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received.append(number)
+        if len(self.received) > 2:
+            if "multiprocessing" in sys.modules:
+                for process in sys.modules["multiprocessing"].active_children():
+                    process.kill()
+            os._exit(128 + number)
+        if self.at_once:
+            self.check()
 
 
-def _stop(number: int, frame: object) -> None:
-    raise Stopped
-
-
-def _run(program: str, work: Callable[[], int], after_stop: str, after_failure: str) -> int:
+def _run(program: str, work: Callable[[], int], signals: Signals, after_stop: str, after_failure: str) -> int:
     try:
         try:
+            signals.raise_at_once()
             status = work()
         except SystemExit:  # --help
             write_out("")
             raise
+        finally:
+            signals.at_once = False
         write_out("")  # flush here, because a failure at the interpreter's end would be a traceback
         return status
     except KeyboardInterrupt as stopped:

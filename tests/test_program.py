@@ -10,11 +10,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from tiny import DIGITS, ROOT
+from tiny import DIGITS, ROOT, wait_for
 
 from distill import cli
 from distill.errors import ConfigError
-from distill.program import program_name, refuse, run_program, say
+from distill.program import Signals, Stopped, program_name, refuse, run_program, say
 from distill.reporting.plots import FIGURES
 
 TOY = "krr_toy.py --no-figures"
@@ -180,3 +180,41 @@ def test_another_program_s_name_is_not_taken(monkeypatch):
 def test_a_message_of_several_lines_becomes_one(capsys):
     assert refuse("program", ValueError("first\n  second")) == 2
     assert capsys.readouterr().err == "program: error: first second\n"
+
+
+def test_signals_wait_for_a_check_and_only_the_first_is_raised():
+    with Signals() as signals:
+        signals.check()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped):
+            signals.raise_at_once()
+    with Signals() as signals:
+        signals.raise_at_once()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # while the program cleans up
+
+
+def test_the_third_signal_ends_a_program_and_its_child_processes_at_once():
+    program = """if True:
+        import multiprocessing, signal, time
+        from distill.program import Signals
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
+        child.start()
+        print(child.pid, flush=True)
+        with Signals():
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+        print("never")
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
+    state = Path(f"/proc/{done.stdout.strip()}/stat")
+    wait_for(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z", seconds=10)
+
+
+def test_an_ignored_signal_stays_ignored(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
+    with Signals() as signals:
+        assert signals.before == {}

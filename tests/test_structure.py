@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "cli": {"running", "reporting", "store"},
     "krr": {"kernel"},
     "estimator": {"kernel"},
-    "preview": {"running"},
+    "starting": {"cli", "kernel"},
+    "preview": {"running", "starting"},
 }
 WITHOUT_TORCH = {*LIGHT, "randomness", "kernel", "data", "store", "reporting", "estimator", "krr"}
 

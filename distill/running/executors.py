@@ -22,6 +22,8 @@ from distill.arms import students
 from distill.chains.chain import Chain
 from distill.config import Config
 from distill.errors import UserError
+from distill.files import remove_leftovers
+from distill.program import Signals
 from distill.running.experiment import Experiment, job_count
 from distill.running.unit import Unit, open_run, student_units, train_arms, train_unit
 from distill.running.watch import RunWatcher
@@ -84,6 +86,35 @@ def train_units(config: Config, executor: Executor, teachers_only: bool = False)
         executor.report()
 
 
+class ConcurrentExecutor(Executor):
+    """An executor of units that run beside the calling thread.
+
+    Ctrl-C and SIGTERM wait for the next ``report``: raised in the middle of a pool's code, they could leave one of its
+    locks taken for ever, or a half-started process behind.
+    """
+
+    pool: ThreadPoolExecutor | ProcessPoolExecutor
+
+    def stop(self) -> None:
+        """Stop the running units after an error."""
+        raise NotImplementedError
+
+    def report(self) -> None:
+        self.signals.check()
+
+    def __enter__(self) -> Self:
+        self.signals = Signals().__enter__()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.stop()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.signals.__exit__()
+        if self.signals.received:
+            signal.raise_signal(self.signals.received[0])  # the caller's handler decides what to raise
+
+
 class Serial(Executor):
     """Trains each unit in ``submit``, in the calling thread. Keeps the images of one seed in device memory."""
 
@@ -101,7 +132,7 @@ class Serial(Executor):
         return future
 
 
-class Threads(Executor):
+class Threads(ConcurrentExecutor):
     """Trains units in threads that share each seed's images and teacher."""
 
     def __init__(self, experiment: Experiment, listener: Listener):
@@ -128,10 +159,8 @@ class Threads(Executor):
             if self.units_left[seed] == 0:
                 del self.chains[seed]  # frees its images
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self.listener.stop.set()  # threads end after their chunk; each model's last finished epoch is on disk
-        self.pool.shutdown(wait=True, cancel_futures=True)
+    def stop(self) -> None:
+        self.listener.stop.set()  # threads end after their chunk; each model's last finished epoch is on disk
 
 
 def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
@@ -185,7 +214,7 @@ class _SynchronisedListener(Listener):
             self.listener.end_model(result)
 
 
-class Processes(Executor):
+class Processes(ConcurrentExecutor):
     """Trains units in processes, which read everything from the run directory. Their progress is read from it too."""
 
     def __init__(self, config: Config, listener: Listener):
@@ -196,19 +225,21 @@ class Processes(Executor):
         self.pool = ProcessPoolExecutor(job_count(config), context, initializer=_start_worker)
 
     def submit(self, unit: Unit) -> Future[Any]:
-        with _signals_delayed():
+        with _interrupts_blocked():
             return self.pool.submit(_train_quietly, self.path, unit)
 
     def report(self) -> None:
+        super().report()
         self.watcher.report_new()
 
+    def stop(self) -> None:
+        for process in set(multiprocessing.active_children()) - self.others:
+            process.kill()  # each model's last finished epoch is on disk
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        broken = isinstance(error, BrokenProcessPool)
-        if error is not None and not broken:
-            for process in set(multiprocessing.active_children()) - self.others:
-                process.terminate()  # each model's last finished epoch is on disk
-        self.pool.shutdown(wait=True, cancel_futures=True)
-        if broken:
+        super().__exit__(kind, error, trace)
+        remove_leftovers(self.path)
+        if isinstance(error, BrokenProcessPool):
             raise UserError(
                 "a worker process ended unexpectedly: killed, perhaps for lack of memory (run the same command to "
                 "resume, maybe with fewer --jobs); or, from Python, the call is not under "
@@ -217,28 +248,16 @@ class Processes(Executor):
 
 
 @contextmanager
-def _signals_delayed() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until a worker has started; otherwise a half-started worker could outlive the run.
-
-    The worker itself ignores Ctrl-C, which a terminal sends to all processes: its parent ends it.
-    """
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C, which a terminal sends to all processes, in workers that start here: their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    delayed: list[int] = []
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, lambda number, frame: delayed.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if delayed:
-            signal.raise_signal(delayed[0])
 
 
 def _start_worker() -> None:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from pathlib import Path
 
@@ -140,17 +139,24 @@ def test_a_serial_run_finishes_a_seed_before_the_next(tmp_path):
     assert order.seeds == [2, 2, 2, 1, 1, 1]
 
 
-def test_an_interrupt_waits_until_a_worker_has_started():
-    events = []
+@pytest.mark.parametrize("jobs", ["processes", "threads"])
+def test_signals_during_a_concurrent_run_are_raised_once_after_its_clean_up(tmp_path, folder, monkeypatch, jobs):
+    if jobs == "threads":
+        monkeypatch.setattr(executors, "uses_threads", lambda device: True)
 
-    def start():
-        with executors._signals_delayed():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
-            events.append("started")
-        events.append("never")
+    class Interrupting(Listener):
+        sent = False
 
+        def end_epoch(self, name, row):
+            if not self.sent:
+                self.sent = True
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        start()
-    assert events == ["started"]
+        distill.run(config(tmp_path, **folder, jobs=2, max_epochs=1000), listener=Interrupting())
+    assert not multiprocessing.active_children()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -1,0 +1,34 @@
+"""The programs' entry points: Ctrl-C while a program's modules are loaded is one line and the exit status 130."""
+
+import os
+import signal
+import types
+
+
+def _stop(number: int, frame: types.FrameType | None) -> None:
+    os.write(2, b"stopped\n")
+    os._exit(130)  # nothing has been done that would have to be cleaned up
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop)  # until ``run_program`` has its own handler
+
+
+def self_distiller() -> int:
+    """Run the training of chains; returns the exit status."""
+    from distill.cli import main
+
+    return finish(main())
+
+
+def krr_toy() -> int:
+    """Run the toy experiment; returns the exit status."""
+    from distill.kernel.toy.program import main
+
+    return finish(main())
+
+
+def finish(status: int) -> int:
+    """Ignore Ctrl-C while the interpreter ends, where it would be a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
