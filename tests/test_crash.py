@@ -32,7 +32,7 @@ def test_runs_that_are_disturbed_end_with_the_same_results(tmp_path):
 
 def test_every_call_is_killed_and_meets_every_error():
     tried = {plan[0] for plan in plans(SCENARIOS["jobs"], calls=9, seconds=1.0, seed=0)}
-    actions = ("kill", "worker", "parent", "group", "ENOSPC", "EIO", "EDQUOT", "EROFS", "ESTALE")
+    actions = ("kill", "worker", "parent", "group", "power", "ENOSPC", "EIO", "EDQUOT", "EROFS", "ESTALE")
     assert tried >= {f"{action}:{count}" for action in actions for count in range(1, 10)}
 
 

@@ -41,7 +41,7 @@ def plans(scenario: Scenario, calls: int, seconds: float, seed: int) -> list[tup
     ``after:SECONDS`` for a kill of all processes at that time.
     """
     draw = random.Random(seed)
-    kills = ("kill", "worker", "parent", "group") if scenario.workers else ("kill",)
+    kills = ("kill", "worker", "parent", "group", "power") if scenario.workers else ("kill", "power")
     found = [(f"{action}:{count}",) for action in kills for count in range(1, calls + 1)]
     errors = [(f"{action}:{count}",) for action in ERRORS for count in range(1, calls + 1)]
     found += draw.sample(errors, min(len(errors), len(found)))  # as many as kills first

@@ -2,7 +2,8 @@
 
 Every open for writing, write, fsync, rename, link, unlink, mkdir and rmdir inside one directory is counted, by all
 processes of a run together: each appends a record of fixed length to one file, whose length is then the count. At a
-given count the fault happens: a signal that nothing can catch, or an OSError. A write is then torn in the middle.
+given count the fault happens: a signal that nothing can catch, or an OSError. A write is then torn in the middle. A
+power cut kills all processes, and files that this process has not flushed since it wrote to them lose half their bytes.
 
 ``CRASH_INSIDE`` names the directory, ``CRASH_TRACE`` the file of records, ``CRASH_FAULT`` is ``ACTION:COUNT`` or empty.
 """
@@ -15,7 +16,7 @@ import signal
 
 RECORD = 160  # bytes of a record
 WORKER = "worker"  # kills only a worker process
-KILLS = ("kill", WORKER, "parent", "group")
+KILLS = ("kill", WORKER, "parent", "group", "power")
 PATH_LAST = ("replace", "rename", "link", "symlink")  # the path that appears is their second argument
 PATH_FIRST = ("unlink", "remove", "mkdir", "rmdir", "fsync", "truncate")
 REAL = {name: getattr(os, name) for name in (*PATH_LAST, *PATH_FIRST, "open", "write")}
@@ -28,6 +29,7 @@ class Injection:
     def __init__(self, inside: str, trace: str, fault: str) -> None:
         self.inside = os.path.realpath(inside)
         self.trace_file = trace
+        self.unflushed: set[str] = set()
         self.trace = -1
         self.process = 0  # that has opened it: a fork would share the position
         action, _, count = fault.partition(":")
@@ -61,7 +63,13 @@ class Injection:
         record = f"{role} {call} {place}".encode()[: RECORD - 1].ljust(RECORD - 1) + b"\n"
         REAL["write"](self.trace, record)
         count = os.lseek(self.trace, 0, os.SEEK_CUR) // RECORD  # the end of what this process appended
-        return count == self.at
+        if count == self.at:
+            return True
+        if call == "write":
+            self.unflushed.add(place)
+        elif call == "fsync":
+            self.unflushed.discard(place)
+        return False
 
     def fail(self, path: object) -> None:
         """Do what the fault is."""
@@ -69,7 +77,12 @@ class Injection:
             number = getattr(errno, self.action)
             raise OSError(number, os.strerror(number), path if isinstance(path, str) else str(path))
         victim = os.getpid()
-        if self.action == "group":
+        if self.action == "power":
+            for place in self.unflushed:
+                name = os.path.join(self.inside, place)
+                if os.path.exists(name):
+                    REAL["truncate"](name, os.stat(name).st_size // 2)
+        if self.action in ("group", "power"):
             os.killpg(os.getpgrp(), signal.SIGKILL)
         elif self.action == "parent":
             victim = os.getpgrp()
@@ -103,6 +116,9 @@ def install(inside: str, trace: str, fault: str) -> None:
 def _second_path(injection: Injection, name: str):
     def call(source, path, *rest, **options):
         injection.before(name, path, options.get("dst_dir_fd", options.get("dir_fd")))
+        before = injection.place(source)
+        if before in injection.unflushed:
+            injection.unflushed = injection.unflushed - {before} | {injection.place(path) or before}
         return REAL[name](source, path, *rest, **options)
 
     return call
