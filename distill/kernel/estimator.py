@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils import column_or_1d
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
 from distill.kernel.arrays import FloatArray
@@ -43,12 +44,17 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         Draws the held-out points.
     solver : "auto", "eigh" or "cholesky", default="auto"
         An eigendecomposition, a Cholesky factorisation, or the cheaper of the two ("auto"; ``path`` then also
-        considers a tridiagonal form).
+        considers a tridiagonal form). With kernel="linear" and dense X (n, p), "auto" works with the p × p Gram matrix
+        of the features if p < n: it has ``coef_`` and ``intercept_``, but no ``dual_coef_`` and ``X_fit_``.
+    fit_intercept : bool, default=False
+        Whether to add an intercept that is not penalised; needs kernel="linear", solver="auto" and dense X.
 
     Attributes
     ----------
     dual_coef_ : ndarray (n,) or (n, m), float64
         Predictions are kernel(X, X_fit_) @ dual_coef_.
+    coef_, intercept_ : ndarray (p,) and () or (m, p) and (m,), float64
+        Predictions are X @ coef_.T + intercept_.
     X_fit_ : ndarray or sparse matrix (n, p)
         The training inputs; for kernel="precomputed" the kernel matrix (n, n).
     alphas_ : ndarray
@@ -92,6 +98,15 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         """
         X, y = self._check_X(X, y, multi_output=True, y_numeric=True)
         return self._fit_targets(X, np.asarray(y, dtype=np.float64), sample_weight)
+
+    @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
+    def partial_fit(self, X: Inputs, y: ArrayLike) -> Self:
+        """Fit the chain to these rows and those of earlier calls; X (n, p) dense, y (n,) or (n, m).
+
+        For kernel="linear" and solver="auto". Each call decomposes a p × p matrix.
+        """
+        X, y = self._check_X(X, y, multi_output=True, y_numeric=True, reset=not hasattr(self, "coef_"))
+        return self._fit_partially(X, np.asarray(y, dtype=np.float64))
 
     def predict(self, X: Inputs) -> FloatArray:
         """f^(n_steps)(X), (q,) or (q, m)."""
@@ -157,6 +172,20 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
         check_classification_targets(y)
         self.classes_ = np.unique(y)
         return self._fit_targets(X, one_hot(y, self.classes_), sample_weight)
+
+    @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
+    def partial_fit(self, X: Inputs, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
+        """As ``SelfDistilledKernelRidge.partial_fit``, for labels y (n,); the first call needs all ``classes``."""
+        first = not hasattr(self, "coef_")
+        X, y = self._check_X(X, y, reset=first)
+        if first:
+            if classes is None:
+                raise ValueError("the first call of partial_fit needs classes, the labels of all blocks")
+            self.classes_ = np.unique(np.asarray(classes))
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(f"label {unknown[0]} is not among the classes of the first call")
+        return self._fit_partially(X, one_hot(y, self.classes_))
 
     def decision_function(self, X: Inputs) -> FloatArray:
         """Outputs (q, n_classes); for two classes the second's minus the first's, (q,)."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgWarning
 from sklearn.base import BaseEstimator
 from sklearn.kernel_ridge import KernelRidge
@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from distill.kernel import solvers, spectral
 from distill.kernel.arguments import as_schedule, as_targets
 from distill.kernel.arrays import LARGEST_FLOAT, FloatArray, as_floats
+from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.linalg import decompose, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
 from distill.kernel.riskmap import risk_map
@@ -46,6 +47,7 @@ class SelfDistilledBase(BaseEstimator):
         "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither"), None],
         "random_state": ["random_state"],
         "solver": [StrOptions({"auto", "eigh", "cholesky"})],
+        "fit_intercept": ["boolean"],
     }
 
     def __init__(
@@ -62,6 +64,7 @@ class SelfDistilledBase(BaseEstimator):
         validation_fraction: float | None = None,
         random_state: int | np.random.RandomState | None = None,
         solver: str = "auto",
+        fit_intercept: bool = False,
     ):
         self.alpha = alpha
         self.lam = lam
@@ -74,10 +77,11 @@ class SelfDistilledBase(BaseEstimator):
         self.validation_fraction = validation_fraction
         self.random_state = random_state
         self.solver = solver
+        self.fit_intercept = fit_intercept
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = self.kernel != "precomputed"
+        tags.input_tags.sparse = self.kernel != "precomputed" and not self.fit_intercept
         tags.input_tags.pairwise = self.kernel == "precomputed"
         return tags
 
@@ -94,24 +98,59 @@ class SelfDistilledBase(BaseEstimator):
         precomputed = self.kernel == "precomputed"
         # The precision of a kernel matrix says how far rounding may have spoilt its symmetry.
         dtype = [np.float64, np.float32] if precomputed else np.float64
-        sparse = False if precomputed else ("csr", "csc")
+        sparse = False if precomputed or self.fit_intercept else ("csr", "csc")
         return validate_data(self, X, y, accept_sparse=sparse, dtype=dtype, **options)
 
     def _fit_targets(self, X: Inputs, targets: FloatArray, sample_weight: ArrayLike | None) -> Self:
         """Fit to validated X and targets (n,) or (n, m): sets the attributes with a trailing underscore."""
-        self.X_fit_ = X
-        self._targets = targets
-        self._sample_weight = _check_sample_weight(sample_weight, len(targets))
-        self.alphas_ = self._choose_alphas() if isinstance(self.alpha, str) else as_schedule(self.alpha)
+        weight = _check_sample_weight(sample_weight, len(targets))
+        self._sums = None
+        if self._suits_features(X):
+            self._sums = self._sum_up(X, targets, weight)
+        else:
+            self.X_fit_ = X
+            self._targets = targets
+            self._sample_weight = weight
+        return self._fit_chain(X, targets, weight)
+
+    def _suits_features(self, X: Inputs) -> bool:
+        """Whether X (n, p) is fitted by its p coefficients. Raises ValueError for an intercept that it cannot have."""
+        linear = self.kernel == "linear" and self.solver == "auto" and isinstance(X, np.ndarray)
+        if self.fit_intercept and not linear:
+            raise ValueError("fit_intercept=True needs kernel='linear' and solver='auto'")
+        return linear and (self.fit_intercept or X.shape[1] < len(X))
+
+    def _sum_up(self, X: FloatArray, targets: FloatArray, weight: FloatArray | None) -> FeatureSums:
+        sums = FeatureSums(intercept=self.fit_intercept)
+        if weight is None:
+            return sums.add(X, targets)
+        keep = weight > 0
+        return sums.add(X[keep], targets[keep], weight[keep])
+
+    def _fit_partially(self, X: FloatArray, targets: FloatArray) -> Self:
+        """Add a block of rows to those fitted before, and fit the chain to all."""
+        if isinstance(self.alpha, str) and self.validation_fraction is not None:
+            raise ValueError("partial_fit keeps no points to hold out; set validation_fraction=None")
+        sums = getattr(self, "_sums", None)
+        self._sums = (sums or FeatureSums(intercept=self.fit_intercept)).add(X, targets)
+        return self._fit_chain(X, targets, None)
+
+    def _fit_chain(self, X: Inputs, targets: FloatArray, weight: FloatArray | None) -> Self:
+        auto = isinstance(self.alpha, str)
+        self.alphas_ = self._choose_alphas(X, targets, weight) if auto else as_schedule(self.alpha)
         chain = self._chain([self.n_steps])
         if chain.condition > solvers.UNTRUSTED:
             warnings.warn(
                 f"K + lam I has condition number {chain.condition:.2g}: fewer than six digits of the fit are "
                 "reliable; raise lam",
                 LinAlgWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        self.dual_coef_ = chain.coefficients[0]
+        if self._sums is None:
+            self.dual_coef_ = chain.coefficients[0]
+        else:
+            self.coef_ = chain.coefficients[0].T
+            self.intercept_ = self._sums.mean_y - self._sums.mean_x @ chain.coefficients[0]
         self.condition_ = chain.condition
         self.solver_ = chain.solver
         return self
@@ -134,7 +173,10 @@ class SelfDistilledBase(BaseEstimator):
         return K, _rows_times(self._targets[keep], s), s
 
     def _chain(self, steps: list[float]) -> solvers.Chain:
-        """The chain at ``steps``, with a coefficient for each of the n points, 0 for those without weight."""
+        """The chain at ``steps``, with a coefficient for each feature or each point, 0 for points without weight."""
+        if self._sums is not None:
+            gram = self._sums.gram
+            return solvers.chain(gram, self._sums.cross, self.lam, self.alphas_, steps, trusted=True)
         K, targets, s = self._problem()
         # A precomputed kernel without sample weights is the caller's array.
         overwrite = self.kernel != "precomputed" or self._sample_weight is not None
@@ -149,21 +191,17 @@ class SelfDistilledBase(BaseEstimator):
         coefficients[:, self._sample_weight > 0] = [_rows_times(c, s) for c in chain.coefficients]
         return solvers.Chain(coefficients, chain.condition, chain.solver)
 
-    def _choose_alphas(self) -> FloatArray:
+    def _choose_alphas(self, X: Inputs, targets: FloatArray, weight: FloatArray | None) -> FloatArray:
         """The schedule of alpha="auto"."""
+        if self._sums is not None:
+            return self._choose_by_features(self._sums, X, targets, weight)
         K, targets, _ = self._problem()
         if self.validation_fraction is None:
             return self._choose_by_cross_validation(K, targets)
         return self._choose_on_held_out(K, targets, self.validation_fraction)
 
     def _choose_by_cross_validation(self, K: FloatArray, targets: FloatArray) -> FloatArray:
-        if len(K) < GCV_NEEDS:
-            warnings.warn(
-                f"alpha='auto' by generalised cross-validation needs hundreds of points, but there are {len(K)}; "
-                "set validation_fraction",
-                UserWarning,
-                stacklevel=5,
-            )
+        self._warn_of_few_points(len(K))
         spectrum = decompose(K)
         if self.n_steps == math.inf:
             B = np.array([spectral.limit_diagonal(spectrum.d, self.lam, alpha) for alpha in LIMIT_ALPHAS])
@@ -171,14 +209,48 @@ class SelfDistilledBase(BaseEstimator):
             return LIMIT_ALPHAS[[np.argmin(scores)]]
         return self._greedy_schedule(spectral.gcv_residuals(spectrum, targets, self.lam, AUTO_FITS))
 
-    def _choose_on_held_out(self, K: FloatArray, targets: FloatArray, fraction: float) -> FloatArray:
-        n = len(K)
+    @staticmethod
+    def _warn_of_few_points(n: int) -> None:
+        if n < GCV_NEEDS:
+            warnings.warn(
+                f"alpha='auto' by generalised cross-validation needs hundreds of points, but there are {n}; "
+                "set validation_fraction",
+                UserWarning,
+                stacklevel=7,
+            )
+
+    def _choose_by_features(
+        self, sums: FeatureSums, X: FloatArray, targets: FloatArray, weight: FloatArray | None
+    ) -> FloatArray:
+        """As the two methods below, from sums over the points."""
+        target = None
+        if self.validation_fraction is not None:
+            train, held_out = self._held_out(len(X), self.validation_fraction)
+            sums = self._sum_up(X[train], targets[train], None if weight is None else weight[train])
+            target = targets[held_out]
+        else:
+            self._warn_of_few_points(sums.rows)
+        chain = FeatureChain(sums)
+        if self.n_steps == math.inf and target is None:
+            scores = [chain.generalised_cross_validation(self.lam, alpha, math.inf)[0] for alpha in LIMIT_ALPHAS]
+            return LIMIT_ALPHAS[[np.argmin(scores)]]
+        if target is None:
+            return self._greedy_schedule(chain.gcv_residuals(self.lam, AUTO_FITS))
+        if self.n_steps == math.inf:
+            return LIMIT_ALPHAS[[np.argmin(chain.risk_map(X[held_out], target, LIMIT_ALPHAS, self.lam, math.inf))]]
+        powers = spectral.power_coefficients(chain.spectrum, sums.cross, self.lam, AUTO_FITS)
+        return self._greedy_schedule(target - chain.predict(X[held_out], powers))
+
+    def _held_out(self, n: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The positions of the points to train on and to hold out."""
         n_held_out = math.ceil(fraction * n)
         if n_held_out >= n:
             raise ValueError(f"validation_fraction={fraction} holds out all {n} points")
         order = check_random_state(self.random_state).permutation(n)
-        train = order[n_held_out:]
-        held_out = order[:n_held_out]
+        return order[n_held_out:], order[:n_held_out]
+
+    def _choose_on_held_out(self, K: FloatArray, targets: FloatArray, fraction: float) -> FloatArray:
+        train, held_out = self._held_out(len(K), fraction)
         spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
         K_new = K[np.ix_(held_out, train)]
         target = targets[held_out]
@@ -196,7 +268,14 @@ class SelfDistilledBase(BaseEstimator):
     def _predict_targets(self, X: Inputs) -> FloatArray:
         check_is_fitted(self)
         X = self._check_X(X, reset=False)
-        return spectral.predict(self._kernel_matrix(X, self.X_fit_), self.dual_coef_[None])[0]
+        coefficients = self.dual_coef_ if self._sums is None else self.coef_.T
+        return self._outputs(X, coefficients[None])[0]
+
+    def _outputs(self, X: Inputs, coefficients: FloatArray) -> FloatArray:
+        """f(X) for coefficients (steps, n[, m]), or (steps, p[, m]) of features: (steps, q[, m])."""
+        if self._sums is None:
+            return spectral.predict(self._kernel_matrix(X, self.X_fit_), coefficients)
+        return spectral.predict(X - self._sums.mean_x, coefficients) + self._sums.mean_y
 
     def _staged_targets(self, X: Inputs, steps: Iterable[float] | None) -> Iterator[FloatArray]:
         check_is_fitted(self)
@@ -206,7 +285,7 @@ class SelfDistilledBase(BaseEstimator):
                 raise ValueError("n_steps is inf: name the steps to predict at")
             steps = range(1, int(self.n_steps) + 1)
         chain = self._chain(list(steps) if isinstance(steps, Iterable) else [steps])
-        return iter(spectral.predict(self._kernel_matrix(X, self.X_fit_), chain.coefficients))
+        return iter(self._outputs(X, chain.coefficients))
 
     def _path(
         self, X: ArrayLike, targets: ArrayLike, X_val: ArrayLike, targets_val: ArrayLike, *axes: ArrayLike
@@ -218,6 +297,8 @@ class SelfDistilledBase(BaseEstimator):
         new_points = check_array(X_val, dtype=dtype, input_name="X_val")
         targets = as_targets(targets, len(points))
         targets_val = as_targets(targets_val, len(new_points), "y_val")
+        if self._suits_features(points):
+            return FeatureChain(self._sum_up(points, targets, None)).risk_map(new_points, targets_val, *axes)
         require_memory(len(points), arrays=3)
         K = self._kernel_matrix(points)
         K_new = self._kernel_matrix(new_points, points)

@@ -9,6 +9,7 @@ for K, Phi^T y for y and phi(x) for k(x, X), so the same functions compute them.
 over rows, which are computed block by block.
 """
 
+import copy
 from typing import Self
 
 import numpy as np
@@ -34,17 +35,19 @@ class FeatureSums:
     def __init__(self, *, intercept: bool = False):
         self.intercept = intercept
         self.rows = 0
+        self.weight = 0.0  # the sum of the sample weights, ``rows`` without any
         self.gram: FloatArray = np.zeros((0, 0))
         self.cross: FloatArray = np.zeros(0)
         self.square: FloatArray = np.zeros(())
         self.mean_x: FloatArray = np.zeros(0)
         self.mean_y: FloatArray = np.zeros(())
 
-    def add(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def add(self, X: ArrayLike, y: ArrayLike, sample_weight: FloatArray | None = None) -> Self:
         """Add a block of rows, X (n, p) and y (n,) or (n, m), of any real dtype; memory-mapped arrays are not copied.
 
-        Blocks of the same points in another order or division give the same sums up to rounding. Raises ValueError
-        for shapes that do not fit the blocks before, and NotFiniteError.
+        A row counts as often as its ``sample_weight`` (n,) > 0 says, in all sums but ``rows``. Blocks of the same
+        points in another order or division give the same sums up to rounding. Raises ValueError for shapes that do not
+        fit the blocks before, and NotFiniteError.
         """
         X = real_numbers("X", X)
         y = real_numbers("y", y)
@@ -59,7 +62,8 @@ class FeatureSums:
         block = FeatureSums(intercept=self.intercept)  # added as a whole, or not at all if a row is not finite
         for start in range(0, len(X), height):
             rows = slice(start, start + height)
-            block._merge(self._sums(np.array(X[rows], np.float64, order="C"), np.array(y[rows], np.float64)))
+            weight = np.ones(len(X[rows])) if sample_weight is None else sample_weight[rows]
+            block._merge(self._sums(np.array(X[rows], np.float64, order="C"), np.array(y[rows], np.float64), weight))
         self._merge(block)
         return self
 
@@ -72,17 +76,18 @@ class FeatureSums:
             both._merge(sums)
         return both
 
-    def _sums(self, X: FloatArray, y: FloatArray) -> "FeatureSums":
-        """The sums over one chunk, whose arrays are overwritten."""
+    def _sums(self, X: FloatArray, y: FloatArray, weight: FloatArray) -> "FeatureSums":
+        """The sums over one chunk."""
         if not (np.abs(X).max() <= LARGEST_ENTRY and np.abs(y).max(initial=0) <= LARGEST_ENTRY):  # true for NaN too
             raise NotFiniteError(f"X or y has entries that are NaN, infinite or above {LARGEST_ENTRY:g}")
         part = FeatureSums(intercept=self.intercept)
         part.rows = len(X)
-        part.mean_x = X.mean(axis=0) if self.intercept else np.zeros(X.shape[1])
-        part.mean_y = y.mean(axis=0) if self.intercept else np.zeros(y.shape[1:])
-        if self.intercept:
-            X -= part.mean_x
-            y -= part.mean_y
+        part.weight = float(weight.sum())
+        part.mean_x = weight @ X / part.weight if self.intercept else np.zeros(X.shape[1])
+        part.mean_y = weight @ y / part.weight if self.intercept else np.zeros(y.shape[1:])
+        root = np.sqrt(weight)
+        X = ((X - part.mean_x).T * root).T
+        y = ((y - part.mean_y).T * root).T
         upper = blas.dsyrk(1.0, X.T)  # half the work of a full product
         part.gram = np.triu(upper) + np.triu(upper, 1).T
         part.cross = X.T @ y
@@ -93,20 +98,19 @@ class FeatureSums:
         """Add the sums over other points (Chan, Golub & LeVeque 1983), whose means may differ from ours."""
         if self.rows == 0 or part.rows == 0:
             if part.rows:
-                self.__dict__.update({name: np.copy(value) for name, value in vars(part).items() if name != "rows"})
-                self.intercept = part.intercept
-                self.rows = part.rows
+                self.__dict__.update(copy.deepcopy(vars(part)))
             return
-        rows = self.rows + part.rows
-        weight = self.rows * part.rows / rows
+        total = self.weight + part.weight
+        weight = self.weight * part.weight / total
         shift_x = part.mean_x - self.mean_x
         shift_y = part.mean_y - self.mean_y
         self.gram = self.gram + part.gram + weight * np.outer(shift_x, shift_x)
         self.cross = self.cross + part.cross + weight * np.multiply.outer(shift_x, shift_y)
         self.square = self.square + part.square + weight * shift_y**2
-        self.mean_x = self.mean_x + shift_x * (part.rows / rows)
-        self.mean_y = self.mean_y + shift_y * (part.rows / rows)
-        self.rows = rows
+        self.mean_x = self.mean_x + shift_x * (part.weight / total)
+        self.mean_y = self.mean_y + shift_y * (part.weight / total)
+        self.rows += part.rows
+        self.weight = total
 
 
 class FeatureChain:
