@@ -39,8 +39,8 @@ class Command:
     """What a command line asks for."""
 
     mode: str  # a key of MODES
-    config: Config  # in mode "report" the default
-    directories: tuple[Path, ...] = ()  # in mode "report" the runs
+    config: Config  # in the modes "report" and "verify" the default
+    directories: tuple[Path, ...] = ()  # in the modes "report" and "verify" the runs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -64,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     mode.add_argument(
         "--report", nargs="+", type=to_path, metavar="DIR", help="print the tables and draw the figures of runs"
+    )
+    mode.add_argument(
+        "--verify", nargs="+", type=to_path, metavar="DIR", help="verify the files of runs; write nothing"
     )
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
@@ -120,13 +123,14 @@ def parse(argv: list[str]) -> Command:
     options = vars(given)
     file = options.pop("config", None)
     resume = options.pop("resume", None)
-    directories = tuple(options.pop("report", ()))
+    reads = [mode for mode in ("report", "verify") if mode in options]  # at most one
+    directories = tuple(options.pop(reads[0])) if reads else ()
     estimate = options.pop("estimate", False)
     preview = options.pop("preview", False)
     if directories:
         if options or file is not None or resume is not None:
-            raise ConfigError("--report reads everything from the run directory; leave other options out")
-        return Command("report", Config(), directories)
+            raise ConfigError(f"--{reads[0]} reads everything from the run directory; leave other options out")
+        return Command(reads[0], Config(), directories)
     if resume is not None:
         config = _resumed(resume, file, options)
     else:
@@ -182,8 +186,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         command = parse(sys.argv[1:] if argv is None else argv)
-        MODES[command.mode](command)
-        return 0
+        return MODES[command.mode](command) or 0
 
     after_stop = "; run the same command to resume from the last finished epoch"
     return run_program(program(), work, after_stop, after_failure="; finished work is kept")
@@ -260,11 +263,20 @@ def _report(command: Command) -> None:
         say(report(path) or f"{path}: no model is finished yet")
 
 
-MODES: dict[str, Callable[[Command], None]] = {
+def _verify(command: Command) -> int:
+    from distill.reporting.verify import verify
+
+    texts, whole = zip(*map(verify, command.directories), strict=True)
+    say("\n".join(texts))
+    return 0 if all(whole) else 1
+
+
+MODES: dict[str, Callable[[Command], int | None]] = {
     "train": _train,
     "estimate": _estimate,
     "preview": _train,
     "report": _report,
+    "verify": _verify,
 }
 
 

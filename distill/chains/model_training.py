@@ -21,13 +21,12 @@ from distill.errors import ConfigError
 from distill.files import sha256, write_derived
 from distill.randomness import RNG_LOCK, torch_seed
 from distill.store.records import DamagedRecordError
-from distill.store.results import Result, read_record
-from distill.store.rundir import Model, RunDir, check_options, options_of_models, to_csv
+from distill.store.results import Result, name_model, read_record
+from distill.store.rundir import STATE, Model, RunDir, check_options, options_of_models, to_csv
 from distill.training import augment
 from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
 
-STATE = "training_state.pt"
 EPOCH_COLUMNS = (
     *("epoch", "lr", "train_loss", "train_truth_loss", "train_teacher_loss", "train_reg", "train_acc"),
     *("val_loss", "val_acc", "seconds"),
@@ -95,7 +94,8 @@ class Training:
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.best: dict[str, Tensor] | None = None  # parameters of the epoch most accurate on the held-out images
         self.trained_on = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
-        self.of = {"name": spec.name, "configuration": options_of_models(session.config)}
+        self.of = {"seed": session.seed, "arm": spec.arm, "step": spec.step}
+        self.options = options_of_models(session.config)
         RunDir(spec.run).make_folder(spec.folder)
         if (self.folder / STATE).exists():
             self._resume(session.config)
@@ -104,11 +104,9 @@ class Training:
         file = self.folder / STATE
         with _state_errors(self.folder):
             state = read_tensors(file)
-            # An old version's state does not say of which model it is.
-            of = state.get("of", self.of)
-            if of["name"] != self.of["name"]:
-                raise DamagedRecordError(f"{file} is of another model ({of['name']})")
-            check_options(file, of["configuration"], config)
+            if state.get("of", self.of) != self.of:  # an old version's state does not say of which model it is
+                raise DamagedRecordError(f"{file} is of another model ({name_model(**state['of'])})")
+            check_options(file, state.get("configuration"), config)
             if state["taught"] != self.trained_on:
                 raise ConfigError(f"{self.folder} was begun with another teacher or alpha; delete it to retrain")
             self.trainer.load_state_dict(state["fit"])
@@ -138,7 +136,7 @@ class Training:
         self.rows.append(row)
         state = {
             **{"fit": self.trainer.state_dict(), "rows": self.rows, "best": self.best},
-            **{"taught": self.trained_on, "of": self.of},
+            **{"taught": self.trained_on, "of": self.of, "configuration": self.options},
         }
         write_tensors(self.folder / STATE, state)
         self._write_metrics()
@@ -277,7 +275,7 @@ def finish_model(
         "selected_epoch": last.get("epoch"),
         "model_sha256": sha256(spec.folder / "model.pt"),
         "metrics_sha256": hashlib.sha256(metrics_csv(rows).encode()).hexdigest() if rows else None,
-        "labels_sha256": run.labels_digest(session.seed),
+        **run.digests(session.seed),
         "parent": parent,
         "classes": list(session.data.classes),
         "channels": session.data.train.images.shape[1],

@@ -36,8 +36,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
-        recorded = content.pop("sha256", None)
-        if recorded is not None and recorded != _digest(content):
+        if content.get("sha256", _digest(content)) != _digest(content):
             raise ValueError("its SHA-256 is not the recorded one")
         return content
     except FileNotFoundError:
@@ -51,7 +50,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """The SHA-256 of a JSON object, whatever the order of its keys."""
+    """The SHA-256 of a JSON object without its ``sha256``, whatever the order of its keys."""
+    content = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -135,6 +135,7 @@ SHAPE: dict[str, Callable[[Any], bool]] = {
     "model_sha256": _is_text,
     "metrics_sha256": _or_none(_is_text),
     "labels_sha256": _or_none(_is_text),
+    "data_sha256": _or_none(_is_text),
     "parent": _or_none(_has({"path": _is_text, "sha256": _is_text})),
     "classes": _list_of(_is_text),
     "channels": lambda value: _is_count(value) and value > 0,
@@ -159,6 +160,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         content = read_json(file)
         if missing := sorted((REQUIRED | MODEL_KEYS) - content.keys()):
             raise DamagedRecordError(f"{file} is damaged (it lacks {', '.join(missing)})")
+        if "metrics_sha256" in content and "sha256" not in content:  # an old version has neither
+            raise DamagedRecordError(f"{file} is damaged (it lacks sha256)")
         check_shape(content, SHAPE, file)
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no finished model (no result.json in it)") from None

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -25,6 +26,8 @@ from distill.files import open_file, open_locked, remove_leftovers, sha256, writ
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store.results import Result, columns, name_model, read_record, sort_key
 
+STATE = "training_state.pt"
+MOST_HASHED = 2**24  # bytes of a model.pt that is read whole whenever a run begins
 ALPHAS = ("chain.alpha", "chain.alpha_schedule")
 
 
@@ -74,11 +77,6 @@ def check_options(file: Path, recorded: dict[str, Any] | None, config: Config) -
         )
 
 
-def is_sha256(text: str) -> bool:
-    """Whether a text is a SHA-256: 64 hexadecimal digits."""
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
-
-
 class RunDir:
     """The folder of one run."""
 
@@ -96,10 +94,13 @@ class RunDir:
         """The file that holds a seed's given labels, if they are corrupted."""
         return self.path / f"seed_{seed}" / "labels.npz"
 
-    def labels_digest(self, seed: int) -> str | None:
-        """The SHA-256 of the arrays in a seed's labels.npz; None without the file."""
-        file = self.labels(seed)
-        return digest_of_parts(file) if file.exists() else None
+    def digests(self, seed: int) -> dict[str, str | None]:
+        """What a seed's models record of the images and labels that they are trained on; None without the file."""
+        labels = self.labels(seed)
+        return {
+            "data_sha256": self.recorded_data(),
+            "labels_sha256": digest_of_parts(labels) if labels.exists() else None,
+        }
 
     def make_folder(self, folder: Path) -> None:
         """Make a folder of the run, but never the run's own: it may have been moved or deleted while it trains.
@@ -137,15 +138,19 @@ class RunDir:
 
     def check_data(self, fingerprint: str) -> None:
         """Raise ConfigError if the run in this folder is on other data."""
+        if self.recorded_data() not in (None, fingerprint):
+            raise ConfigError(f"{self.path} holds a run on other images or labels than those found here")
+
+    def recorded_data(self) -> str | None:
+        """The fingerprint in data.sha256, None without the file. Raises OSError, DamagedRecordError."""
         file = self.path / "data.sha256"
         if not file.exists():
-            return
+            return None
         with open_file(file) as opened:
             recorded = opened.read(100).decode(errors="replace").strip()
-        if not is_sha256(recorded):
+        if len(recorded) != 64 or not set(recorded) <= set("0123456789abcdef"):
             raise DamagedRecordError(f"{file} is damaged (it is no SHA-256); delete it if the images are the same")
-        if recorded != fingerprint:
-            raise ConfigError(f"{self.path} holds a run on other images or labels than those found here")
+        return recorded
 
     def begin(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or continue in it. Raises ConfigError if it holds another run, or other data."""
@@ -213,17 +218,28 @@ class RunDir:
         return record
 
     def check_finished(self) -> None:
-        """Raise ConfigError if a small file of a finished model is damaged. The parameters are verified when read."""
+        """Raise ConfigError if a file of a finished model is damaged, or if the model is of other images.
+
+        Of a large model.pt only the end is read here; it is verified before its model teaches.
+        """
         config = self.config()
         for model in self.models(config):
             if (model.folder / "result.json").exists():
-                file = model.folder / "metrics.csv"
-                recorded = self.record(model, config).get("metrics_sha256")
-                if recorded is not None and file.exists() and sha256(file) != recorded:
-                    raise DamagedRecordError(
-                        f"{file} is damaged (its SHA-256 is not the recorded one); delete it to continue without it, "
-                        "or its folder to retrain that model"
-                    )
+                record = self.record(model, config)
+                self.check_model_data(model, record)
+                for name in ("model.pt", "metrics.csv"):
+                    if (model.folder / name).exists():
+                        _check_file(model.folder / name, record.get(f"{name.partition('.')[0]}_sha256"))
+
+    def check_model_data(self, model: Model, record: dict[str, Any]) -> None:
+        """Raise DamagedRecordError if a finished model was trained on other images than data.sha256 names."""
+        here = self.recorded_data()
+        there = record.get("data_sha256")
+        if None not in (here, there) and here != there:
+            raise DamagedRecordError(
+                f"{model.folder} was trained on other images or labels than those of {self.path / 'data.sha256'}: "
+                "restore that file, or delete the model's folder to retrain that model"
+            )
 
     def write_result(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the result.json that makes the model of ``folder`` a finished one, then results.csv with its row."""
@@ -246,16 +262,42 @@ class RunDir:
     def environments(self) -> list[dict[str, Any]]:
         """The entries of environment.json, one for each process; none if the file is missing or damaged."""
         try:
-            found = read_json(self.path / "environment.json").get("runs")
+            return self.read_environments()
         except (OSError, ConfigError):
             return []
-        return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else []
+
+    def read_environments(self) -> list[dict[str, Any]]:
+        """The entries of environment.json. Raises OSError, ConfigError."""
+        file = self.path / "environment.json"
+        found = read_json(file).get("runs")
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise DamagedRecordError(f"{file} is damaged (its runs are no list of objects)")
+        return found
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last process trained all that it was to train."""
+        return bool(self.environments()) and self.environments()[-1].get("finished") is not None
 
     def write_finished(self) -> None:
         """Note in environment.json that the run is complete."""
         if entries := self.environments():
             entries[-1]["finished"] = now()
             write_json(self.path / "environment.json", {"runs": entries})
+
+
+def _check_file(file: Path, recorded: str | None) -> None:
+    """Raise DamagedRecordError if a file of a finished model is another than the recorded one, if any is recorded."""
+    if recorded is None:
+        return
+    with open_file(file) as opened:
+        large = opened.seek(0, io.SEEK_END) > MOST_HASHED
+        whole = zipfile.is_zipfile(opened) if large else sha256(file) == recorded
+    if not whole:
+        raise DamagedRecordError(
+            f"{file} is damaged (its SHA-256 is not the recorded one); delete it to continue without it, "
+            "or its folder to retrain that model"
+        )
 
 
 def now() -> str:
