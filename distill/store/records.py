@@ -71,6 +71,9 @@ def digest_of_parts(file: Path | io.BytesIO) -> str:
     digest = hashlib.sha256()
     try:
         with open_file(file) if isinstance(file, Path) else file as content, zipfile.ZipFile(content) as parts:
+            content.seek(0)
+            if content.read(4) != b"PK\x03\x04":  # zipfile takes anything before it
+                raise ValueError("it does not begin as a zip file")
             infos = sorted(parts.infolist(), key=lambda info: info.filename)
             if sum(info.file_size for info in infos) > content.seek(0, io.SEEK_END):
                 raise ValueError("it is compressed")
