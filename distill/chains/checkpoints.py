@@ -54,12 +54,19 @@ def check_hash(file: Path, expected: str) -> None:
 
 
 def load_parameters(model: models.Classifier, file: Path) -> None:
-    """Load model.pt, or a bare state_dict of the network. Raises ConfigError for another architecture."""
+    """Load model.pt, or a bare state_dict of the network, also of one wrapped in DataParallel (names in ``module.``).
+
+    Counters of batches (``num_batches_tracked``) may be missing. Raises ConfigError for another architecture.
+    """
     state = read_tensors(file)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"{file} does not hold model parameters (a dictionary of tensors by name)")
+    if not any(name.startswith("module.") for name in model.network.state_dict()):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
     target = model if any(name.startswith("network.") for name in state) else model.network
     expected = target.state_dict()
+    counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
+    state = counters | state
     for name in [*expected, *state]:
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (expected, state))
         if here != there:

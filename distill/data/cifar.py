@@ -14,7 +14,6 @@ import sys
 import tarfile
 import tempfile
 import urllib.error
-import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,13 @@ import numpy as np
 from distill.config import DataConfig
 from distill.data.source import Source, as_array
 from distill.errors import DataError, one_line
+from distill.files import open_file
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
+
+
+MOST_BYTES = 2**30  # of a file; the largest original has 155 MB
 
 
 def read_cifar(config: DataConfig, progress: bool = False) -> Source:
@@ -88,7 +91,10 @@ def _read_batch(path: Path, md5: str, label_key: str, classes: int) -> tuple[np.
     """Images (n, 3, 32, 32) uint8 and labels (n,) int64 of a batch file, and whether it is the original."""
     content, is_original = _unpickle(path, md5)
     images = content.get("data")
-    labels = as_array(content.get(label_key), f"{path}: {label_key!r}")
+    listed = content.get(label_key)
+    if isinstance(listed, list) and any(isinstance(label, list) for label in listed):
+        listed = None  # lists that hold one another would expand without end
+    labels = as_array(listed, f"{path}: {label_key!r}")
     if not (
         isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 2 and images.shape[1] == 3072
     ):
@@ -106,30 +112,72 @@ def _read_batch(path: Path, md5: str, label_key: str, classes: int) -> tuple[np.
     return images.reshape(-1, 3, 32, 32), labels.astype(np.int64), is_original
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """An unpickler of arrays, lists, strings and numbers only: reading a data file must not run code in it."""
+class _DataUnpickler(pickle._Unpickler):
+    """An unpickler of arrays, lists, strings and numbers, which calls nothing but its own methods.
 
-    ALLOWED = frozenset(
-        {
-            *(("numpy", name) for name in ("ndarray", "dtype", "_reconstruct", "_frombuffer", "scalar")),
-            ("_codecs", "encode"),  # how Python 3 writes bytes into the older protocols
-        }
-    )
+    The class in Python rather than in C: that one allocates what a file claims before it reads it. Arrays are made
+    here, from bytes that are in the file: NumPy's functions would take any shape, and trust a dtype's flags.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.partition(".")[0], name) not in self.ALLOWED:
+        found: dict[tuple[str, str], Any] = {
+            ("numpy", "ndarray"): None,
+            ("numpy", "dtype"): _PickledDtype,
+            ("_codecs", "encode"): self._encode,  # how Python 3 writes bytes into the older protocols
+        }
+        for core in ("numpy.core", "numpy._core"):
+            found[f"{core}.multiarray", "_reconstruct"] = _PickledArray
+            found[f"{core}.multiarray", "scalar"] = self._scalar
+            found[f"{core}.numeric", "_frombuffer"] = self._frombuffer
+        if (module, name) not in found:
             raise pickle.UnpicklingError(f"it calls {module}.{name}")
-        return super().find_class(module, name)
+        return found[module, name]
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        return text.encode("latin1")
+
+    def _scalar(self, dtype: "_PickledDtype", data: bytes | str) -> Any:
+        return _array(dtype, data, ())[()]
+
+    def _frombuffer(self, data: bytes, dtype: "_PickledDtype", shape: tuple[int, ...], order: str) -> np.ndarray:
+        return _array(dtype, data, shape, order)
+
+
+class _PickledDtype:
+    """A dtype in a pickle, made of its code, such as ``u1``, and its byte order."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        self.numbers = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.numbers = self.numbers.newbyteorder(state[1])
+
+
+class _PickledArray:
+    """An array in a pickle, which is empty until its state is set."""
+
+    def __init__(self, kind: None, shape: tuple[int, ...], code: str | bytes) -> None:
+        self.values = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.values = _array(dtype, data, shape, "F" if fortran else "C")
+
+
+def _array(dtype: _PickledDtype, data: bytes | str, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+    """The array of numbers in ``data``, which Python 2 wrote as text. Raises an error of any type if it is none."""
+    content = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(content, dtype.numbers).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _unpickle(path: Path, md5: str) -> tuple[dict[str, Any], bool]:
     """The dictionary in a pickle, and whether the file has this MD5."""
     try:
-        data = path.read_bytes()
-        with warnings.catch_warnings():
-            # NumPy 2.4.0 to 2.4.4 warn about dtypes pickled by Python 2, as in the original files.
-            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-            content = _DataUnpickler(io.BytesIO(data), encoding="latin1").load()
+        with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                raise ValueError("it is too large for a file of CIFAR")
+            data = file.read()
+        content = _DataUnpickler(io.BytesIO(data), encoding="latin1").load()
     except FileNotFoundError:
         raise DataError(f"{path.parent} has no {path.name}; delete the folder to have it downloaded again") from None
     except Exception as error:  # garbage makes a pickle raise nearly anything
@@ -138,7 +186,8 @@ def _unpickle(path: Path, md5: str) -> tuple[dict[str, Any], bool]:
         ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, not a dictionary; is this a batch of CIFAR?")
-    return content, hashlib.md5(data, usedforsecurity=False).hexdigest() == md5
+    values = {key: value.values if isinstance(value, _PickledArray) else value for key, value in content.items()}
+    return values, hashlib.md5(data, usedforsecurity=False).hexdigest() == md5
 
 
 def _fetch(original: "type[CIFAR10]", data_dir: Path) -> None:
@@ -146,11 +195,9 @@ def _fetch(original: "type[CIFAR10]", data_dir: Path) -> None:
 
     Set SELF_DISTILLER_CIFAR_URL (and SELF_DISTILLER_CIFAR_MD5 if the content differs) to use a mirror.
     """
-    from torchvision.datasets.utils import check_integrity
-
     md5 = os.environ.get("SELF_DISTILLER_CIFAR_MD5", original.tgz_md5)
     archive = data_dir / original.filename
-    if archive.exists() and not check_integrity(archive, md5):
+    if archive.exists() and _md5(archive) != md5:
         raise DataError(f"{archive} is damaged: its MD5 is not {md5}; delete it to have it downloaded again")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -161,12 +208,17 @@ def _fetch(original: "type[CIFAR10]", data_dir: Path) -> None:
         if not archive.exists():
             _download(original, md5, Path(folder), archive)
         try:
-            with tarfile.open(archive) as packed:
+            with open_file(archive) as file, tarfile.open(fileobj=file) as packed:
                 packed.extractall(folder, filter="data")  # writes nothing outside the folder
             os.replace(Path(folder, original.base_folder), data_dir / original.base_folder)
         except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
             if not (data_dir / original.base_folder).is_dir():  # else another process was faster
                 raise DataError(f"cannot unpack {archive} into {data_dir} ({one_line(error)})") from None
+
+
+def _md5(path: Path) -> str:
+    with open_file(path) as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _download(original: "type[CIFAR10]", md5: str, unfinished: Path, archive: Path) -> None:

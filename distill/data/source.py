@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 from distill.config import CUSTOM_DATA
 from distill.errors import DataError, one_line
 
+MOST_UNNAMED = 10_000  # classes without names, if there are no more images than that
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -59,6 +61,11 @@ def from_arrays(
     y_train = _as_labels(train_labels, len(x_train), "train_labels")
     y_test = _as_labels(test_labels, len(x_test), "test_labels")
     highest = int(max(y_train.max(), y_test.max()))
+    images = len(x_train) + len(x_test)
+    if classes is None and highest >= max(images, MOST_UNNAMED):
+        raise DataError(
+            f"label {highest} would make {highest + 1:,} classes of {images:,} images; number the classes 0, 1, 2, ..."
+        )
     names = tuple(str(c) for c in (range(highest + 1) if classes is None else classes))
     if highest >= len(names):
         raise DataError(f"label {highest} is out of range for {len(names)} classes, which are 0 to {len(names) - 1}")
@@ -91,8 +98,9 @@ def _as_labels(values: ArrayLike, n: int, what: str) -> np.ndarray:
     labels = as_array(values, what)
     if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{what} must be {n} integers, one per image, not {labels.dtype} of shape {labels.shape}")
-    if labels.min() < 0:
-        raise DataError(f"{what} contains {labels.min()}; labels are 0, 1, 2, ...")
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label < 2**63:
+            raise DataError(f"{what} contains {label}; labels are 0, 1, 2, ...")
     return labels.astype(np.int64)
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 import distill
 from distill import metrics
-from distill.chains import model_training
+from distill.chains import checkpoints, model_training
 from distill.errors import UserError
+from distill.training import models
 from distill.training.fit import Trainer
 
 TEACHER = "seed_1/step_0"
@@ -70,6 +71,20 @@ def test_loading_a_custom_network_needs_its_function(tmp_path):
     distill.run(config(tmp_path, distillation_steps=0), source=source(), network=Own)
     with pytest.raises(UserError, match="network"):
         distill.load_model(tmp_path / TEACHER)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "network.", "module.network."])
+def test_parameters_are_read_with_the_names_of_a_wrapped_network_and_without_counters(tmp_path, prefix):
+    wrapped = "network" in prefix
+    there = models.Classifier(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.ones(1), torch.ones(1))
+    here = models.Classifier(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.zeros(1), torch.zeros(1))
+    state = (there if wrapped else there.network).state_dict()
+    kept = {name: value for name, value in state.items() if "num_batches" not in name}
+    outer = prefix.removesuffix("network.")
+    torch.save({outer + name: value for name, value in kept.items()}, tmp_path / "pretrained.pt")
+    checkpoints.load_parameters(here, tmp_path / "pretrained.pt")
+    for name, value in there.network.state_dict().items():
+        assert torch.equal(value, here.network.state_dict()[name])
 
 
 def test_dropout_resumes_exactly(tmp_path):

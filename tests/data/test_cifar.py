@@ -6,7 +6,9 @@ import pickle
 import shutil
 import socket
 import struct
+import sys
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -187,6 +189,60 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(cifar10, tmp_path)
     (cifar10 / "test_batch").write_bytes(pickle.dumps({"data": Attack()}))
     assert f"it calls {os.name}.mkdir" in refused(cifar10)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cnumpy.f2py.__main__\nscalar\n.",
+        b"cnumpy.random\nndarray\n.",
+        b"cnumpy.core.multiarray.evil\nscalar\n.",
+        b"c_codecs\ndecode\n.",
+        b"}\x8d\x00\x00\x00\x00\x10\x00\x00\x00",  # a text of 64 GB
+        b"}r\xff\xff\xff\xff.",  # a memo of 2**32 objects
+        b"}(U\x04datacnumpy\nndarray\n(J\xff\xff\xff\x7ftRu.",  # an array of 2 GB
+        b"}(U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(J\xff\xff\xff\x7ftU\x01btRu.",
+        b"(" * 10**6,
+        pickle.dumps({"data": np.zeros((4, 3072), object), "labels": [0, 1, 2, 3]}),
+    ],
+    ids=range(10),
+)
+def test_a_hostile_pickle_is_refused_without_importing_or_allocating(cifar10, content):
+    modules = set(sys.modules)
+    (cifar10 / "test_batch").write_bytes(content)
+    tracemalloc.start()
+    message = refused(cifar10)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert str(cifar10 / "test_batch") in message
+    assert most < 100e6
+    assert not {name for name in set(sys.modules) - modules if "f2py" in name or name.startswith("numpy.random")}
+
+
+def test_labels_that_hold_one_another_are_refused_at_once(cifar10):
+    label = [0] * 10
+    for _ in range(40):
+        label = [label] * 10
+    content = pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": label})
+    (cifar10 / "test_batch").write_bytes(content)
+    assert "labels" in refused(cifar10)
+
+
+def test_big_endian_labels_are_read(cifar10):
+    content = {"data": np.zeros((4, 3072), np.uint8), "labels": np.arange(4, dtype=">i4")}
+    (cifar10 / "test_batch").write_bytes(pickle.dumps(content))
+    np.testing.assert_array_equal(load_cifar(cifar10).test_labels, range(4))
+
+
+@pytest.mark.parametrize("name", ["test_batch", "batches.meta"])
+def test_a_fifo_and_a_file_of_10_gb_are_refused_at_once(cifar10, name):
+    (cifar10 / name).unlink()
+    os.mkfifo(cifar10 / name)
+    assert str(cifar10 / name) in refused(cifar10)
+    (cifar10 / name).unlink()
+    with open(cifar10 / name, "wb") as file:
+        file.truncate(10**10)
+    assert "too large" in refused(cifar10)
 
 
 @pytest.mark.parametrize("name", ["test_batch", "batches.meta"])

@@ -41,6 +41,8 @@ GOOD = np.zeros((4, 5, 5), np.uint8)
         ((GOOD, [0, 1, 0, 1], GOOD, [0.0, 1.0, 0.0, 1.0]), "test_labels must be 4 integers, .* not float64"),
         ((GOOD, [0, 1, 0, -1], GOOD, [0, 1, 0, 1]), "train_labels contains -1"),
         ((GOOD, [0, 1, 0, 1], GOOD, [0, 1, 0, 2], ("a", "b")), "label 2 is out of range for 2 classes"),
+        ((GOOD, [0, 1, 0, 10**9], GOOD, [0, 1, 0, 1]), "label 1000000000 would make 1,000,000,001 classes of 8 images"),
+        ((GOOD, [0, 1, 0, 1], GOOD, np.full(4, 2**63 + 1, np.uint64)), "test_labels contains 9223372036854775809"),
         ((GOOD, [0, 0, 0, 0], GOOD, [0, 0, 0, 0]), "at least two classes"),
     ],
 )
