@@ -1,9 +1,10 @@
 """Stop programs at every file operation, repeat the command, compare: ``python -m tests.crash --trials 100``.
 
 Each trial disturbs one run: a kill -9, a power cut or an error of the disk at a given open, write, fsync, rename, link,
-unlink or mkdir, or a kill at a random time; of a worker, the parent alone or all. Then the same command runs again. The
-results must equal those of an undisturbed run to the bit, without a stray file, a finished model that is written again,
-a half-written file in between or a process left behind; an error of the disk is one line and status 2.
+unlink or mkdir, an error at an open for reading, or a kill at a random time; of a worker, the parent alone or all. Then
+the same command runs again. The results must equal those of an undisturbed run to the bit, without a stray file, a
+finished model that is written again, a half-written file in between or a process left behind; an error of the disk is
+one line and status 2, or a note.
 
 Prints a line per scenario, then each failure with the command that repeats it. Exit status 1 if there is one. Most
 trials fork this process, which has loaded torch; every tenth starts a new interpreter. Linux only.
@@ -49,6 +50,11 @@ class Reference:
         folder.mkdir(parents=True)
         return folder / "run"
 
+    def call(self, fault: str) -> str:
+        """The call at which a fault happens, if the calls are those of the undisturbed run."""
+        count = fault.partition(":")[2]
+        return self.calls[int(count) - 1] if count.isdigit() and int(count) <= len(self.calls) else ""
+
     def read(self, out: Path) -> dict[str, object]:
         """The contents of all files that must be equal: forks draw no figures."""
         return {name: content for name, content in contents(out).items() if not name.endswith((".png", ".svg"))}
@@ -87,8 +93,7 @@ def disturb(reference: Reference, chosen: list[tuple[str, ...]], keep: bool, fre
         found = reference.trial(str(number), faults, forked)
         if found:
             command = f"python -m tests.crash --scenario {reference.name} --faults {' '.join(faults)}"
-            calls = [reference.calls[int(fault.partition(":")[2]) - 1] for fault in faults[:1] if fault[:5] != "after"]
-            failures.append("\n    ".join([f"{command}    {' '.join(calls)}", *found[:6]]))
+            failures.append("\n    ".join([f"{command}    {reference.call(faults[0])}", *found[:6]]))
             print(f"FAILED  {failures[-1]}", file=sys.stderr, flush=True)
         if not (keep and found):
             for path in reference.root.glob(f"{reference.name}-{number}*"):  # with its logs
@@ -121,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             if options.faults:
                 chosen = [tuple(options.faults)]
             else:
-                every = plans(reference.scenario, len(reference.calls), reference.seconds, options.seed)
+                every = plans(reference.scenario, reference.calls, reference.seconds, options.seed)
                 chosen = every[: options.trials]
             failures += disturb(reference, chosen, options.keep is not None, options.fresh)
     return 1 if failures else 0

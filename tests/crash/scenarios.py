@@ -5,6 +5,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.crash.inject.sitecustomize import READ
+
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS", "ESTALE")
 DIGITS = (
     "--dataset digits --train-size 40 --test-size 40 --resnet 8 --width 2 --max-epochs 2 --batch-size 8 --lr 0.01 "
@@ -34,21 +36,21 @@ SCENARIOS = {
 }
 
 
-def plans(scenario: Scenario, calls: int, seconds: float, seed: int) -> list[tuple[str, ...]]:
-    """What to try, in a random order: every kill and every error at every call, some of them twice in a row.
+def plans(scenario: Scenario, calls: list[str], seconds: float, seed: int) -> list[tuple[str, ...]]:
+    """What to try, in a random order: a kill at every call that changes something, every error at every call.
 
-    A plan holds the fault of the first run of the command, that of the second, ... A fault is ``ACTION:COUNT``, or
-    ``after:SECONDS`` for a kill of all processes at that time.
+    ``calls`` are those of an undisturbed run, which takes ``seconds``. A plan holds the fault of the first run of the
+    command, that of the second, ... A fault is ``ACTION:COUNT``, or ``after:SECONDS`` for a kill of all processes then.
     """
     draw = random.Random(seed)
-    kills = ("kill", "worker", "parent", "group", "power") if scenario.workers else ("kill", "power")
-    found = [(f"{action}:{count}",) for action in kills for count in range(1, calls + 1)]
-    errors = [(f"{action}:{count}",) for action in ERRORS for count in range(1, calls + 1)]
-    found += draw.sample(errors, min(len(errors), len(found)))  # as many as kills first
-    again = [(f"kill:{draw.randint(1, calls)}", f"kill:{draw.randint(1, calls // 2)}") for _ in range(calls // 3)]
-    timed = [(f"after:{draw.uniform(0, seconds):.3f}",) for _ in range(calls // 3)]
-    found += again + timed
+    actions = ("kill", "worker", "parent", "group", "power") if scenario.workers else ("kill", "power")
+    changes = [count for count, call in enumerate(calls, start=1) if call.split()[1] != READ]
+    kills = [f"{action}:{count}" for action in actions for count in changes]
+    errors = [f"{action}:{count}" for action in ERRORS for count in range(1, len(calls) + 1)]
+    draw.shuffle(errors)
+    first, later = errors[: len(kills)], errors[len(kills) :]  # as many errors as kills at first
+    again = [(draw.choice(kills), draw.choice(kills + errors)) for _ in range(len(kills) // 3)]
+    timed = [(f"after:{draw.uniform(0, seconds):.3f}",) for _ in range(len(kills) // 3)]
+    found = [(fault,) for fault in kills + first] + again + timed
     draw.shuffle(found)
-    rest = sorted(set(errors) - set(found))
-    draw.shuffle(rest)
-    return found + rest
+    return found + [(fault,) for fault in later]

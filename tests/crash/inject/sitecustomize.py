@@ -1,6 +1,6 @@
 """Faults in the file operations of a program. Python loads this at its start if its folder is in PYTHONPATH.
 
-Every open for writing, write, fsync, rename, link, unlink, mkdir and rmdir inside one directory is counted, by all
+Every open, write, fsync, rename, link, unlink, mkdir and rmdir inside one directory is counted, by all
 processes of a run together: each appends a record of fixed length to one file, whose length is then the count. At a
 given count the fault happens: a signal that nothing can catch, or an OSError. A write is then torn in the middle. A
 power cut kills all processes, and files that this process has not flushed since it wrote to them lose half their bytes.
@@ -15,6 +15,7 @@ import os
 import signal
 
 RECORD = 160  # bytes of a record
+READ = "read"  # an open for reading only
 WORKER = "worker"  # kills only a worker process
 KILLS = ("kill", WORKER, "parent", "group", "power")
 PATH_LAST = ("replace", "rename", "link", "symlink")  # the path that appears is their second argument
@@ -133,12 +134,12 @@ def _first_path(injection: Injection, name: str):
 
 
 def _os_open(injection: Injection):
-    def call(path, flags, *rest, **options):
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            injection.before("open", path, options.get("dir_fd"))
+    def replacement(path, flags, *rest, **options):
+        call = "open" if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else READ
+        injection.before(call, path, options.get("dir_fd"))
         return REAL["open"](path, flags, *rest, **options)
 
-    return call
+    return replacement
 
 
 def _os_write(injection: Injection):
@@ -162,6 +163,8 @@ def _open(injection: Injection):
 
     def call(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
         if not set(mode) & set("wax+") or injection.place(file) is None:
+            if not isinstance(file, int):
+                injection.before(READ, file)
             return REAL_OPEN(file, mode, buffering, encoding, errors, newline, closefd, opener)
         if not isinstance(file, int):
             injection.before("open", file)
