@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it
 
 from tiny import contents
 
+from distill.reporting.verify import verify
 from tests.crash import checks
 from tests.crash.processes import preload, run_program
 from tests.crash.scenarios import SCENARIOS, plans
@@ -59,6 +60,13 @@ class Reference:
         """The contents of all files that must be equal: forks draw no figures."""
         return {name: content for name, content in contents(out).items() if not name.endswith((".png", ".svg"))}
 
+    def verified(self, out: Path) -> list[str]:
+        """What --verify has to say against a run."""
+        if self.scenario.script == "krr_toy.py":
+            return []
+        text, whole = verify(out)
+        return [] if whole else [f"--verify: {text}"]
+
     def trial(self, name: str, faults: tuple[str, ...], forked: bool) -> list[str]:
         """Disturb one run, then repeat its command until it ends; returns what is wrong."""
         out = self.out(name)
@@ -76,6 +84,7 @@ class Reference:
             finished = now
             if outcome.status == 0 and not fault:
                 found += checks.differences(self.contents, self.read(out), self.files, checks.files(out))
+                found += self.verified(out)
                 found += [f"{entry} is outside" for entry in checks.files(out.parent) if entry.split("/")[0] != "run"]
                 return found
             if not fault and outcome.status != 0:
