@@ -190,6 +190,9 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 def _remove_unlocked(path: str) -> None:
     """Remove a temporary file if no living process holds its lock; without locks, if it is a day old."""
+    if os.name == "nt":
+        os.unlink(path)  # fails while a process has it open
+        return
     handle = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     try:
         locked = take_lock(handle, wait=False)

@@ -18,7 +18,7 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import aslinearoperator
 
-from distill.files import write_atomically
+from distill.files import open_file, write_atomically
 from distill.kernel import spectral
 from distill.kernel.arguments import as_schedule, as_steps, as_targets
 from distill.kernel.arrays import EPS, FloatArray
@@ -88,7 +88,7 @@ class BlockLanczos:
             return
         self._Q = np.lib.format.open_memmap(folder / "basis.npy", "r+").T
         first = self._next
-        with np.load(state) as saved:
+        with open_file(state) as file, np.load(file) as saved:
             if self._Q.shape != shape[::-1] or not np.array_equal(saved["start"], self._start):
                 raise ValueError(f"{folder} holds the basis of another problem; delete it, or take another folder")
             self._T = saved["T"]

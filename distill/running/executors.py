@@ -233,12 +233,15 @@ class Processes(ConcurrentExecutor):
         self.watcher.report_new()
 
     def stop(self) -> None:
-        for process in set(multiprocessing.active_children()) - self.others:
+        workers = set(multiprocessing.active_children()) - self.others
+        for process in workers:
             process.kill()  # each model's last finished epoch is on disk
+        for process in workers:
+            process.join()
+        remove_leftovers(self.path)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         super().__exit__(kind, error, trace)
-        remove_leftovers(self.path)
         if isinstance(error, BrokenProcessPool):
             raise UserError(
                 "a worker process ended unexpectedly: killed, perhaps for lack of memory (run the same command to "
