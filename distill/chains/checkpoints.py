@@ -1,5 +1,6 @@
 """Models on disk: files of plain tensors, read without running code. The result.json beside them describes them."""
 
+import errno
 import io
 import zipfile
 from collections.abc import Callable
@@ -41,9 +42,9 @@ def read_tensors(file: Path) -> dict:
         raise ConfigError(f"{file}: no such file") from None
     except (ConfigError, MemoryError):
         raise
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
-    except Exception:  # for other files torch raises a dozen kinds of errors
+    except Exception as error:  # for other files torch raises a dozen kinds of errors
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which means a torn file
+            raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
         raise DamagedRecordError(f"{file} is damaged, or not a checkpoint of tensors") from None
 
 

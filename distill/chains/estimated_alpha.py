@@ -21,7 +21,7 @@ from distill.files import open_file, write_atomically
 from distill.kernel.mixing import best_alpha
 from distill.randomness import generator
 from distill.store.records import DamagedRecordError, read_json, write_json
-from distill.store.results import ESTIMATE, check_shape, name_model, read_record
+from distill.store.results import ESTIMATE, check_estimate, name_model, read_record
 from distill.store.rundir import RunDir
 from distill.training.listener import Listener
 
@@ -45,14 +45,8 @@ class Choice:
     @classmethod
     def of(cls, content: Mapping[str, Any], file: Path) -> "Choice":
         """The estimate among the entries of ``file``. Raises DamagedRecordError."""
-        if missing := sorted(ESTIMATE.keys() - content.keys()):
-            raise DamagedRecordError(f"{file} is damaged (it lacks {', '.join(missing)})")
-        check_shape(content, ESTIMATE, file)
-        choice = cls(**{name: content[name] for name in ESTIMATE})
-        unknown = choice.alpha_star is None or choice.standard_error is None
-        if (unknown and not choice.takes_probe) or (choice.takes_probe and choice.alpha != 0):
-            raise DamagedRecordError(f"{file} is damaged (its entries contradict one another)")
-        return choice
+        check_estimate(content, file)
+        return cls(**{name: content[name] for name in ESTIMATE})
 
 
 def choose(first: Array, probe: Array, labels: NDArray[np.int64], rng: np.random.Generator) -> Choice:

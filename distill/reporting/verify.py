@@ -12,7 +12,7 @@ from distill.errors import ConfigError
 from distill.files import read_text, sha256
 from distill.reporting.plots import FIGURES
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json
-from distill.store.results import ESTIMATE, Result, check_shape, columns
+from distill.store.results import Result, check_estimate, columns
 from distill.store.rundir import STATE, Model, RunDir, results_csv
 
 PICTURES = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
@@ -115,7 +115,7 @@ class _Verification:
                 self._report_missing(folder)
                 return "missing"
             self._verify_if_there(folder / STATE, digest_of_parts)
-            self._verify_if_there(folder / "choice.json", lambda file: check_shape(read_json(file), ESTIMATE, file))
+            self._verify_if_there(folder / "choice.json", lambda file: check_estimate(read_json(file), file))
             return "unfinished"
         with self.reporting("damaged"):
             record = self.run.record(model, config)

@@ -153,6 +153,16 @@ def check_shape(content: Mapping[str, Any], shape: Mapping[str, Callable[[Any], 
             raise DamagedRecordError(f"{file} is damaged (its {name} is {str(content[name])[:50]})")
 
 
+def check_estimate(content: Mapping[str, Any], file: Path) -> None:
+    """Raise DamagedRecordError unless ``file`` holds an estimate that the program can have made."""
+    if missing := sorted(ESTIMATE.keys() - content.keys()):
+        raise DamagedRecordError(f"{file} is damaged (it lacks {', '.join(missing)})")
+    check_shape(content, ESTIMATE, file)
+    unknown = content["alpha_star"] is None or content["standard_error"] is None
+    if (unknown and not content["takes_probe"]) or (content["takes_probe"] and content["alpha"] != 0):
+        raise DamagedRecordError(f"{file} is damaged (its entries contradict one another)")
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The whole of a finished model's result.json. Raises ConfigError if it is missing or damaged."""
     file = folder / "result.json"

@@ -294,9 +294,9 @@ def _check_file(file: Path, recorded: str | None) -> None:
         large = opened.seek(0, io.SEEK_END) > MOST_HASHED
         whole = zipfile.is_zipfile(opened) if large else sha256(file) == recorded
     if not whole:
+        remedy = "it to continue without it, or its folder" if file.name == "metrics.csv" else "its folder"
         raise DamagedRecordError(
-            f"{file} is damaged (its SHA-256 is not the recorded one); delete it to continue without it, "
-            "or its folder to retrain that model"
+            f"{file} is damaged (its SHA-256 is not the recorded one); delete {remedy} to retrain that model"
         )
 
 
