@@ -1,4 +1,4 @@
-"""Settings of the process that must be made before torch is loaded, those of Matplotlib, and the cores it may use."""
+"""Settings of the process that precede loading torch, those of Matplotlib, and the cores and memory it may use."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 SETTINGS = {
@@ -62,3 +63,25 @@ def matplotlib_style(style: Mapping[Any, Any]) -> Iterator[None]:
         matplotlib.rcParams.update(defaults)
         matplotlib.rcParams.update(style)
         yield
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still allocate, or None if the system does not tell.
+
+    The smaller of the machine's free memory (``MemAvailable`` on Linux, otherwise all physical memory) and the
+    remainder of the control group's limit.
+    """
+    room = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        room += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" in names:
+            room.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        group = Path("/sys/fs/cgroup")
+        room.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        pass
+    return min(room, default=None)

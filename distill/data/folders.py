@@ -1,10 +1,17 @@
-"""Folders of images, train/<class>/* and test/<class>/*: decoded once, then read from a cache beside them."""
+"""Folders of images, train/<class>/**/* and test/<class>/**/*: decoded once, then read from a cache beside them."""
 
 import hashlib
+import logging
+import math
 import os
 import sys
-from collections.abc import Iterable
+import threading
+import unicodedata
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -12,13 +19,18 @@ import numpy as np
 
 from distill.config import DataConfig
 from distill.data.source import Source
+from distill.environment import available_memory
 from distill.errors import DataError, one_line
-from distill.files import write_atomically
+from distill.files import open_file, write_atomically
+from distill.program import complain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MOST_PIXELS = 178_956_970  # of an image that is not resized; Pillow by itself refuses more than that
 SMALL_FILES = 16_384  # bytes per file, on average, below which one thread decodes faster than several
+
+_reading = threading.local()  # ``path``: the image that a thread reads
 
 
 def read_folders(config: DataConfig, progress: bool = False) -> Source:
@@ -37,9 +49,16 @@ def read_folders(config: DataConfig, progress: bool = False) -> Source:
     files = train + _list_images(data_dir, "test", classes)
     key = hashlib.sha256(repr([(f.name, f.size, f.mtime_ns) for f in files]).encode()).hexdigest()
     cache = data_dir / f".self-distiller-{config.image_size or 'native'}.npz"
-    images = _read_cache(cache, key)
-    if images is None:
-        images = _decode_all(data_dir, files, config.image_size, progress)
+    with _pillow():
+        with _opened(data_dir / files[0].name) as image:
+            height, width = (image.height, image.width) if config.image_size is None else (config.image_size,) * 2
+        shape = (len(files), 3, height, width)
+        _require_memory(data_dir, shape)
+        images = _read_cache(cache, key, shape)
+        decode = images is None
+        if images is None:
+            images = _decode_all(data_dir, files, shape, config.image_size, progress)
+    if decode:
         _write_cache(cache, key, images)
     labels = np.array([file.label for file in files], dtype=np.int64)
     n = len(train)
@@ -61,47 +80,78 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
+def _files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """The files in a folder and its subfolders, sorted by name, without hidden ones. Raises DataError for a circle."""
+    for entry in _entries(folder):
+        if not entry.is_dir():
+            yield entry
+        elif entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
+            raise DataError(f"{entry.path} is a link that leads back to a folder above it; remove it")
+        else:
+            yield from _files_below(Path(entry.path))
+
+
 def _list_images(data_dir: Path, part: str, classes: tuple[str, ...]) -> list[_ImageFile]:
     """The images of a part, sorted by class and name, without hidden files and other formats."""
-    known = _image_extensions()
+    from PIL import Image
+
+    formats = _formats()
+    known = {extension for extension, format in Image.registered_extensions().items() if format in formats}
     found = []
     for folder in _entries(data_dir / part):
         if not folder.is_dir():
             continue
+        train = data_dir / "train"
         if folder.name not in classes:
-            raise DataError(f"{folder.path} is a class without a folder in {data_dir / 'train'}; remove or rename it")
-        files = [e for e in _entries(Path(folder.path)) if os.path.splitext(e.name)[1].lower() in known]
+            alike = [c for c in classes if unicodedata.normalize("NFC", c) == unicodedata.normalize("NFC", folder.name)]
+            spelling = f" (its name is {folder.name!a}, that one's {alike[0]!a})" if alike else ""
+            raise DataError(f"{folder.path} is a class without a folder in {train}{spelling}; remove or rename it")
+        files = [e for e in _files_below(Path(folder.path)) if os.path.splitext(e.name)[1].lower() in known]
         if not files:
-            raise DataError(f"{folder.path} has no image in a format that Pillow reads; add some, or remove the folder")
+            raise DataError(f"{folder.path} has no image in a format that can be read; add some, or remove the folder")
         label = classes.index(folder.name)
         for file in files:
             stat = file.stat()
-            found.append(_ImageFile(f"{part}/{folder.name}/{file.name}", label, stat.st_size, stat.st_mtime_ns))
+            name = os.path.relpath(file.path, data_dir)
+            found.append(_ImageFile(name, label, stat.st_size, stat.st_mtime_ns))
     if not found:
         raise DataError(f"{data_dir / part} has no class folders; it needs DIR/{part}/<class>/*")
     return found
 
 
-def _image_extensions() -> set[str]:
-    """The file extensions, in lower case and with a dot, that Pillow can open."""
+def _formats() -> list[str]:
+    """The formats that Pillow decodes by itself: some need another program or library, and one would run a script."""
     from PIL import Image
 
     Image.preinit()  # the common formats first: Pillow tries formats in the order in which they were loaded
-    return {ext for ext, format in Image.registered_extensions().items() if format in Image.OPEN}
+    Image.init()
+    return [format for format in Image.ID if format not in {"EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"}]
 
 
-def _decode_all(data_dir: Path, files: list[_ImageFile], image_size: int | None, progress: bool) -> np.ndarray:
-    """All files as one (n, 3, h, w) uint8."""
+def _require_memory(data_dir: Path, shape: tuple[int, ...]) -> None:
+    """Raise DataError if n images (n, 3, h, w) do not fit in memory."""
+    n, _, height, width = shape
+    free = available_memory()
+    if free is not None and math.prod(shape) > free:
+        raise DataError(
+            f"the {n:,} images in {data_dir} need {math.prod(shape) / 1e9:,.1f} GB as {width:,}x{height:,} pixels, but "
+            f"{free / 1e9:,.1f} GB are free; give a smaller --image-size, or remove images"
+        )
+
+
+def _decode_all(
+    data_dir: Path, files: list[_ImageFile], shape: tuple[int, ...], image_size: int | None, progress: bool
+) -> np.ndarray:
+    """All files as one uint8 array of this shape, (n, 3, h, w)."""
     from tqdm import tqdm
 
     paths = [data_dir / file.name for file in files]
-    first = _decode(paths[0], image_size)
-    images = np.empty((len(paths), *first.shape), np.uint8)
+    images = np.empty(shape, np.uint8)
 
     def fill(i: int) -> None:
         image = _decode(paths[i], image_size)
-        if image.shape != first.shape:
-            sizes = " and ".join(f"{a.shape[2]}x{a.shape[1]}" for a in (first, image))
+        if image.shape != shape[1:]:
+            sizes = " and ".join(f"{width}x{height}" for _, height, width in (shape[1:], image.shape))
             raise DataError(f"{paths[0]} and {paths[i]} differ in size ({sizes}); give --image-size to resize them all")
         images[i] = image
 
@@ -130,14 +180,58 @@ def _decode(path: Path, image_size: int | None) -> np.ndarray:
     """
     from PIL import Image
 
+    with _opened(path) as image:
+        pixels = image.width * image.height
+        if pixels > MOST_PIXELS and image_size is None:
+            raise ValueError(f"{pixels:,} pixels; give --image-size to have them resized")
+        if pixels > MOST_PIXELS:
+            image.draft("RGB", (image_size or 1, image_size or 1))  # a JPEG is decoded at a fraction of its size
+            needed = 12 * image.width * image.height  # bytes: the image, and copies of it in other modes
+            if needed > (available_memory() or math.inf):
+                raise ValueError(f"decoding {pixels:,} pixels needs {needed / 1e9:,.1f} GB")
+        rgb = _as_rgb(image)
+        if image_size is not None:
+            rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        return np.asarray(rgb).transpose(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator["Image"]:
+    """An image file whose header is read. Raises DataError, also if the ``with`` block fails."""
+    from PIL import Image, UnidentifiedImageError
+
+    _reading.path = path
     try:
-        with Image.open(path) as image:
-            rgb = _as_rgb(image)
-            if image_size is not None:
-                rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            return np.asarray(rgb).transpose(2, 0, 1)
+        with open_file(path) as file, Image.open(file, formats=_formats()) as image:
+            yield image
     except Exception as error:  # a damaged file makes a decoder raise nearly anything
-        raise DataError(f"{path} cannot be read as an image ({one_line(error)}); repair or remove it") from None
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise DataError(f"{path} cannot be read as an image ({reason}); repair or remove it") from None
+
+
+@contextmanager
+def _pillow() -> Iterator[None]:
+    """Let Pillow open images of any size, and collect what it warns of in every thread: a note names the first file."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    warned: dict[str, str] = {}
+
+    def note(message: Warning | str, *where: object) -> None:
+        warned.setdefault(str(_reading.path), one_line(str(message)))
+
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to standard error
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    for path, message in sorted(warned.items())[:1]:
+        others = f"; so may {len(warned) - 1:,} other files be" if len(warned) > 1 else ""
+        complain(f"note: {path} is read, but may be damaged ({message}){others}")
 
 
 def _as_rgb(image: "Image") -> "Image":
@@ -157,23 +251,46 @@ def _as_rgb(image: "Image") -> "Image":
     return image.convert("RGB")
 
 
-def _read_cache(cache: Path, key: str) -> np.ndarray | None:
-    """The cached images (n, 3, h, w), or None if there are none for this state of the folders."""
+def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The cached images, uint8 of this shape, or None if there are none for this state of the folders.
+
+    A note on standard error says so if they are not what was written.
+    """
     try:
-        with open(cache, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return stored["images"] if str(stored["key"]) == key else None
-    except Exception:  # a damaged cache of any kind is replaced
+        with open_file(cache) as file:
+            size = os.fstat(file.fileno()).st_size
+            with zipfile.ZipFile(file) as parts:
+                if sum(part.file_size for part in parts.infolist()) > size:
+                    raise ValueError("it is compressed")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as stored:
+                if str(stored["key"]) != key:
+                    return None
+                images = stored["images"]
+                if images.dtype != np.uint8 or images.shape != shape:
+                    raise ValueError(f"{images.dtype} of shape {images.shape}")
+                if str(stored["sha256"]) != _digest(images):
+                    raise ValueError("other pixels")
+                return images
+    except OSError:
         return None
+    except Exception as error:  # a damaged cache of any kind is replaced
+        complain(f"note: {cache} is damaged or of another version ({one_line(error)}): the images are decoded again")
+        return None
+
+
+def _digest(images: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
 def _write_cache(cache: Path, key: str, images: np.ndarray) -> None:
     """Write the cache; if that fails, a note on standard error says so, and the run continues."""
 
     def save(file: BinaryIO) -> None:
-        np.savez(file, images=images, key=np.array(key))
+        np.savez(file, images=images, key=np.array(key), sha256=np.array(_digest(images)))
 
     try:
         write_atomically(cache, save)
     except OSError as error:
         reason = error.strerror
-        print(f"note: {cache} cannot be written ({reason}): the next run will decode the images again", file=sys.stderr)
+        complain(f"note: {cache} cannot be written ({reason}): the next run will decode the images again")

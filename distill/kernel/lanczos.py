@@ -18,11 +18,12 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import aslinearoperator
 
+from distill.environment import available_memory
 from distill.files import open_file, write_atomically
 from distill.kernel import spectral
 from distill.kernel.arguments import as_schedule, as_steps, as_targets
 from distill.kernel.arrays import EPS, FloatArray
-from distill.kernel.linalg import MatrixTooLargeError, NotFiniteError, Spectrum, available_memory
+from distill.kernel.linalg import MatrixTooLargeError, NotFiniteError, Spectrum
 from distill.kernel.riskmap import risk_map
 
 LATEST_STEP = 1000  # the last finite step with an error bound, which is a sum over all earlier steps

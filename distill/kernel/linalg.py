@@ -7,10 +7,8 @@ There are three ways to apply (K + lam I)^-1 without forming an inverse:
 - one Cholesky factorisation per lam; at n = 2,000 it costs about a fourteenth of the eigendecomposition.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +16,7 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 from scipy.linalg import blas, lapack
 
+from distill.environment import available_memory
 from distill.kernel.arrays import EPS, LARGEST_ENTRY, FloatArray, KernelMatrixError, NotFiniteError, real_numbers
 
 SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
@@ -42,28 +41,6 @@ class SingularKernelError(ValueError):
 
 class MatrixTooLargeError(MemoryError):
     """The n × n arrays that a computation needs do not fit into memory."""
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may still allocate, or None if the system does not tell.
-
-    The smaller of the machine's free memory (``MemAvailable`` on Linux, otherwise all physical memory) and the
-    remainder of the control group's limit.
-    """
-    room = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        room += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    except OSError:
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" in names:
-            room.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    try:
-        group = Path("/sys/fs/cgroup")
-        room.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no control group, or "max": no limit
-        pass
-    return min(room, default=None)
 
 
 def require_memory(n: int, arrays: int) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 
+from distill.environment import available_memory
 from distill.kernel.arrays import FloatArray
-from distill.kernel.linalg import available_memory
 
 Kernel = Callable[[NDArray[np.floating], NDArray[np.floating]], ArrayLike]  # from (a, p) and (b, p) to (a, b)
 
