@@ -3,8 +3,13 @@
 Names are imported when they are first used: ``import distill`` costs nothing, and the kernel side needs no torch.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
-from typing import Any
+
+TYPE_CHECKING = False  # as in ``typing``, which would take most of the time of this import
+if TYPE_CHECKING:
+    from typing import Any
 
 _MODULE_OF = {
     "Config": "config",

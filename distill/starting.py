@@ -2,10 +2,9 @@
 
 import os
 import signal
-import types
 
 
-def _stop(number: int, frame: types.FrameType | None) -> None:
+def _stop(number: int, frame: object) -> None:
     os.write(2, b"stopped\n")
     os._exit(130)  # nothing has been done that would have to be cleaned up
 

@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -140,6 +141,16 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind):
         with pytest.raises(OSError, match=r"Not a regular file|Is a directory|symbolic links") as refused:
             open_file(path)
     assert refused.value.filename == str(path)
+
+
+def test_several_may_write_one_file_at_the_same_time(tmp_path):
+    def write(i):
+        for _ in range(20):
+            write_together({tmp_path / "figure.png": f"{i}", tmp_path / "figure.svg": f"{i}"})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert {p.name for p in tmp_path.iterdir()} == {"figure.png", "figure.svg"}
 
 
 # ------------------------------------------------------------------------------------------ links, devices and pipes
