@@ -60,7 +60,7 @@ def load_parameters(model: models.Classifier, file: Path) -> None:
     Counters of batches (``num_batches_tracked``) may be missing. Raises ConfigError for another architecture.
     """
     state = read_tensors(file)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ConfigError(f"{file} does not hold model parameters (a dictionary of tensors by name)")
     if not any(name.startswith("module.") for name in model.network.state_dict()):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -72,6 +72,10 @@ def load_parameters(model: models.Classifier, file: Path) -> None:
         here, there = (tuple(d[name].shape) if name in d else "nothing" for d in (expected, state))
         if here != there:
             raise ConfigError(f"{file} is of another architecture: {name} is {there} in the file and {here} here")
+        value = state[name]
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_floating_point() != expected[name].is_floating_point():
+            raise ConfigError(f"{file}: {name} is not a plain tensor of {expected[name].dtype}, but {value.dtype}")
     target.load_state_dict(state)
 
 

@@ -87,6 +87,55 @@ def test_parameters_are_read_with_the_names_of_a_wrapped_network_and_without_cou
         assert torch.equal(value, here.network.state_dict()[name])
 
 
+class Attack:
+    def __reduce__(self):
+        return print, ("the code has run",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"weight": Attack(), "bias": torch.ones(3)},
+        {"weight": torch.ones(3, 2), 1: torch.ones(3)},
+        {"weight": torch.ones(3, 2), "bias": torch.ones(3, device="meta")},
+        {"weight": torch.ones(3, 2), "bias": torch.ones(3).to_sparse()},
+        {"weight": torch.ones(3, 2), "bias": torch.ones(3, dtype=torch.complex64)},
+        {"weight": torch.ones(3, 2), "bias": torch.ones(3, dtype=torch.int8)},
+        {"weight": torch.ones(1).expand(10**6, 10**6), "bias": torch.ones(3)},
+        [torch.ones(3)],
+    ],
+    ids=range(8),
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_other_parameters_is_refused_in_one_line(tmp_path, capfd, content, zipped):
+    file = tmp_path / "pretrained.pt"
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    model = models.Classifier(nn.Linear(2, 3), torch.zeros(1), torch.zeros(1))
+    with pytest.raises(UserError) as caught:
+        checkpoints.load_parameters(model, file)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_parameters_torn_or_altered_are_refused_or_of_the_right_shape(tmp_path, zipped):
+    file = tmp_path / "pretrained.pt"
+    model = models.Classifier(nn.Linear(2, 3), torch.zeros(1), torch.zeros(1))
+    torch.save(model.network.state_dict(), file, _use_new_zipfile_serialization=zipped)
+    content = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(content), size=60):
+        altered = bytearray(content)
+        altered[at] ^= 1 << int(rng.integers(8))
+        for damaged in (content[:at], bytes(altered)):
+            file.write_bytes(damaged)
+            try:
+                checkpoints.load_parameters(model, file)
+            except UserError as error:
+                assert str(file) in str(error)  # noqa: PT017 - a bit of a number that has no checksum raises nothing
+
+
 def test_dropout_resumes_exactly(tmp_path):
     distill.run(config(tmp_path / "whole"), source=source(), network=Own)
     with killed_at(model_training.STATE, 3):
