@@ -61,11 +61,10 @@ class Reference:
         return {name: content for name, content in contents(out).items() if not name.endswith((".png", ".svg"))}
 
     def verified(self, out: Path) -> list[str]:
-        """What --verify has to say against a run."""
-        if self.scenario.script == "krr_toy.py":
+        """What --verify finds: a line per problem."""
+        if self.scenario.script == "krr_toy.py" or not (out / "config.toml").exists():
             return []
-        text, whole = verify(out)
-        return [] if whole else [f"--verify: {text}"]
+        return [f"--verify: {line}" for line in verify(out)[0].splitlines()[:-1]]
 
     def trial(self, name: str, faults: tuple[str, ...], forked: bool) -> list[str]:
         """Disturb one run, then repeat its command until it ends; returns what is wrong."""
@@ -82,6 +81,7 @@ class Reference:
             now = checks.finished_models(out)
             found += checks.trained_again(finished, now)
             finished = now
+            found += [line for line in self.verified(out) if not line.startswith("--verify: missing: ")]
             if outcome.status == 0 and not fault:
                 found += checks.differences(self.contents, self.read(out), self.files, checks.files(out))
                 found += self.verified(out)
