@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and
 CALLS = ["main write run/results.csv"] * 3
 
 
+@pytest.mark.slow
 def test_runs_that_are_disturbed_end_with_the_same_results(tmp_path):
     faults = ("--scenario", "grid", "--trials", "3")
     done = subprocess.run(
