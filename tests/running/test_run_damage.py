@@ -41,11 +41,11 @@ def without_environment(run: Path) -> dict:
 
 def damaged(content: bytes) -> dict[str, bytes]:
     """Damaged contents of a file, by what was done: cut at several lengths, a bit flipped, something else."""
-    cuts = {f"cut {n / 5}": content[: len(content) * n // 5] for n in range(5)}
+    cuts = {f"cut {n}/3": content[: len(content) * n // 3] for n in range(3)}
     flips = {}
-    for n in range(5):
-        at = len(content) * n // 5
-        flips[f"flip {n / 5}"] = content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+    for n in range(3):
+        at = len(content) * n // 3
+        flips[f"flip {n}/3"] = content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
     return cuts | flips | {"nested": b"[" * 100_000, "encoding": b"\xff\xfe" + content, "object": b"{}"}
 
 
