@@ -1,6 +1,7 @@
 """Errors a user can fix. Each message is one line: what is wrong, where, and what to do about it."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 LONGEST_WORD = 250  # characters; of a longer word in a message, and a longer message, the two ends are shown
@@ -28,7 +29,10 @@ def printable(text: str) -> str:
 
 def one_line(error: BaseException | str) -> str:
     """A message on one line, printable and shortened if need be; the error's type if it has no message."""
-    words = [_shortened(printable(word), LONGEST_WORD) for word in str(error).split()]
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
+        text = f"{os.fspath(error.filename)}: {error.strerror}"  # without "[Errno 28]"
+    words = [_shortened(printable(word), LONGEST_WORD) for word in text.split()]
     return _shortened(" ".join(words), LONGEST) or type(error).__name__
 
 

@@ -44,3 +44,9 @@ def test_what_python_does_not_print_is_shown_by_its_type():
 def test_the_nearest_name_is_suggested():
     assert suggestion("alpa", ["alpha", "seed"]) == " (did you mean alpha?)"
     assert suggestion("zzz", ["alpha", "seed"]) == ""
+
+
+def test_an_error_of_the_system_names_its_file_without_a_number():
+    assert one_line(FileNotFoundError(2, "No such file or directory", "runs/x")) == "runs/x: No such file or directory"
+    assert one_line(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
+    assert one_line(OSError("cannot read it")) == "cannot read it"

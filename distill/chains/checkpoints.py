@@ -19,6 +19,9 @@ from distill.store.results import read_record
 from distill.training import models
 from distill.training.device import place, torch_defaults
 
+STATE_DICTS = ("state_dict", "model_state_dict", "model")  # where training programs put the parameters
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, of torch.compile, and in a Lightning module
+
 
 def write_tensors(file: Path, content: dict) -> None:
     """Write tensors and plain values."""
@@ -55,15 +58,19 @@ def check_hash(file: Path, expected: str) -> None:
 
 
 def load_parameters(model: models.Classifier, file: Path) -> None:
-    """Load model.pt, or a bare state_dict of the network, also of one wrapped in DataParallel (names in ``module.``).
+    """Load model.pt, or a state_dict of the network: bare, or under a usual name in a checkpoint with other things.
 
-    Counters of batches (``num_batches_tracked``) may be missing. Raises ConfigError for another architecture.
+    Names may begin as those of a wrapped network do (WRAPPERS), and counters of batches (``num_batches_tracked``) may
+    be missing. Raises ConfigError for another architecture.
     """
     state = read_tensors(file)
+    if isinstance(state, dict):
+        state = next((state[name] for name in STATE_DICTS if isinstance(state.get(name), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ConfigError(f"{file} does not hold model parameters (a dictionary of tensors by name)")
-    if not any(name.startswith("module.") for name in model.network.state_dict()):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    for prefix in WRAPPERS:
+        if not any(name.startswith(prefix) for name in model.network.state_dict()):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     target = model if any(name.startswith("network.") for name in state) else model.network
     expected = target.state_dict()
     counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}

@@ -73,15 +73,17 @@ def test_loading_a_custom_network_needs_its_function(tmp_path):
         distill.load_model(tmp_path / TEACHER)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "network.", "module.network."])
-def test_parameters_are_read_with_the_names_of_a_wrapped_network_and_without_counters(tmp_path, prefix):
+@pytest.mark.parametrize("key", [None, "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "network.", "module.network."])
+def test_parameters_are_read_with_the_names_of_a_wrapped_network_and_without_counters(tmp_path, prefix, key):
     wrapped = "network" in prefix
     there = models.Classifier(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.ones(1), torch.ones(1))
     here = models.Classifier(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.zeros(1), torch.zeros(1))
     state = (there if wrapped else there.network).state_dict()
     kept = {name: value for name, value in state.items() if "num_batches" not in name}
     outer = prefix.removesuffix("network.")
-    torch.save({outer + name: value for name, value in kept.items()}, tmp_path / "pretrained.pt")
+    named = {outer + name: value for name, value in kept.items()}
+    torch.save({key: named, "epoch": 3} if key else named, tmp_path / "pretrained.pt")
     checkpoints.load_parameters(here, tmp_path / "pretrained.pt")
     for name, value in there.network.state_dict().items():
         assert torch.equal(value, here.network.state_dict()[name])
