@@ -23,6 +23,7 @@ class Fixed:
     """A student fitted to ``alpha * given + (1 - alpha) * teacher_target(teacher's probabilities)``.
 
     Other kinds whose alpha is known in advance are subclasses with another ``name``, ``help`` and ``teacher_target``.
+    A name has no dash, which separates the alphas of a schedule.
     """
 
     help: ClassVar[str] = ""  # for --help, of a kind that is in ALPHA_WORDS

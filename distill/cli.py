@@ -75,6 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+METAVARS = {"output": "DIR", "data_dir": "DIR", "teacher_ckpt": "FILE", "alpha_schedule": "ALPHA"}
+
+
 def _add_option(group: argparse._ArgumentGroup, cls: type[Section], f: dataclasses.Field) -> None:
     kind, depth = field_type(cls, f.name)
     flag = f"--{f.name.replace('_', '-')}"
@@ -94,7 +97,7 @@ def _add_option(group: argparse._ArgumentGroup, cls: type[Section], f: dataclass
         flag,
         type=_reader(kind, f.metadata["words"]),
         choices=choices or None,
-        metavar=None if choices else f.name.split("_")[-1].upper(),
+        metavar=None if choices else METAVARS.get(f.name, f.name.split("_")[-1].upper()),
         help=text.replace("%", "%%"),
         **options,
     )

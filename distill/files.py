@@ -58,8 +58,8 @@ def write_together(files: Mapping[Path, Content]) -> None:
     """Write several files, each whole or not at all, and none if one of them cannot be written. Raises OSError.
 
     All are flushed to the disk under temporary names beside their own before the first is renamed. What a killed
-    process left under such names is removed. A device or a pipe is written to as a stream. A symbolic link to a file is
-    refused, because the file may be outside the folder that the user named; ``followed`` gives that file.
+    process left under such names is removed. A device or a pipe is written to as a stream. A symbolic link is refused,
+    because it may lead out of the folder that the user named. To write to its file, pass ``followed(path)``.
     """
     with ExitStack() as temporaries:
         streams = [path for path in files if _is_stream(path)]
@@ -104,7 +104,7 @@ def write_derived(path: Path, content: Content) -> None:
 
 
 def followed(path: Path) -> Path:
-    """The file that a path leads to through symbolic links, which need not exist; a device or a pipe as it is named."""
+    """The path without symbolic links; its file need not exist. Devices and pipes are returned unchanged."""
     return path if _is_stream(path) else Path(os.path.realpath(path))
 
 
@@ -118,7 +118,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def _standard_stream(found: os.stat_result) -> int | None:
-    """1 or 2 if this is the file of standard output or error: replaced, it would lack what is printed."""
+    """1 or 2 if standard output or error goes to this file. Replacing it would lose what is printed."""
     for number in (1, 2):
         with suppress(OSError):  # closed
             if os.path.samestat(os.fstat(number), found):
@@ -177,7 +177,7 @@ def _prefix(name: str) -> str:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left of writing a file in ``folder`` or, without ``name``, any file below it."""
+    """Remove temporary files of killed processes: of ``name`` in ``folder`` or, without ``name``, all below it."""
     begins = re.escape(_prefix(name)) if name is not None else r"\..+"
     pattern = re.compile(rf"{begins}(\.[0-9a-f]{{16}})?\.tmp")
     for place, folders, names in os.walk(folder):
@@ -203,7 +203,7 @@ def _remove_unlocked(path: str) -> None:
 
 
 def open_locked(path: Path, wait: bool) -> BinaryIO | None:
-    """A lock file, made if need be, that holds its lock until it is closed; None if another holds it and not ``wait``.
+    """Open a lock file, made if needed, that is locked until closed; None if another process has it and not ``wait``.
 
     Where the file system has no locks, a note on standard error says so once. Raises OSError, also for a link.
     """

@@ -146,7 +146,7 @@ def complain(text: str) -> None:
 
 
 def prepare_streams() -> None:
-    """Make standard output and error take any text: exist, and write what their encoding lacks in other characters."""
+    """Make standard output and error take any text: replace missing streams, and characters an encoding lacks."""
     for number in range(3):
         try:
             os.fstat(number)

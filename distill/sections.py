@@ -37,7 +37,9 @@ class DataConfig(Section):
     )
     train_size: int | None = option(None, "train on a class-balanced subset of this many images", SIZE)
     test_size: int | None = option(None, "test on a class-balanced subset of this many images", SIZE)
-    val_size: int = option(0, "hold this many training images out, class-balanced, with true labels", Range(0, 10**9))
+    val_size: int = option(
+        0, "hold out this many training images, class-balanced; their labels stay true", Range(0, 10**9)
+    )
     label_noise: float = option(0.0, "fraction of the training labels to corrupt, in [0, 1]", Range(0.0, 1.0))
     label_noise_kind: str = option(
         "symmetric",
@@ -81,7 +83,9 @@ class ModelConfig(Section):
     width: int | None = option(None, "channels of the first stage of the 6n+2 family [default: 16]", Range(1, 4096))
     pretrained: bool = option(False, "start every model from torchvision's ImageNet parameters, with a new last layer")
     network: str | None = option(
-        None, "package.module:function that returns your own network when called with (channels, classes)"
+        None,
+        "package.module:function that returns your own network when called with (channels, classes), in the place of "
+        "--resnet",
     )
 
     @property
@@ -134,7 +138,7 @@ class TrainConfig(Section):
     section = "train"
 
     max_epochs: int = option(75, "epochs per model", Range(1, 10**6))
-    batch_size: int = option(16, "images per update, 2 or more for batch normalisation", Range(2, 10**9))
+    batch_size: int = option(16, "images per update, at least 2 (batch normalisation needs it)", Range(2, 10**9))
     loss: str = option("mse", "; ".join(f"{name}: {loss.help}" for name, loss in losses.LOSSES.items()))
     temperature: float = option(
         1.0,
@@ -147,15 +151,16 @@ class TrainConfig(Section):
         choices=("norm", "l2", "none"),
     )
     reg_coef: float = option(1e-4, "coefficient of the regulariser", NOT_NEGATIVE)
-    optimizer: str = option("adam", "optimiser", choices=("adam", "adamw", "sgd"))
+    optimizer: str = option("adam", "algorithm of the updates", choices=("adam", "adamw", "sgd"))
     lr: float = option(1e-4, "learning rate; with a schedule, the highest", POSITIVE)
-    momentum: float | None = option(None, "momentum, for sgd [default: 0.9]", Range(0.0, 1.0, without="high"))
+    momentum: float | None = option(None, "momentum of sgd [default: 0.9]", Range(0.0, 1.0, without="high"))
     weight_decay: float = option(0.0, "weight decay of the optimiser", NOT_NEGATIVE)
     lr_schedule: str = option("constant", "schedule of the learning rate", choices=("constant", "cosine", "onecycle"))
     warmup_epochs: int = option(0, "epochs of linear warm-up before the schedule", Range(0, 10**6))
     precision: str = option(
         "fp32",
-        "fp32; tf32: float32 products on tensor cores (CUDA); bf16: autocast, with float32 parameters and losses",
+        "fp32: float32 throughout; tf32: float32 products on tensor cores (CUDA); bf16: autocast, with float32 "
+        "parameters and losses",
         choices=("fp32", "tf32", "bf16"),
     )
     deterministic: bool = option(
@@ -216,8 +221,8 @@ class ChainConfig(Section):
     )
     alpha_schedule: tuple[tuple[float | str, ...], ...] = option(
         (),
-        "an alpha (or auto) for each student in turn; the last one repeats. Several schedules may be given; those that "
-        "begin alike share models",
+        f"an alpha (or {' or '.join(arms.ALPHA_WORDS)}) for each student in turn; the last one repeats. Repeat the "
+        "option for several schedules; those that begin alike share models",
         Range(0.0, 1.0),
         words=tuple(arms.ALPHA_WORDS),
     )

@@ -36,7 +36,10 @@ class Chain:
         self.first_step = session.config.chain.first_step
 
     def run(self, arm: Arm = TEACHER) -> list[Result]:
-        """Train one chain: the teacher, then each student with the model before as teacher. Keep finished models."""
+        """Train one chain: the teacher, then each student with the model before as teacher.
+
+        Models that are finished on disk are not trained again.
+        """
         model = self.teacher
         results = [model.result]
         for each in students_of(arm):

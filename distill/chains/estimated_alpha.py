@@ -138,7 +138,7 @@ def _choose(
 
 
 def format_choice(choice: Choice, images: int) -> str:
-    """An estimate from so many held-out ``images``, as one line."""
+    """One line that describes an estimate made from ``images`` held-out images."""
     if choice.alpha_star is None:
         return "teacher and probe agree to rounding, so alpha has no effect; the probe is taken"
     outcome = "the probe (alpha 0) is taken" if choice.takes_probe else f"trained with {choice.alpha:.4f}"

@@ -116,7 +116,7 @@ class Training:
         self._write_metrics()  # the process may have died between the two writes
 
     def _check(self) -> None:
-        """Raise ValueError or another error if what was read cannot be continued."""
+        """Raise an error, of any type, if training cannot continue from the state that was read."""
         if [row["epoch"] for row in self.rows] != list(range(1, self.trainer.epochs + 1)):
             raise ValueError("its rows are not those of its epochs")
         for row in self.rows:
@@ -205,10 +205,13 @@ def _train_epoch(session: Session, spec: ModelSpec, trainer: Trainer, epoch: int
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
     target = Fixed(1.0)  # without a teacher, the given labels alone
-    # At alpha = 1 the teacher has zero weight: skip its forward pass.
-    if spec.teacher is not None and isinstance(spec.target, Fixed) and spec.target.uses_teacher:
-        teacher = spec.teacher.model
-        target = spec.target
+    if spec.teacher is not None:
+        if not isinstance(spec.target, Fixed):
+            raise TypeError(f"a student's target is an object of Fixed or of a subclass, not {spec.target!r}")
+        # At alpha = 1 the teacher has zero weight: skip its forward pass.
+        if spec.target.uses_teacher:
+            teacher = spec.teacher.model
+            target = spec.target
     try:
         train_metrics = trainer.epoch(session.train, plan, len(data.classes), teacher, target, listener)
     except NotFiniteLossError as error:

@@ -67,7 +67,7 @@ class Session:
     def predict(self, model: nn.Module, images: ImageStore) -> Tensor:
         """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation.
 
-        Raises ConfigError if they are not finite: a given teacher's may be, one trained here would fail in training.
+        Raises ConfigError if they are not finite, which only a teacher from --teacher-ckpt can cause.
         """
         logits = predict_all(model, images, self.config.train)
         if not logits.isfinite().all():

@@ -37,7 +37,7 @@ def as_count(name: str, value: SupportsIndex) -> int:
 
 
 def as_ridges(name: str, value: ArrayLike, *axes: int) -> FloatArray:
-    """Ridges, finite and >= 0, with one of the numbers of ``axes``."""
+    """Ridges, finite and >= 0, whose number of dimensions is one of ``axes``."""
     ridges = as_floats(name, value, *axes, largest=LARGEST_FLOAT)
     if ridges.min() < 0:
         raise ValueError(f"{name} must be at least 0, not {ridges.min():g}")
@@ -61,7 +61,7 @@ def as_new_kernel(K_new: ArrayLike, n: int, largest: float = LARGEST_FLOAT) -> F
 
 
 def check_ridge(d: ArrayLike, lam: float) -> tuple[FloatArray, float]:
-    """K's eigenvalues ``d`` (n,), >= 0 from large to small, and the ridge, if K + lam I is nonsingular.
+    """Check that ``d`` (n,), K's eigenvalues, are >= 0 and descending, and K + lam I nonsingular; returns both.
 
     Also raises SingularKernelError.
     """

@@ -52,7 +52,7 @@ def as_floats(
 
 
 def check_overflow(what: str, result: FloatArray) -> FloatArray:
-    """``result``, if it is finite. Raises NotFiniteError."""
+    """Return ``result``; raise NotFiniteError if it is not finite."""
     if not np.isfinite(result).all():
         raise NotFiniteError(f"{what} exceed float64's range: raise lam, or scale K and y down")
     return result

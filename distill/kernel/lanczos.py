@@ -170,10 +170,10 @@ class BlockLanczos:
     def errors(self, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike) -> FloatArray:
         """Upper bounds of ‖error‖ / ‖fitted values‖ of every chain, (len(alphas), len(lams), len(steps)).
 
-        The fit of a target t has residual r = (K + lam) c - t and error lam (K + lam)^-1 r, at most ‖r‖. An error of
-        its target adds at most |1 - alpha| times itself. So e_tau <= ‖r_tau‖ + |1 - alpha| e_(tau-1). Rounding in
-        float64 is included, but not the effect of a K that is rounded to float32. inf for a chain that diverges. Raises
-        ValueError for finite steps after LATEST_STEP.
+        The fit of a target t has residual r = (K + lam) c - t and error lam (K + lam)^-1 r, at most ‖r‖. An error e in
+        the target, which comes from the teacher, adds at most |1 - alpha| e: e_tau <= ‖r_tau‖ + |1 - alpha|
+        e_(tau-1). Rounding in float64 is included, but not the effect of a K that is rounded to float32. inf for a
+        chain that diverges. Raises ValueError for finite steps after LATEST_STEP.
         """
         alphas = as_schedule(alphas)
         lams = np.atleast_1d(np.asarray(lams, np.float64))

@@ -79,7 +79,7 @@ class ZeroOne:
         return risks
 
     def _wrong(self, outputs: FloatArray) -> NDArray[np.bool_]:
-        """Whether another class beats the point's own, (steps, q): a later one by more, an earlier one also by a tie.
+        """Whether another class wins, (steps, q). Ties go to the earlier class, so a later one must be strictly larger.
 
         Three times as fast as argmax along the short axis of classes.
         """

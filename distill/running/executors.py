@@ -116,7 +116,10 @@ class ConcurrentExecutor(Executor):
 
 
 class Serial(Executor):
-    """Trains each unit in ``submit``, in the calling thread. Keeps the images of one seed in device memory."""
+    """``submit`` trains the unit at once, in the calling thread, and returns when it is finished.
+
+    The images of one seed stay in device memory.
+    """
 
     def __init__(self, experiment: Experiment, listener: Listener):
         self.experiment = experiment

@@ -25,7 +25,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object that ``write_json`` or an older version, which wrote no SHA-256, has written.
+    """Read a JSON object that ``write_json`` has written, or an older version, which added no SHA-256.
 
     Raises FileNotFoundError; ConfigError of one line if the file is damaged or cannot be read.
     """
@@ -67,7 +67,7 @@ def _finite(text: str) -> float:
 def digest_of_parts(file: Path | io.BytesIO) -> str:
     """The SHA-256 of what a zip file of arrays or tensors holds, however it is packed.
 
-    Raises DamagedRecordError if its checksums are wrong, or if it would expand: neither NumPy nor torch compresses.
+    Raises DamagedRecordError if a checksum is wrong or an entry is compressed, which NumPy and torch never do.
     """
     digest = hashlib.sha256()
     try:

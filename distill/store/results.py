@@ -50,9 +50,9 @@ class Result:
 
     @classmethod
     def of(cls, *values: Mapping[str, Any]) -> "Result":
-        """A result from values by column, in one mapping or several. Missing ones are None, other names are ignored.
+        """Make a result from one or more mappings of column to value. Missing values become None.
 
-        Raises KeyError without a value that every result has (``REQUIRED``).
+        Raises KeyError if a column in ``REQUIRED`` is missing.
         """
         known: dict[str, Any] = {}
         for mapping in values:
@@ -147,7 +147,7 @@ SHAPE: dict[str, Callable[[Any], bool]] = {
 
 
 def check_shape(content: Mapping[str, Any], shape: Mapping[str, Callable[[Any], bool]], file: Path) -> None:
-    """Raise DamagedRecordError unless each entry of the content of ``file`` is of its kind."""
+    """Raise DamagedRecordError if an entry of the content of ``file`` has the wrong type."""
     for name, check in shape.items():
         if name in content and not check(content[name]):
             raise DamagedRecordError(f"{file} is damaged (its {name} is {str(content[name])[:50]})")

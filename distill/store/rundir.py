@@ -60,13 +60,13 @@ class Model(NamedTuple):
 
 
 def options_of_models(config: Config) -> dict[str, Any]:
-    """The options that affect results, as JSON gives them back, without the alphas: a model's folder names those."""
+    """The options that affect results, as read back from JSON, without the alphas, which a model's folder names."""
     options = {name: value for name, value in config.identity.items() if name not in ALPHAS}
     return json.loads(json.dumps(options))
 
 
 def check_options(file: Path, recorded: dict[str, Any] | None, config: Config) -> None:
-    """Raise ConfigError if a model whose ``file`` records these options is not of this run. None: an old version's."""
+    """Raise ConfigError if the options that ``file`` records are not this run's. An old version recorded none."""
     here = options_of_models(config)
     there = here if recorded is None else {name: value for name, value in recorded.items() if name not in ALPHAS}
     differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
@@ -103,7 +103,7 @@ class RunDir:
         }
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder of the run, but never the run's own: it may have been moved or deleted while it trains.
+        """Make a folder inside the run's, but never the run's own, which the user may have moved or deleted meanwhile.
 
         Raises ConfigError, OSError.
         """

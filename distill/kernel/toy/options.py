@@ -63,12 +63,17 @@ def _add_chain_options(group: argparse._ArgumentGroup) -> None:
         type=number(int, Range(0, 10**15)),
         default=5,
         metavar="T",
-        help="number of students; a million cost no more than five (default: %(default)s)",
+        help="number of students; the cost does not grow with it (default: %(default)s)",
     )
     group.add_argument(
-        "--lam", "--lambda", type=_not_negative, default=0.2, metavar="L", help="ridge (default: %(default)s)"
+        "--lam",
+        "--lambda",
+        type=_not_negative,
+        default=0.2,
+        metavar="L",
+        help="ridge parameter lambda (default: %(default)s)",
     )
-    group.add_argument("--kernel", choices=KERNEL_NAMES, default="rbf", help="(default: %(default)s)")
+    group.add_argument("--kernel", choices=KERNEL_NAMES, default="rbf", help="kernel (default: %(default)s)")
     group.add_argument(
         "--gamma",
         type=_not_negative,
@@ -85,7 +90,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         type=to_path,
         metavar="FILE.csv",
         help="read points from columns x, y and optionally truth; without truth the loss is leave-one-out, "
-        "for more than 200 points held-out",
+        "or on held-out points if there are more than 200",
     )
     group.add_argument(
         "--noise",
@@ -94,7 +99,10 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         help="draw new points with noise of this standard deviation (default: 0.5)",
     )
     group.add_argument(
-        "--n", type=number(int, Range(1, 10**9)), metavar="N", help="draw this many new points (default: 11)"
+        "--n",
+        type=number(int, Range(1, 10**9)),
+        metavar="N",
+        help="draw this many new points (11 if only --noise or --seed is given)",
     )
     group.add_argument(
         "--seed",
@@ -116,9 +124,15 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         "--csv", type=to_path, metavar="FILE", help="also write the losses in full precision: alpha,step,loss"
     )
     group.add_argument("--no-figures", action="store_true", help="print the table only")
-    group.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="(default: %(default)s)")
     group.add_argument(
-        "--dpi", type=number(int, Range(10, 1200)), default=150, metavar="D", help="(default: %(default)s)"
+        "--format", choices=("png", "pdf", "svg"), default="png", help="of the figures (default: %(default)s)"
+    )
+    group.add_argument(
+        "--dpi",
+        type=number(int, Range(10, 1200)),
+        default=150,
+        metavar="D",
+        help="resolution of png figures (default: %(default)s)",
     )
     group.add_argument(
         "--interactive",
