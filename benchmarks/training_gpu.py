@@ -46,6 +46,7 @@ from distill.training.objective import Objective, one_hot
 from distill.training.predict import soft_targets
 
 IMAGES = 4096
+BATCHES = (16, 128)
 BURST = 128  # updates, of IMAGES images at most
 JOBS = (1, 2, 4, 8)
 Burst = Callable[[], object]
@@ -178,7 +179,7 @@ def interleaved(
 def against_the_obvious(depths: list[int], rounds: int, device: torch.device) -> list[dict]:
     """Question 1: images/s, and their ratio to the obvious program's."""
     results = []
-    for resnet, batch, student in itertools.product(depths, (16, 128), (False, True)):
+    for resnet, batch, student in itertools.product(depths, BATCHES, (False, True)):
         updates = updates_of(batch)
         runs = _engine_runs(resnet, batch, student, device)
         bursts = _obvious_bursts(resnet, batch, student, runs["engine, fp32"])
@@ -240,7 +241,7 @@ def _with_settings(run: EngineRun, burst: Burst) -> Burst:
 def kernel_time(depths: list[int], rounds: int, device: torch.device) -> list[dict]:
     """Question 2: milliseconds per update of the engine, of the graph alone and of the teacher's pass alone."""
     results = []
-    for resnet, batch, student in itertools.product(depths, (16, 128), (False, True)):
+    for resnet, batch, student in itertools.product(depths, BATCHES, (False, True)):
         run = EngineRun(ModelConfig(resnet=resnet), TrainConfig(batch_size=batch), student, device)
         updates = updates_of(batch)
         run.burst(updates)()

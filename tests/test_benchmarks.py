@@ -195,7 +195,8 @@ def small_gpu(stand_in, monkeypatch):
     return stand_in
 
 
-def test_a_gpu_is_measured_against_the_baseline_program(small_gpu):
+def test_a_gpu_is_measured_against_the_baseline_program(small_gpu, monkeypatch):
+    monkeypatch.setattr(training_gpu, "BATCHES", (4, 8))
     rows = training_gpu.against_the_obvious([8], 1, CPU)
     assert len(rows) == 4 * (2 + 6)  # two batch sizes, two steps; the obvious program twice and six variants
     assert {row["ratio"] for row in rows if row["variant"] == "obvious program"} == {1.0}
@@ -224,6 +225,7 @@ def test_the_baseline_program_on_a_gpu_has_plain_convolutions(small_gpu, monkeyp
     monkeypatch.setattr(Trainer, "epoch", engine_epoch)
     monkeypatch.setattr(training_gpu, "ModelConfig", lambda **_: ModelConfig(resnet=18))
     monkeypatch.setattr(training_gpu, "BURST", 1)
+    monkeypatch.setattr(training_gpu, "BATCHES", (4, 8))
     training_gpu.against_the_obvious([18], 1, CPU)
     assert set(seen["obvious"]) == {"Conv2d"}
     ours, plain = {"ProductConv2d"}, {"Conv2d"}

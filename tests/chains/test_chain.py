@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.files import sha256
 from distill.randomness import generator, torch_seed
 from distill.running.experiment import count_models, prepare
+from distill.store.records import write_json
 from distill.store.rundir import RunDir
 from distill.training.fit import Trainer
 from distill.training.listener import Listener
@@ -196,8 +197,8 @@ def test_a_student_of_another_teacher_is_refused(tmp_path):
     record = tmp_path / STUDENT / "result.json"
     content = json.loads(record.read_text())
     content["parent"]["sha256"] = "0" * 64
-    del content["sha256"]  # else the edit would be detected
-    record.write_text(json.dumps(content))
+    del content["sha256"]
+    write_json(record, content)  # with the hash of what it now says
     with pytest.raises(UserError, match=r"step_1 was trained with a different teacher"):
         distill.run(config(tmp_path), source=source())
 
