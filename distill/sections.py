@@ -1,5 +1,6 @@
 """The five sections of a configuration, as frozen dataclasses. Illegal values and combinations are refused here."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ class DataConfig(Section):
         "imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
     )
     data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False, path=True)
+    data_sha256: str | None = option(
+        None, "refuse to run unless the data have this SHA-256, as in data.sha256 of an earlier run", identity=False
+    )
     image_size: int | None = option(
         None, "resize the images of an imagefolder to squares of this many pixels", Range(1, 2**16)
     )
@@ -54,6 +58,10 @@ class DataConfig(Section):
         require(
             self.dataset in (*DATASETS, CUSTOM_DATA) or ":" in self.dataset,
             f"dataset must be one of {', '.join(DATASETS)} or package.module:function, not {self.dataset}",
+        )
+        require(
+            self.data_sha256 is None or re.fullmatch("[0-9a-f]{64}", self.data_sha256) is not None,
+            f"data_sha256 must be 64 hexadecimal digits, not {self.data_sha256}",
         )
         require(
             self.image_size is None or self.dataset == "imagefolder",

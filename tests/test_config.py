@@ -47,7 +47,15 @@ OTHER_VALUES = {
     "teacher_ckpt": ("other.pt", {"teacher_ckpt": "m.pt"}),
     "teacher_step": (1, {"teacher_ckpt": "m.pt"}),
 }
-WHERE = {"data_dir": "elsewhere", "graph": False, "output": "there", "device": "cuda:1", "threads": 3, "jobs": 2}
+WHERE = {
+    "data_dir": "elsewhere",
+    "data_sha256": "0" * 64,
+    "graph": False,
+    "output": "there",
+    "device": "cuda:1",
+    "threads": 3,
+    "jobs": 2,
+}
 
 
 def test_the_tables_of_this_test_name_every_field():

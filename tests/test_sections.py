@@ -54,6 +54,7 @@ ILLEGAL = [
         {"dataset": "mnist"},
         "dataset must be one of cifar10, cifar100, digits, imagefolder or package.module:function, not ",
     ),
+    ({"data_sha256": "abc"}, "data_sha256 must be 64 hexadecimal digits"),
     ({"dataset": "imagefolder", "image_size": 0}, "image_size must be a whole number from 1 to "),
     ({"dataset": "cifar10", "image_size": 32}, "image_size is for --dataset imagefolder"),
     ({"train_size": 0}, "train_size must be a whole number from 1 to "),

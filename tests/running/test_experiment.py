@@ -38,3 +38,10 @@ def test_a_network_named_in_the_configuration_works_with_jobs(tmp_path, folder, 
     distill.run(config_of(output=str(tmp_path / "two"), jobs=2, **options))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert len(rows(tmp_path / "one" / "results.csv")) == 3
+
+
+def test_other_data_than_those_of_the_given_sha256_are_refused(tmp_path):
+    right = source().fingerprint
+    assert prepare(config(tmp_path, data_sha256=right), source()).config.data.data_sha256 == right
+    with pytest.raises(UserError, match=f"not those of --data-sha256; theirs is {right}"):
+        prepare(config(tmp_path, data_sha256="0" * 64), source())
