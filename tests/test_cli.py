@@ -41,6 +41,7 @@ TYPED = {
     "val_size": ("80", 80, ""),
     "label_noise": ("0.25", 0.25, ""),
     "label_noise_kind": ("pairflip", "pairflip", ""),
+    "data_sha256": ("0" * 64, "0" * 64, ""),
     "augment": (False, False, ""),
     "resnet": ("20", 20, ""),
     "stem": ("cifar", "cifar", ""),
@@ -173,7 +174,7 @@ def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
-    listed = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    listed = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
     assert {f"--{name.replace('_', '-')}" for name in SECTION_OF} | {"--config", "--resume", "--no-augment"} <= listed
 
 

@@ -16,8 +16,7 @@ def test_ctrl_c_while_modules_are_loaded_is_a_line(tmp_path, program):
         assert wrong is None
 
 
-@pytest.mark.parametrize("group", [False, True])
-def test_two_interrupts_of_a_run_with_workers(tmp_path, group):
-    for delay in (4, 6):
-        signals = [(0.0, signal.SIGINT), (0.0005, signal.SIGINT)]
-        assert interrupt("self_distiller", tmp_path / "run", delay, signals, group) is None
+@pytest.mark.parametrize(("delay", "group"), [(4, False), (6, True)])
+def test_two_interrupts_of_a_run_with_workers(tmp_path, delay, group):
+    signals = [(0.0, signal.SIGINT), (0.0005, signal.SIGINT)]
+    assert interrupt("self_distiller", tmp_path / "run", delay, signals, group) is None

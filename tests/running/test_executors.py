@@ -61,7 +61,7 @@ def alive(pids: list[int]) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_their_parent_and_the_run_resumes_to_the_same_bits(tmp_path, folder, ending):
-    options = folder | {"alpha": [0, 0.5], "max_epochs": 40}
+    options = folder | {"alpha": [0, 0.5], "max_epochs": 16}
     run = tmp_path / "parts"
     words = [f"--{name}={value}" for name, value in options.items() if name != "alpha"]
     words += ["--resnet=8", "--width=2", "--batch-size=8", "--lr=0.01", "--distillation-steps=2", "--threads=1"]

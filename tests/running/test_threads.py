@@ -127,7 +127,7 @@ def test_a_users_error_in_a_thread_ends_the_others(tmp_path, folder, threads):
 
 
 def test_stopped_threads_end_at_a_chunk_and_resume_to_the_same_bits(tmp_path, folder, threads):
-    options = folder | {"alpha": [0, 0.5], "max_epochs": 40, "distillation_steps": 2}
+    options = folder | {"alpha": [0, 0.5], "max_epochs": 16, "distillation_steps": 2}
     main = threading.main_thread().ident
 
     def stop():
