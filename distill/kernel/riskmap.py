@@ -27,7 +27,6 @@ from distill.kernel.linalg import (
     product,
     tridiagonalise,
 )
-from distill.kernel.mixing import stick_breaking
 from distill.kernel.risks import Risk, make_risk
 from distill.kernel.solvers import check_solver, choose_map_solver, fitted_values, limit_by_solving, limit_is_certain
 from distill.kernel.spectral import (
@@ -158,9 +157,14 @@ def _combinations(alphas: FloatArray, steps: list[int], depth: int) -> FloatArra
     They are alpha, alpha (1 - alpha), ..., (1 - alpha)^(k-1): stick breaking with one alpha.
     """
     combinations = np.zeros((len(alphas), len(steps), depth))
-    for i, alpha in enumerate(alphas):
-        for row, step in zip(combinations[i], steps, strict=True):
-            row[:step] = stick_breaking(np.full(step - 1, alpha))
+    left = np.repeat(1 - alphas[:, None], depth, axis=1)
+    left[:, :1] = 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        sticks = np.cumprod(left, axis=1)
+        weights = sticks * alphas[:, None]
+    for j, step in enumerate(steps):
+        combinations[:, j, : step - 1] = weights[:, : step - 1]
+        combinations[:, j, step - 1] = sticks[:, step - 1]
     return combinations
 
 
