@@ -35,10 +35,7 @@ def option(
     ``--help`` does not offer. identity: whether the value affects results; if not, it may change when a run resumes.
     path: whether it is a path, in which ``~`` is the home folder.
     """
-    metadata = {
-        **{"help": help, "within": within, "choices": choices, "words": words, "also": also},
-        **{"identity": identity, "path": path},
-    }
+    metadata = dict(help=help, within=within, choices=choices, words=words, also=also, identity=identity, path=path)
     return field(default=default, metadata=metadata)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
+sys.path.insert(0, str(Path(__file__).parent))  # pytest adds it too
 
 from tiny import config, source
 

@@ -62,7 +62,7 @@ class FeatureSums:
         block = FeatureSums(intercept=self.intercept)  # added as a whole, or not at all if a row is not finite
         for start in range(0, len(X), height):
             rows = slice(start, start + height)
-            weight = np.ones(len(X[rows])) if sample_weight is None else sample_weight[rows]
+            weight = None if sample_weight is None else sample_weight[rows]
             block._merge(self._sums(np.array(X[rows], np.float64, order="C"), np.array(y[rows], np.float64), weight))
         self._merge(block)
         return self
@@ -76,21 +76,27 @@ class FeatureSums:
             both._merge(sums)
         return both
 
-    def _sums(self, X: FloatArray, y: FloatArray, weight: FloatArray) -> "FeatureSums":
-        """The sums over one chunk."""
+    def _sums(self, X: FloatArray, y: FloatArray, weight: FloatArray | None) -> "FeatureSums":
+        """The sums over one chunk, whose arrays are overwritten."""
         if not (np.abs(X).max() <= LARGEST_ENTRY and np.abs(y).max(initial=0) <= LARGEST_ENTRY):  # true for NaN too
             raise NotFiniteError(f"X or y has entries that are NaN, infinite or above {LARGEST_ENTRY:g}")
         part = FeatureSums(intercept=self.intercept)
         part.rows = len(X)
-        part.weight = float(weight.sum())
-        part.mean_x = weight @ X / part.weight if self.intercept else np.zeros(X.shape[1])
-        part.mean_y = weight @ y / part.weight if self.intercept else np.zeros(y.shape[1:])
-        root = np.sqrt(weight)
-        X = ((X - part.mean_x).T * root).T
-        y = ((y - part.mean_y).T * root).T
+        part.weight = float(len(X) if weight is None else weight.sum())
+        part.mean_x = np.zeros(X.shape[1])
+        part.mean_y = np.zeros(y.shape[1:])
+        if self.intercept:
+            part.mean_x = np.average(X, axis=0, weights=weight)
+            part.mean_y = np.average(y, axis=0, weights=weight)
+            X -= part.mean_x
+            y -= part.mean_y
+        if weight is not None:
+            root = np.sqrt(weight)
+            X *= root[:, None]
+            y = (y.T * root).T
         upper = blas.dsyrk(1.0, X.T)  # half the work of a full product
         part.gram = np.triu(upper) + np.triu(upper, 1).T
-        part.cross = X.T @ y
+        part.cross = spectral.product(X.T, y)
         part.square = (y**2).sum(axis=0)
         return part
 

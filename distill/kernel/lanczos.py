@@ -73,6 +73,7 @@ class BlockLanczos:
         self._next = block  # the block that the next pass appends to Q and multiplies by K
         self._coupling = np.zeros((block.shape[1], 0))  # of ``_next`` with the last block of Q
         self.passes = 0
+        self._pairs: tuple[FloatArray, FloatArray] | None = None  # of T
         self._checkpoint = checkpoint
         if checkpoint is None:
             self._Q = np.empty((self.max_basis, n)).T  # pages that no pass has reached take no memory
@@ -136,6 +137,7 @@ class BlockLanczos:
         for _ in range(2):  # twice is enough for orthogonality to rounding
             product -= Q @ (Q.T @ product)
         self._T = T
+        self._pairs = None
         self._next, self._coupling = _orthonormal_columns(product, floor=100 * len(Q) ** 0.5 * EPS * size)
         self.passes += 1
         if isinstance(self._Q.base, np.memmap) and self._checkpoint is not None:
@@ -252,9 +254,11 @@ class BlockLanczos:
         return self.y.reshape(len(self.y), -1).shape[1]
 
     def _eigenpairs(self) -> tuple[FloatArray, FloatArray]:
-        """Theta (k,), large to small, and U (k, k)."""
-        theta, U = scipy.linalg.eigh(-self._T, driver="evd")
-        return np.maximum(-theta, 0.0), U
+        """Theta (k,), large to small, and U (k, k), computed once for each size of the basis."""
+        if self._pairs is None:
+            theta, U = scipy.linalg.eigh(-self._T, driver="evd")
+            self._pairs = np.maximum(-theta, 0.0), U
+        return self._pairs
 
     def _targets(self, U: FloatArray) -> FloatArray:
         """(Q U)^T y, (k, m)."""

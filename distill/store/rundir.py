@@ -197,12 +197,12 @@ class RunDir:
         """The result of every finished model, by seed, arm (the teacher first) and step."""
         return [Result.of(record) for record in self.records()]
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self, config: Config | None = None) -> list[dict[str, Any]]:
         """The whole result.json of every finished model, by seed, arm (the teacher first) and step.
 
-        Only the folders that the seeds, arms and steps of the configuration name are read.
+        Only the folders that the seeds, arms and steps of ``config`` name are read; it is config.toml by default.
         """
-        config = self.config()
+        config = self.config() if config is None else config
         found = [self.record(model, config) for model in self.models(config) if (model.folder / "result.json").exists()]
         return sorted(found, key=lambda record: sort_key(Result.of(record)))
 
@@ -248,9 +248,9 @@ class RunDir:
 
     def write_results(self) -> list[Result]:
         """Write results.csv from the finished models and return their results. Concurrent calls take turns."""
-        self.config()  # raises if the run was moved or deleted
+        config = self.config()  # raises if the run was moved or deleted
         with open_locked(self.path / ".results.lock", wait=True) or nullcontext():
-            results = self.results()
+            results = [Result.of(record) for record in self.records(config)]
             write_derived(self.path / "results.csv", results_csv(results))
         return results
 
