@@ -93,6 +93,15 @@ def _errors_name(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def append(path: Path, size: int, data: memoryview) -> None:
+    """Cut a file, made if needed, to ``size`` bytes, append ``data`` and flush it to the disk. Raises OSError."""
+    with _errors_name(path), open(path, "ab") as file:
+        file.truncate(size)
+        file.write(data)
+        file.flush()
+        _sync(file.fileno())
+
+
 def write_derived(path: Path, content: Content) -> None:
     """Write a file that can be made again at any time; if another program keeps it from being replaced, note that."""
     try:

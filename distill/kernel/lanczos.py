@@ -8,10 +8,12 @@ its norm follows from the last block of T (``BlockLanczos.errors``).
 For one ridge path: Chen, Huber, Lin & Zaid 2025, arXiv 2501.18717. The random columns serve to estimate traces.
 """
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -19,28 +21,49 @@ from numpy.typing import ArrayLike
 from scipy.sparse.linalg import aslinearoperator
 
 from distill.environment import available_memory
-from distill.files import open_file, write_atomically
+from distill.errors import DataError
+from distill.files import open_locked
 from distill.kernel import spectral
-from distill.kernel.arguments import as_schedule, as_steps, as_targets
+from distill.kernel.arguments import as_count, as_ridges, as_schedule, as_steps, as_targets
 from distill.kernel.arrays import EPS, FloatArray
-from distill.kernel.linalg import MatrixTooLargeError, NotFiniteError, Spectrum
+from distill.kernel.basis_files import BasisFiles
+from distill.kernel.bounds import limit_error, step_errors
+from distill.kernel.linalg import (
+    LOW_PRECISION,
+    NEGATIVE_TOLERANCE,
+    MatrixTooLargeError,
+    NotFiniteError,
+    NotPositiveSemidefiniteError,
+    NotSymmetricError,
+    Spectrum,
+)
 from distill.kernel.riskmap import risk_map
 
 LATEST_STEP = 1000  # the last finite step with an error bound, which is a sum over all earlier steps
+Schedules = ArrayLike | Sequence[ArrayLike]  # numbers and schedules
 
 
 class NotReachedError(ArithmeticError):
-    """The basis is too small for the tolerance; the message names the ridges, and the basis that they would need."""
+    """The basis is too small for the tolerance; the message names the ridges, and the basis that they would need.
+
+    ``basis`` is the basis, ``lams`` (r,) the ridges that it does not reach, and ``needs`` (r,) the vectors that each
+    would need, extrapolated; NaN if that is unknown. The results of all other ridges are within the tolerance.
+    """
+
+    basis: "BlockLanczos"
+    lams: FloatArray
+    needs: FloatArray
 
 
 class BlockLanczos:
     """An orthonormal basis that grows by one block per product with K, and the results computed from it.
 
-    ``K`` (n, n) is an array or anything that SciPy's ``aslinearoperator`` takes, symmetric and positive semidefinite;
-    ``y`` (n,) or (n, m). ``probes`` columns of random signs serve to estimate traces. ``max_basis`` bounds k, the
-    number of basis vectors; memory for n × max_basis float64 numbers must be free. With ``checkpoint``, a folder, the
-    basis is kept there in a memory-mapped file, and the same call resumes from it. Raises MatrixTooLargeError, and
-    ValueError for a checkpoint of another problem.
+    ``K`` (n, n) is an array or anything that SciPy's ``aslinearoperator`` takes, real, symmetric and positive
+    semidefinite; ``y`` (n,) or (n, m). ``probes`` columns of random signs, drawn with ``seed``, serve to estimate
+    traces, which takes two at least. ``max_basis`` bounds k, the number of basis vectors; memory for n × max_basis
+    float64 numbers must be free. With ``checkpoint``, a folder, each pass is also written there, and the same call
+    resumes from it, with a larger ``max_basis`` if need be. Raises ValueError for an argument out of its range,
+    MatrixTooLargeError, OSError, and DataError for a checkpoint of another problem.
     """
 
     def __init__(
@@ -55,52 +78,57 @@ class BlockLanczos:
     ):
         self.operator = aslinearoperator(K)
         n = self.operator.shape[0]
+        if self.operator.shape != (n, n) or self.operator.dtype.kind not in "biuf":
+            raise ValueError(f"K must be square and real, not {self.operator.shape} of {self.operator.dtype}")
         self.y = as_targets(y, n)
         targets = self.y.reshape(n, -1)
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (n, probes))
-        self.max_basis = min(max_basis, n)
+        probes = as_count("probes", probes) if probes != 0 else 0
+        # Without a target or a probe there would be no basis at all.
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (n, probes if targets.any() else max(probes, 1)))
+        self.max_basis = min(as_count("max_basis", max_basis), n)
+        # Of K's Frobenius norm. Rounding in K, whose precision is its dtype's, disturbs symmetry and eigenvalues.
+        eps = float(np.finfo(np.result_type(self.operator.dtype, np.float32)).eps)
+        self._tolerance = max(NEGATIVE_TOLERANCE, LOW_PRECISION * eps)
+        self._next, self._start = _orthonormal_columns(np.hstack([targets, signs]))
+        if self._next.shape[1] > self.max_basis:
+            raise ValueError(f"max_basis = {max_basis} is less than the {self._next.shape[1]} columns of the start")
+        self._T = np.zeros((0, 0))
+        self._coupling = np.zeros((self._next.shape[1], 0))  # of the next block with the last block of Q
+        self.passes = 0
+        self._pairs: tuple[FloatArray, FloatArray] | None = None  # of T
+        self._files: BasisFiles | None = None
+        saved = None
+        if checkpoint is not None:
+            problem = hashlib.sha256(repr((1, self.y.shape, probes, seed, str(self.operator.dtype))).encode())
+            problem.update(np.ascontiguousarray(self.y).tobytes())
+            self._files = BasisFiles(Path(checkpoint), problem.hexdigest())
+            saved = self._files.read_state()
+        if saved is not None:
+            self.max_basis = max(self.max_basis, len(saved["T"]))
         needed = 8 * n * self.max_basis
         room = available_memory()
         if room is not None and needed > room:
             raise MatrixTooLargeError(
                 f"a basis of {self.max_basis} vectors of length {n} needs {needed / 2**30:.1f} GiB, "
-                f"but only {max(room, 0) / 2**30:.1f} GiB are free"
+                f"but only {max(room, 0) / 2**30:.1f} GiB are free; lower max_basis"
             )
-        block, self._start = _orthonormal_columns(np.hstack([targets, signs]))
-        if block.shape[1] > self.max_basis:
-            raise ValueError(f"max_basis = {self.max_basis} is less than the {block.shape[1]} columns of the start")
-        self._T = np.zeros((0, 0))
-        self._next = block  # the block that the next pass appends to Q and multiplies by K
-        self._coupling = np.zeros((block.shape[1], 0))  # of ``_next`` with the last block of Q
-        self.passes = 0
-        self._pairs: tuple[FloatArray, FloatArray] | None = None  # of T
-        self._checkpoint = checkpoint
-        if checkpoint is None:
-            self._Q = np.empty((self.max_basis, n)).T  # pages that no pass has reached take no memory
-        else:
-            self._resume(checkpoint)
+        self._Q = np.empty((self.max_basis, n)).T  # pages that no pass has reached take no memory
+        if self._files is not None and saved is not None:
+            self._resume(self._files, saved)
 
-    def _resume(self, folder: Path) -> None:
-        """Map the basis in ``folder``, and continue from the state there if there is one."""
-        folder.mkdir(parents=True, exist_ok=True)
-        shape = (self.max_basis, len(self.y))
-        state = folder / "state.npz"
-        if not state.exists():
-            self._Q = np.lib.format.open_memmap(folder / "basis.npy", "w+", np.float64, shape).T
-            return
-        self._Q = np.lib.format.open_memmap(folder / "basis.npy", "r+").T
-        first = self._next
-        with open_file(state) as file, np.load(file) as saved:
-            if self._Q.shape != shape[::-1] or not np.array_equal(saved["start"], self._start):
-                raise ValueError(f"{folder} holds the basis of another problem; delete it, or take another folder")
-            self._T = saved["T"]
-            self._coupling = saved["coupling"]
-            self._next = saved["next"]
-            self.passes = int(saved["passes"])
-        width = first.shape[1]
-        expected = first.T @ self.operator.matmat(first)
-        if not np.allclose(expected, self._T[:width, :width], rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
-            raise ValueError(f"{folder} holds the basis of another kernel matrix; delete it, or take another folder")
+    def _resume(self, files: BasisFiles, saved: dict[str, FloatArray]) -> None:
+        """Continue from a checkpoint."""
+        self._T = saved["T"]
+        self._start = saved["start"]
+        self._coupling = saved["coupling"]
+        self._next = saved["next"]
+        self.passes = int(saved["passes"])
+        files.read_vectors(self._Q.T[: self.size])
+        width = len(self._start)
+        first = self._Q[:, :width]
+        product = first.T @ self.operator.matmat(first)
+        if not np.abs(product - self._T[:width, :width]).max() <= self._tolerance * np.abs(product).max():
+            raise files.another("kernel matrix")
 
     @property
     def size(self) -> int:
@@ -118,35 +146,41 @@ class BlockLanczos:
         return self.size + self._next.shape[1] > self.max_basis
 
     def extend(self) -> None:
-        """Make one pass: multiply the newest block by K, and append it to the basis."""
+        """Make one pass: multiply the newest block by K, and append it to the basis.
+
+        Raises KernelMatrixError's subclasses if K is not a kernel matrix, and OSError if the checkpoint cannot be
+        written; then the basis is extended in memory, and the next pass writes what is missing.
+        """
         block = self._next
         old = self.size
         new = old + block.shape[1]
-        self._Q[:, old:new] = block
+        if new > self.max_basis:
+            raise ValueError(f"max_basis = {self.max_basis} leaves no room for another pass")
         product = np.asarray(self.operator.matmat(block), dtype=np.float64)
         if not np.isfinite(product).all():
             raise NotFiniteError("the product of K with a block has NaN or infinite entries")
-        Q = self._Q[:, :new]
         T = np.zeros((new, new))
         T[:old, :old] = self._T
         T[old:, old - self._coupling.shape[1] : old] = self._coupling
         T[old - self._coupling.shape[1] : old, old:] = self._coupling.T
         inner = block.T @ product
-        T[old:, old:] = (inner + inner.T) / 2
         size = np.linalg.norm(product, axis=0).max(initial=0.0)
+        difference = np.abs(inner - inner.T).max(initial=0.0)
+        if difference > self._tolerance * max(size, np.abs(self._T).max(initial=0.0)):
+            raise NotSymmetricError(f"K is not symmetric: Q^T K Q differs from its transpose by {difference:.3g}")
+        T[old:, old:] = (inner + inner.T) / 2
+        self._Q[:, old:new] = block
+        Q = self._Q[:, :new]
         for _ in range(2):  # twice is enough for orthogonality to rounding
             product -= Q @ (Q.T @ product)
+        following = _orthonormal_columns(product, floor=100 * len(Q) ** 0.5 * EPS * size)
         self._T = T
+        self._next, self._coupling = following
         self._pairs = None
-        self._next, self._coupling = _orthonormal_columns(product, floor=100 * len(Q) ** 0.5 * EPS * size)
         self.passes += 1
-        if isinstance(self._Q.base, np.memmap) and self._checkpoint is not None:
-            self._Q.base.flush()
-            write_atomically(self._checkpoint / "state.npz", self._write_state)
-
-    def _write_state(self, file: BinaryIO) -> None:
-        passes = np.array(self.passes)
-        np.savez(file, T=self._T, coupling=self._coupling, next=self._next, start=self._start, passes=passes)
+        if self._files is not None:
+            state = {"T": T, "coupling": self._coupling, "next": self._next, "start": self._start}
+            self._files.save(Q.T, state | {"passes": np.array(self.passes)})
 
     def spectrum(self) -> Spectrum:
         """Theta (k,), large to small, and Q U (n, k): a spectrum for every function that takes one."""
@@ -165,70 +199,50 @@ class BlockLanczos:
     ) -> FloatArray:
         """The risk of every chain at q new points, as ``krr.risk_map``; ``K_new`` (q, n) is an array or operator."""
         theta, U = self._eigenpairs()
-        rotated = np.asarray(aslinearoperator(K_new).matmat(self._Q[:, : self.size] @ U))
+        operator = aslinearoperator(K_new)
+        if operator.shape[1] != len(self.y):
+            raise ValueError(f"K_new must have a column for each of the {len(self.y)} points, not {operator.shape}")
+        rotated = np.asarray(operator.matmat(self._Q[:, : self.size])) @ U
         z = self._targets(U).reshape(-1, *self.y.shape[1:])
         return risk_map(Spectrum(theta, np.eye(len(theta))), z, rotated, target, alphas, lams, steps, loss=loss)
 
-    def errors(self, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike) -> FloatArray:
+    def errors(self, alphas: Schedules, lams: ArrayLike, steps: ArrayLike) -> FloatArray:
         """Upper bounds of ‖error‖ / ‖fitted values‖ of every chain, (len(alphas), len(lams), len(steps)).
 
-        The fit of a target t has residual r = (K + lam) c - t and error lam (K + lam)^-1 r, at most ‖r‖. An error e in
-        the target, which comes from the teacher, adds at most |1 - alpha| e: e_tau <= ‖r_tau‖ + |1 - alpha|
-        e_(tau-1). Rounding in float64 is included, but not the effect of a K that is rounded to float32. inf for a
-        chain that diverges. Raises ValueError for finite steps after LATEST_STEP.
+        Each of ``alphas`` is a number, or a schedule as in ``krr``. The fit of a target t has residual
+        r = (K + lam) c - t and error lam (K + lam)^-1 r, at most ‖r‖. An error e in the target, which comes from the
+        teacher, adds at most |1 - alpha| e: e_tau <= ‖r_tau‖ + |1 - alpha| e_(tau-1). Rounding in float64 is included,
+        but not the effect of a K that is rounded to float32. NaN for a chain that diverges already with Theta, whose
+        largest eigenvalue is at most K's. Raises ValueError for finite steps after LATEST_STEP.
         """
-        alphas = as_schedule(alphas)
-        lams = np.atleast_1d(np.asarray(lams, np.float64))
+        lams = np.atleast_1d(as_ridges("lams", lams, 0, 1))
         steps = as_steps(steps)
         last = int(max((step for step in steps if step < math.inf), default=1))
         if last > LATEST_STEP:
             raise ValueError(f"errors are bounded up to step {LATEST_STEP} and at the limit, not at step {last}")
+        bounds = [[self._chain_errors(alpha, lam, steps, last) for lam in lams] for alpha in _schedules(alphas)]
+        return np.array(bounds)
+
+    def _chain_errors(self, alpha: FloatArray, lam: float, steps: list[float], last: int) -> list[float]:
         theta, U = self._eigenpairs()
-        width = self._coupling.shape[1]
-        coupling = self._coupling @ U[self.size - width :]
+        coupling = self._coupling @ U[self.size - self._coupling.shape[1] :]
         z = self._targets(U)
-        out = np.full((len(alphas), len(lams), len(steps)), np.inf)
-        for i, alpha in enumerate(alphas):
-            for j, lam in enumerate(lams):
-                for s, step in enumerate(steps):
-                    if step == math.inf:
-                        out[i, j, s] = self._limit_error(theta, coupling, z, lam, alpha)
-                finite = [s for s, step in enumerate(steps) if step < math.inf]
-                if finite:
-                    bounds = self._step_errors(theta, coupling, z, lam, alpha, last)
-                    out[i, j, finite] = bounds[[int(steps[s]) - 1 for s in finite]]
-        return out
-
-    @staticmethod
-    def _step_errors(
-        theta: FloatArray, coupling: FloatArray, z: FloatArray, lam: float, alpha: float, last: int
-    ) -> FloatArray:
-        try:
-            filters = spectral.blend_filters(theta, lam, alpha, range(1, last + 1)) / (theta + lam)
-        except spectral.DivergentChainError:
-            return np.full(last, np.inf)
-        bound = 0.0
-        bounds = np.empty(last)
-        for tau, coefficients in enumerate(filters[:, :, None] * z):
-            bound = _residual(theta, coupling, coefficients) + abs(1 - alpha) * bound
-            bounds[tau] = _relative(bound, theta, coefficients)
-        return bounds
-
-    @staticmethod
-    def _limit_error(theta: FloatArray, coupling: FloatArray, z: FloatArray, lam: float, alpha: float) -> float:
-        # (alpha K + lam) c = alpha y: the error of K c is lam/alpha (alpha K + lam)^-1 times this equation's residual.
-        try:
-            filters = spectral.blend_filters(theta, lam, alpha, math.inf) / (theta + lam)
-        except spectral.DivergentChainError:
-            return math.inf
-        coefficients = filters[0][:, None] * z
-        growth = max(1.0, lam / (alpha * theta[0] + lam))
-        return _relative(growth * _residual(theta, coupling, coefficients), theta, coefficients)
+        bounds = {}
+        if math.inf in steps:
+            bounds[math.inf] = limit_error(theta, coupling, z, lam, alpha[-1])
+        if any(step < math.inf for step in steps):
+            bounds |= dict(enumerate(step_errors(theta, coupling, z, lam, alpha, last), 1))
+        return [bounds[step] for step in steps]
 
     def trace(self, filters: ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Traces of f(K) and their standard errors, (len(filters),) each, from f(Theta) in ``filters`` (..., k)."""
+        """Traces of f(K) and their standard errors, (len(filters),) each, from f(Theta) in ``filters`` (..., k).
+
+        Raises ValueError for fewer than two probes.
+        """
         U = self._eigenpairs()[1]
         weights = (U.T[:, : len(self._start)] @ self._start[:, self._columns :]) ** 2  # (k, probes)
+        if weights.shape[1] < 2:
+            raise ValueError("traces and their standard errors need probes >= 2")
         estimates = np.atleast_2d(filters) @ weights
         return estimates.mean(axis=1), estimates.std(axis=1, ddof=1) / math.sqrt(estimates.shape[1])
 
@@ -249,14 +263,28 @@ class BlockLanczos:
         share = 1 - trace / n
         return error / share**2, 2 * error / share**3 * deviation / n
 
+    def gcv_residuals(self, lam: float, k: int) -> FloatArray:
+        """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in this basis, (k, size, m), for best alphas."""
+        theta, U = self._eigenpairs()
+        left = spectral.residual_filters(theta, lam, k)
+        shares = self.trace(left)[0] / len(self.y)
+        return (left / shares[:, None])[..., None] * self._targets(U)
+
     @property
     def _columns(self) -> int:
         return self.y.reshape(len(self.y), -1).shape[1]
 
     def _eigenpairs(self) -> tuple[FloatArray, FloatArray]:
         """Theta (k,), large to small, and U (k, k), computed once for each size of the basis."""
+        if self.size == 0:
+            self.extend()
         if self._pairs is None:
             theta, U = scipy.linalg.eigh(-self._T, driver="evd")
+            if -theta[-1] < -self._tolerance * np.linalg.norm(theta):
+                raise NotPositiveSemidefiniteError(
+                    f"K is not positive semidefinite: it has an eigenvalue of at most {-theta[-1]:.3g}, and one of at "
+                    f"least {-theta[0]:.3g}"
+                )
             self._pairs = np.maximum(-theta, 0.0), U
         return self._pairs
 
@@ -268,7 +296,7 @@ class BlockLanczos:
 def lanczos(
     K: Any,
     y: ArrayLike,
-    alphas: ArrayLike,
+    alphas: Schedules,
     lams: ArrayLike,
     steps: ArrayLike,
     *,
@@ -281,54 +309,69 @@ def lanczos(
 ) -> BlockLanczos:
     """A basis in which every chain of the grid has a relative error of the fitted values of at most ``tolerance``.
 
-    Arguments as in ``BlockLanczos`` and its ``errors``. After each check ``report`` is called with the basis size and
-    the largest error. Raises NotReachedError, with the ridges that ``max_basis`` vectors do not reach.
+    Arguments as in ``BlockLanczos`` and its ``errors``; chains that diverge are left out. After each check ``report``
+    is called with the basis size and the largest error. Raises NotReachedError, which names the ridges that
+    ``max_basis`` vectors do not reach and holds the basis, and DataError if another process uses the checkpoint.
     """
-    basis = BlockLanczos(K, y, probes=probes, max_basis=max_basis, seed=seed, checkpoint=checkpoint)
-    history: list[tuple[int, FloatArray]] = []  # the basis size, and the largest error of each ridge
-    check = 1
-    while True:
-        while basis.passes < check and not basis.full and not basis.exact:
-            basis.extend()
-        worst = basis.errors(alphas, lams, steps).max(axis=(0, 2))
-        history.append((basis.size, worst))
-        report(basis.size, float(worst.max()))
-        if worst.max() <= tolerance:
-            return basis
-        if basis.full or basis.exact:
-            raise NotReachedError(_not_reached(np.atleast_1d(np.asarray(lams, np.float64)), history, tolerance))
-        check = math.ceil(1.1 * basis.passes) + 1  # not after every pass: the eigenvalues of T take k³ operations
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance must be positive and finite, not {tolerance}")
+    with nullcontext() if checkpoint is None else _locked(Path(checkpoint)):
+        basis = BlockLanczos(K, y, probes=probes, max_basis=max_basis, seed=seed, checkpoint=checkpoint)
+        history: list[tuple[int, FloatArray]] = []  # the basis size, and the largest error of each ridge
+        check = 1
+        while True:
+            while basis.passes < check and not basis.full and not basis.exact:
+                basis.extend()
+            worst = np.fmax.reduce(np.fmax.reduce(basis.errors(alphas, lams, steps), axis=2), axis=0, initial=0.0)
+            history.append((basis.size, worst))
+            report(basis.size, float(worst.max()))
+            if worst.max() <= tolerance:
+                return basis
+            if basis.full or basis.exact:
+                raise _not_reached(basis, np.atleast_1d(np.asarray(lams, np.float64)), history, tolerance)
+            check = math.ceil(1.1 * basis.passes) + 1  # not after every pass: the eigenvalues of T take k³ operations
 
 
-def _not_reached(lams: FloatArray, history: list[tuple[int, FloatArray]], tolerance: float) -> str:
-    """A message with the basis that each missed ridge needs, extrapolated from the second half of the history."""
+def _not_reached(
+    basis: BlockLanczos, lams: FloatArray, history: list[tuple[int, FloatArray]], tolerance: float
+) -> NotReachedError:
+    """The error with the basis that each missed ridge needs, extrapolated from the second half of the history."""
     sizes = np.array([size for size, _ in history])
     errors = np.array([worst for _, worst in history])
+    missed = np.flatnonzero(errors[-1] > tolerance)
+    needs = np.full(len(missed), np.nan)
     parts = []
-    for lam, column in zip(lams, errors.T, strict=True):
-        if column[-1] <= tolerance:
-            continue
-        need = "an unknown basis"
+    for i, j in enumerate(missed):
         recent = slice(len(sizes) // 2, None)
-        if len(sizes[recent]) > 1 and np.isfinite(column[recent]).all():
-            slope, intercept = np.polyfit(sizes[recent], np.log(column[recent]), 1)
+        if len(sizes[recent]) > 1 and np.isfinite(errors[recent, j]).all():
+            slope, intercept = np.polyfit(sizes[recent], np.log(errors[recent, j]), 1)
             if slope < 0:
-                need = f"some {math.ceil((math.log(tolerance) - intercept) / slope / 10) * 10} vectors"
-        parts.append(f"lam = {lam:.3g} (error {column[-1]:.2g}, needs {need})")
-    return f"{sizes[-1]} basis vectors do not reach an error of {tolerance:g} for {', '.join(parts)}"
+                needs[i] = math.ceil((math.log(tolerance) - intercept) / slope / 10) * 10
+        need = "an unknown basis" if np.isnan(needs[i]) else f"some {needs[i]:.0f} vectors"
+        parts.append(f"lam = {lams[j]:.3g} (error {errors[-1, j]:.2g}, needs {need})")
+    error = NotReachedError(f"{sizes[-1]} basis vectors do not reach an error of {tolerance:g} for {', '.join(parts)}")
+    error.basis = basis
+    error.lams = lams[missed]
+    error.needs = needs
+    return error
 
 
-def _residual(theta: FloatArray, coupling: FloatArray, coefficients: FloatArray) -> float:
-    """The norm of (K + lam) c - t, and of the rounding errors of K c in float64."""
-    return float(np.linalg.norm(coupling @ coefficients) + 10 * EPS * theta[0] * np.linalg.norm(coefficients))
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a checkpoint's folder, which is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open_locked(folder / "lock", wait=False)
+    if lock is None:
+        raise DataError(f"another process uses the checkpoint {folder}; wait for it, or take another folder")
+    with lock:
+        yield
 
 
-def _relative(bound: float, theta: FloatArray, coefficients: FloatArray) -> float:
-    """``bound`` over the norm of the fitted values."""
-    if bound == 0:
-        return 0.0
-    values = float(np.linalg.norm(theta[:, None] * coefficients))
-    return bound / values if values > 0 else math.inf
+def _schedules(alphas: Schedules) -> list[FloatArray]:
+    """Each of ``alphas``, a number or a schedule, as a schedule (k,)."""
+    if isinstance(alphas, list | tuple) and alphas:
+        return [as_schedule(alpha) for alpha in alphas]
+    return [as_schedule(alpha) for alpha in as_schedule(alphas)]  # type: ignore[arg-type]
 
 
 def _orthonormal_columns(block: FloatArray, floor: float = 0.0) -> tuple[FloatArray, FloatArray]:

@@ -275,13 +275,17 @@ def gcv_residuals(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> Float
     where every residual is 0/0.
     """
     z = components(spectrum, y)
-    d, lam = check_ridge(spectrum.d, lam)
+    left = residual_filters(spectrum.d, lam, k)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        filters = check_overflow("the residuals", left / left.mean(axis=1, keepdims=True))
+    return _filtered(filters, z)
+
+
+def residual_filters(d: ArrayLike, lam: float, k: int) -> FloatArray:
+    """1 - A^j, j = 1..k, (k, n): what fits with these weights leave of each component. Raises ValueError at lam = 0."""
+    d, lam = check_ridge(d, lam)
     if lam == 0:
         raise ValueError("generalised cross-validation needs lam > 0: an interpolant has no residuals")
     j = np.arange(1, as_count("k", k) + 1)[:, None]
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # 1 - A^j = -expm1(j log(1 - lam/(d + lam))), exact for small lam
-        left = -np.expm1(j * np.log1p(-lam / (d + lam)))
-        filters = check_overflow("the residuals", left / left.mean(axis=1, keepdims=True))
-    return _filtered(filters, z)
+    with np.errstate(divide="ignore"):  # 1 - A^j = -expm1(j log(1 - lam/(d + lam))), exact for small lam
+        return -np.expm1(j * np.log1p(-lam / (d + lam)))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse.linalg import LinearOperator
 from sklearn.metrics.pairwise import rbf_kernel
 
 from distill import krr
@@ -113,59 +112,119 @@ def test_the_basis_is_orthonormal():
 
 
 def test_names_the_ridges_that_are_not_reached():
+    K, y, K_new = problem()
+    target = np.zeros((40, 2))
+    lams = [1e-3, 100.0]
+    with pytest.raises(NotReachedError, match=r"lam = 0.001 \(error .*, needs some \d+ vectors\)$") as caught:
+        lanczos(K, y, 0.5, lams, [1, 2], max_basis=100, probes=5)
+    assert caught.value.lams == [1e-3]
+    assert 100 < caught.value.needs < 300
+    risk = caught.value.basis.risk_map(K_new, target, 0.5, lams, [1, 2])  # the rest is there
+    assert risk[0, 1] == pytest.approx(krr.risk_map(K, y, K_new, target, 0.5, lams, [1, 2])[0, 1], rel=1e-2)
+
+
+def test_errors_of_schedules_are_within_the_bounds():
     K, y, _ = problem()
-    with pytest.raises(NotReachedError, match=r"\d+ basis.* lam = 0.001 \(error .*, needs some \d+ vectors\)$"):
-        lanczos(K, y, 0.5, [1e-3, 100.0], [1, 2], max_basis=100, probes=5)
+    schedule = [0.2, -0.5, 1.3]
+    basis = BlockLanczos(K, y, probes=5)
+    for _ in range(6):
+        basis.extend()
+    bounds = basis.errors([schedule, 0.5, [0.5]], 0.05, STEPS)
+    np.testing.assert_array_equal(bounds[1], bounds[2])
+    exact = fitted(krr.decompose(K), y, 0.05, schedule)
+    found = fitted(basis.spectrum(), y, 0.05, schedule)
+    errors = np.linalg.norm(found - exact, axis=(1, 2)) / np.linalg.norm(found, axis=(1, 2))
+    assert (errors > 1e-9).all()
+    assert (errors <= bounds[0, 0]).all()
+    assert (errors > bounds[0, 0] / 30).all()
 
 
-def test_resumes_from_its_folder(tmp_path):
+def test_chains_that_diverge_are_left_out():
+    K, y, K_new = problem()
+    basis = lanczos(K, y, [-2.0, 0.5], 1e-3, [2, math.inf], tolerance=1e-6)
+    errors = basis.errors([-2.0, 0.5], 1e-3, [2, math.inf])[:, 0]
+    np.testing.assert_array_equal(np.isnan(errors), [[False, True], [False, False]])
+    risk = basis.risk_map(K_new, np.zeros((40, 2)), [-2.0, 0.5], 1e-3, [2, math.inf])[:, 0]
+    np.testing.assert_array_equal(np.isinf(risk), np.isnan(errors))
+
+
+def test_residuals_for_the_best_alphas():
+    K, y, _ = problem(n=600, m=1)
+    basis = lanczos(K, y[:, 0], 0.5, 1.0, [1], tolerance=1e-8, probes=60)
+    found = basis.gcv_residuals(1.0, 3)
+    exact = krr.gcv_residuals(krr.decompose(K), y[:, 0], 1.0, 3)
+    # The traces have standard errors of some per cent; what they divide has none.
+    assert np.linalg.norm(found, axis=(1, 2)) == pytest.approx(np.linalg.norm(exact, axis=1), rel=0.02)
+    ratio = found[1] / found[0]
+    d = basis.spectrum().d
+    share = np.linalg.norm(found[1]) / np.linalg.norm(found[0])
+    assert (ratio[:, 0] / ratio[0, 0]) == pytest.approx((1 + d / (d + 1)) / (1 + d[0] / (d[0] + 1)), rel=1e-9)
+    assert share == pytest.approx(np.linalg.norm(exact[1]) / np.linalg.norm(exact[0]), rel=0.01)
+    assert krr.greedy_alphas(found)[0][0] == pytest.approx(krr.greedy_alphas(exact)[0][0], abs=0.3)
+
+
+def test_without_probes_and_with_nothing_to_fit():
     K, y, _ = problem()
+    basis = lanczos(K, y, 0.5, 0.1, [2], probes=0)
+    assert basis.size < lanczos(K, y, 0.5, 0.1, [2]).size
+    with pytest.raises(ValueError, match="probes >= 2"):
+        basis.degrees_of_freedom(0.1, 0.5, [1])
+    nothing = lanczos(K, np.zeros(300), 0.5, 0.1, [2], probes=0)
+    assert not fitted(nothing.spectrum(), np.zeros((300, 1)), 0.1, 0.5).any()
 
-    left = 4
 
-    def product(block):
-        nonlocal left
-        if left == 0:
-            raise KeyboardInterrupt
-        left -= 1
-        return K @ block
+def test_refuses_what_is_no_kernel_matrix():
+    K, y, _ = problem()
+    for wrong, error in [
+        (K + np.triu(K), krr.NotSymmetricError),
+        (K - 0.5 * np.eye(300), krr.NotPositiveSemidefiniteError),
+        (np.where(K[2, 3] == K, np.nan, K), krr.NotFiniteError),
+    ]:
+        with pytest.raises(error):
+            lanczos(wrong, y, 0.5, 1.0, [1], tolerance=1e-9)
 
-    interrupted = LinearOperator(K.shape, matvec=product, matmat=product, dtype=K.dtype)
-    arguments = (y, 0.5, 1e-3, [1, 2])
-    with pytest.raises(KeyboardInterrupt):
-        lanczos(interrupted, *arguments, tolerance=1e-8, checkpoint=tmp_path)
-    begun = BlockLanczos(K, y, checkpoint=tmp_path)
-    assert begun.passes == 4
-    resumed = lanczos(K, *arguments, tolerance=1e-8, checkpoint=tmp_path)
-    straight = BlockLanczos(K, y)
-    while straight.passes < resumed.passes:
-        straight.extend()
-    assert resumed.passes > 4
-    assert resumed.spectrum().d == pytest.approx(straight.spectrum().d, rel=1e-12, abs=1e-12)
-    with pytest.raises(ValueError, match="another problem"):
-        lanczos(K, y + 1, 0.5, 1e-3, [1, 2], checkpoint=tmp_path)
-    with pytest.raises(ValueError, match="another kernel matrix"):
-        lanczos(2 * K, *arguments, checkpoint=tmp_path)
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_rounding_is_no_asymmetry(name):
+    K, y, _ = problem()
+    rounded = K.astype(name)
+    rounded *= 1 + np.random.default_rng(0).uniform(-1, 1, K.shape).astype(name) * np.finfo(name).eps
+    assert lanczos(rounded, y, 0.5, 1.0, [1]).size < 300
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"steps": [2000]}, "up to step 1000"),
+        ({"steps": [0]}, "steps must be"),
         ({"max_basis": 10}, "max_basis = 10"),
+        ({"max_basis": 0}, "max_basis must be a whole number"),
+        ({"max_basis": 100.5}, "max_basis must be a whole number"),
+        ({"probes": -1}, "probes must be a whole number"),
+        ({"probes": 2.5}, "probes must be a whole number"),
+        ({"tolerance": 0}, "tolerance must be positive"),
+        ({"tolerance": math.nan}, "tolerance must be positive"),
         ({"y": np.ones(3)}, "a row for each"),
-        ({"lams": -1.0}, "lam must be"),
+        ({"y": np.full(50, np.nan)}, "y must be finite"),
+        ({"lams": -1.0}, "lams must be"),
+        ({"lams": [[1.0]]}, "lams must be"),
+        ({"lams": math.nan}, "lams must be"),
+        ({"alphas": math.inf}, "alpha must be"),
+        ({"alphas": [0.5, [math.nan]]}, "alpha must be"),
+        ({"K": np.ones((50, 49))}, "K must be square"),
+        ({"K": np.eye(50) * 1j}, "K must be square and real"),
     ],
 )
 def test_refuses_what_it_cannot_do(change, message):
     K, y, _ = problem(n=50)
-    arguments = {"y": y, "alphas": 0.5, "lams": 1.0, "steps": [1]} | change
+    arguments = {"K": K, "y": y, "alphas": 0.5, "lams": 1.0, "steps": [1]} | change
     with pytest.raises(ValueError, match=message):
-        lanczos(K, **arguments)
+        lanczos(**arguments)
 
 
-def test_a_chain_that_diverges_has_no_bound():
-    K, y, _ = problem()
-    basis = BlockLanczos(K, y)
-    basis.extend()
-    assert np.isinf(basis.errors(-2.0, 1e-3, [math.inf])).all()
+def test_new_points_are_checked():
+    K, y, K_new = problem(n=50)
+    basis = lanczos(K, y, 0.5, 1.0, [1])
+    for wrong, message in ((K_new[:, 1:], "K_new must have a column for each of the 50"), (K_new * np.nan, "finite")):
+        with pytest.raises(ValueError, match=message):
+            basis.risk_map(wrong, np.zeros((40, 2)), 0.5, 1.0, [1])

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 from sklearn.metrics.pairwise import rbf_kernel
 
+from distill.kernel import tiles
 from distill.kernel.tiles import KernelTiles, rbf
 
 rng = np.random.default_rng(0)
@@ -50,3 +52,50 @@ def test_rbf_is_scikit_learns(dtype, error):
     assert K.dtype == dtype
     assert pytest.approx(rbf_kernel(X, X_NEW, gamma=0.3), abs=error) == K
     assert (np.diag(rbf(0.3)(A, A)) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": np.ones(3)}, "X must have a row for each point"),
+        ({"X": np.ones((0, 3))}, "X must have a row"),
+        ({"X": [["a"]]}, "X must hold real numbers"),
+        ({"X": np.where(X[3, 1] == X, np.nan, X)}, "X has NaN"),
+        ({"X_new": np.full((4, 5), np.inf)}, "X_new has NaN or infinite"),
+        ({"X_new": np.ones((4, 3))}, "X_new has 3 columns, but X has 5"),
+        ({"tile": 0}, "tile must be a whole number"),
+        ({"tile": 1.5}, "tile must be a whole number"),
+        ({"dtype": np.float16}, "dtype must be float32 or float64"),
+        ({"memory": -1}, "memory must be at least 0"),
+        ({"memory": np.nan}, "memory must be at least 0"),
+    ],
+)
+def test_refuses_what_is_no_kernel_matrix(change, message):
+    with pytest.raises(ValueError, match=message):
+        KernelTiles(**{"kernel": rbf_kernel, "X": X} | change)
+
+
+def test_a_kernel_of_another_shape_is_named():
+    with pytest.raises(ValueError, match=r"the kernel of 101 and 101 rows is \(101,\)"):
+        KernelTiles(lambda A, B: np.ones(len(A)), X).matmat(BLOCK)
+
+
+def test_sparse_rows_are_those_of_the_dense_matrix():
+    sparse = scipy.sparse.csc_array(np.where(X > 0, X, 0))
+    expected = rbf_kernel(sparse.toarray()) @ BLOCK
+    assert KernelTiles(rbf_kernel, sparse, tile=30).matmat(BLOCK) == pytest.approx(expected, abs=1e-13)
+
+
+def test_large_matrices_are_computed_in_blocks_of_rows(monkeypatch):
+    monkeypatch.setattr(tiles, "MOST_ENTRIES", 2000)
+    shapes = []
+
+    def kernel(A, B):
+        shapes.append((len(A), len(B)))
+        assert len(A) < len(B)  # no product of an array with its own transpose
+        return rbf_kernel(A, B)
+
+    assert tiles.matrix(kernel, X, X) == pytest.approx(rbf_kernel(X), abs=1e-14)
+    assert sum(height for height, _ in shapes) == 101
+    assert max(height * width for height, width in shapes) <= 2000
+    assert pytest.approx(rbf_kernel(X, gamma=0.3), abs=1e-14) == rbf(0.3)(X, X)
