@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from distill.grid import (
+    PREVIEW as PREVIEW,
+    ChainConfig as ChainConfig,
+)
 from distill.options import Section, require
 from distill.sections import (
     CIFAR_RESNETS as CIFAR_RESNETS,
     CUSTOM_DATA as CUSTOM_DATA,
     CUSTOM_MODEL as CUSTOM_MODEL,
     DATASETS as DATASETS,
-    PREVIEW as PREVIEW,
     TORCHVISION_RESNETS as TORCHVISION_RESNETS,
-    ChainConfig as ChainConfig,
     DataConfig as DataConfig,
     ModelConfig as ModelConfig,
     RunConfig as RunConfig,

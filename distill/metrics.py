@@ -145,6 +145,20 @@ def reliability(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
     }
 
 
+def confusions(logits: Tensor, labels: Tensor) -> dict[str, dict[str, int]]:
+    """How many images of a class are predicted as another, ``{"3": {"5": 12}}``: by class, then by predicted class."""
+    import torch
+
+    classes = logits.shape[1]
+    pairs = torch.bincount(labels.cpu() * classes + logits.argmax(1).cpu(), minlength=classes**2)
+    found: dict[str, dict[str, int]] = {}
+    for pair in pairs.nonzero().flatten().tolist():
+        label, predicted = divmod(pair, classes)
+        if label != predicted:
+            found.setdefault(str(label), {})[str(predicted)] = int(pairs[pair])
+    return found
+
+
 def binned_gap(confidence: Tensor, correct: Tensor) -> float:
     """The ECE from the largest probability (n,) in [0, 1] and whether it was right (n,) in {0, 1}, both float64."""
     gap = _bin_sums(confidence, correct - confidence)

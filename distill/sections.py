@@ -1,12 +1,11 @@
-"""The five sections of a configuration, as frozen dataclasses. Illegal values and combinations are refused here."""
+"""The sections of a configuration but [chain] (grid.py), as frozen dataclasses. Illegal values and combinations are refused here."""
 
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from distill import arms, losses, noise
+from distill import losses, noise
 from distill.arguments import Range
-from distill.arms import Arm
 from distill.options import Section, option, require
 
 TORCHVISION_RESNETS = (18, 34, 50, 101)
@@ -17,8 +16,6 @@ CUSTOM_DATA = "custom"  # `dataset` of a run on Python arrays
 SIZE = Range(1, 10**9)  # of a data set or a batch
 POSITIVE = Range(0.0, 1e38, without="low")  # as a float32 can hold
 NOT_NEGATIVE = Range(0.0, 1e38)
-LARGEST_GRID = 10_000  # models
-PREVIEW = "preview"  # an "alpha" without students: train the teacher and forecast its chain
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,34 @@ class DataConfig(Section):
     image_size: int | None = option(
         None, "resize the images of an imagefolder to squares of this many pixels", Range(1, 2**16)
     )
+    labels: str = option(
+        "fine", "labels of cifar100: its 100 classes, or its 20 superclasses", choices=("fine", "coarse")
+    )
     train_size: int | None = option(None, "train on a class-balanced subset of this many images", SIZE)
     test_size: int | None = option(None, "test on a class-balanced subset of this many images", SIZE)
     val_size: int = option(
         0, "hold out this many training images, class-balanced; their labels stay true", Range(0, 10**9)
     )
-    label_noise: float = option(0.0, "fraction of the training labels to corrupt, in [0, 1]", Range(0.0, 1.0))
+    label_noise: float = option(
+        0.0, "fraction of the training labels to corrupt (of those that the kind affects)", Range(0.0, 1.0)
+    )
     label_noise_kind: str = option(
         "symmetric",
         "; ".join(f"{name}: {kind.help}" for name, kind in noise.NOISE_KINDS.items()),
         choices=tuple(noise.NOISE_KINDS),
+    )
+    epsilon: float | None = option(
+        None, "privacy of --label-noise-kind label-dp: a label stays with probability e^epsilon / (e^epsilon + K - 1)",
+        POSITIVE,
+    )
+    human_labels: str | None = option(
+        None,
+        "labels of --label-noise-kind human: noisy for CIFAR-100N, the others for CIFAR-10N; read from the authors' "
+        "file in --data-dir",
+        choices=tuple(noise.HUMAN_LABELS),
+    )
+    confusion: str | None = option(
+        None, "folder of the finished model for --label-noise-kind confusable, such as runs/x/seed_1/step_0", path=True
     )
     augment: bool = option(
         True, "random crops (zero padding of an eighth of the width) and flips (no flips for digits)"
@@ -67,6 +82,25 @@ class DataConfig(Section):
             self.image_size is None or self.dataset == "imagefolder",
             f"image_size is for --dataset imagefolder; the images of {self.dataset} have one size already",
         )
+        require(
+            self.labels == "fine" or self.dataset == "cifar100", f"labels coarse is for cifar100, not {self.dataset}"
+        )
+        kind = noise.NOISE_KINDS[self.label_noise_kind]
+        require(
+            not (kind.sets_rate and self.label_noise),
+            f"label_noise_kind {self.label_noise_kind} has its own rate: leave --label-noise out",
+        )
+        for name, other in noise.NOISE_KINDS.items():
+            if other.needs:
+                flag = f"--{other.needs.replace('_', '-')}"
+                given = getattr(self, other.needs) is not None
+                require(given or other is not kind, f"label_noise_kind {name} needs {flag}")
+                require(not given or other is kind, f"{other.needs} is for --label-noise-kind {name}")
+
+    @property
+    def corrupts(self) -> bool:
+        """Whether training labels are corrupted."""
+        return self.label_noise > 0 or noise.NOISE_KINDS[self.label_noise_kind].sets_rate
 
 
 @dataclass(frozen=True)
@@ -211,124 +245,6 @@ class TrainConfig(Section):
     def epochs(self) -> int:
         """Epochs that are run: ``max_epochs``, or 1 in a fast development run."""
         return 1 if self.fast_dev_run else self.max_epochs
-
-
-@dataclass(frozen=True)
-class ChainConfig(Section):
-    """The chain: teacher, student, student, ...; several alphas or seeds make a grid of chains."""
-
-    section = "chain"
-
-    alpha: tuple[float | str, ...] | None = option(
-        None,
-        "weight of the given labels in [0, 1]; the teacher gets 1 - alpha; several values make a grid. "
-        + "".join(f"{word}: {kind.help}. " for word, kind in arms.ALPHA_WORDS.items())
-        + "preview: the same as --preview [default: 0.6]",
-        Range(0.0, 1.0),
-        words=(*arms.ALPHA_WORDS, PREVIEW),
-    )
-    alpha_schedule: tuple[tuple[float | str, ...], ...] = option(
-        (),
-        f"an alpha (or {' or '.join(arms.ALPHA_WORDS)}) for each student in turn; the last one repeats. Repeat the "
-        "option for several schedules; those that begin alike share models",
-        Range(0.0, 1.0),
-        words=tuple(arms.ALPHA_WORDS),
-    )
-    seed: tuple[int, ...] = option(
-        (1,),
-        "seed of splits, label noise, initial parameters and batches; several values make a grid",
-        Range(0, 2**63 - 1),
-    )
-    distillation_steps: int = option(5, "number of students after the teacher", Range(0, LARGEST_GRID))
-    teacher_select: str = option(
-        "last",
-        "which epoch's model teaches: the last, or the one most accurate on the held-out images (needs --val-size)",
-        choices=("last", "best"),
-    )
-    teacher_ckpt: str | None = option(None, "continue from this model.pt instead of training a teacher", path=True)
-    teacher_step: int | None = option(
-        None,
-        "step of the model in --teacher-ckpt; its first student has the next step [default: 0]",
-        Range(0, 10**6),
-    )
-
-    def resolved(self) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        if self.alpha is None or (self.alpha == () and self.alpha_schedule):
-            values["alpha"] = () if self.alpha_schedule else (0.6,)
-        if self.teacher_ckpt is not None and self.teacher_step is None:
-            values["teacher_step"] = 0
-        return values
-
-    def check(self) -> None:
-        self._check_alphas()
-        if self.teacher_ckpt is None:
-            require(self.teacher_step is None, "teacher_step needs --teacher-ckpt FILE")
-        else:
-            require(self.distillation_steps >= 1, "a given teacher needs at least one distillation step")
-        self._check_size()
-        seen: set[Arm] = set()
-        for arm in self.arms:
-            name = arms.arm_name(arm) or ""
-            require(len(name) <= 200, f"too many alphas for the name of a folder: alpha {name[:50]}...")
-            require(arm not in seen, f"two chains of the grid are the same: alpha {name}")
-            seen.add(arm)
-
-    def _check_size(self) -> None:
-        """Refuse a grid that is too large to be meant, before anything is made of it."""
-        chains = len(self.alphas) + len(self.alpha_schedule)
-        models = len(self.seed) * (1 + chains * self.distillation_steps)
-        require(
-            models <= LARGEST_GRID,
-            f"the grid is too large: {len(self.seed):,} seeds, {chains:,} alphas and {self.distillation_steps:,} steps "
-            f"make up to {models:,} models, and a run has {LARGEST_GRID:,} at most",
-        )
-
-    def _check_alphas(self) -> None:
-        for name in ("alpha", "seed"):
-            values = getattr(self, name)
-            require(values or (name == "alpha" and self.alpha_schedule), f"{name} needs at least one value")
-            require(len(set(values)) == len(values), f"{name} has a value twice: {' '.join(map(str, values))}")
-        for schedule in self.alpha_schedule:
-            require(schedule, "alpha_schedule needs at least one value")
-            require(
-                len(schedule) <= max(self.distillation_steps, 1),
-                f"alpha_schedule has {len(schedule)} alphas for {self.distillation_steps} students",
-            )
-        require(
-            PREVIEW not in self.alphas or (len(self.alphas) == 1 and not self.alpha_schedule),
-            "alpha preview trains no student and must be the only alpha; give other alphas in a second command",
-        )
-
-    @property
-    def alphas(self) -> tuple[float | str, ...]:
-        """The values of ``alpha``, never None."""
-        return self.alpha or ()
-
-    @property
-    def arms(self) -> tuple[Arm, ...]:
-        """Every chain of the grid, as the target of each of its students; empty without students."""
-        n = self.distillation_steps
-        if n < 1:
-            return ()
-        schedules = [(alpha,) for alpha in self.alphas if alpha != PREVIEW] + list(self.alpha_schedule)
-        return tuple(self._arm(schedule, n) for schedule in schedules)
-
-    @staticmethod
-    def _arm(schedule: tuple[float | str, ...], n: int) -> Arm:
-        """``n`` targets; the last alpha of the schedule repeats."""
-        targets = [arms.target(alpha) for alpha in schedule[:n]]
-        return (*targets, *targets[-1:] * (n - len(targets)))
-
-    @property
-    def estimates_alpha(self) -> bool:
-        """Whether any alpha is estimated."""
-        return arms.estimates_alpha(self.arms)
-
-    @property
-    def first_step(self) -> int:
-        """The teacher's step: 0 unless the chain continues from a given model."""
-        return self.teacher_step or 0
 
 
 @dataclass(frozen=True)

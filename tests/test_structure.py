@@ -14,7 +14,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 # Light modules: loading them loads neither torch nor NumPy. Each may import those before it, packages may import all.
 LIGHT = (
     *("errors", "program", "arguments", "named", "files", "environment", "arms", "noise", "losses", "metrics"),
-    *("options", "sections", "config", "configfile"),
+    *("options", "grid", "sections", "config", "configfile"),
 )
 # What each package, and each public name at the top, may import besides. The order is from the bottom up.
 MAY_IMPORT = {

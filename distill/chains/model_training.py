@@ -241,6 +241,49 @@ def finish_model(
     estimate: dict[str, Any] | None = None,
 ) -> None:
     """Score a model and write model.pt, then result.json; then delete the training state."""
+    losses, predictions = _scores(session, spec, model)
+    last = rows[-1] if rows else {}
+    if session.selects_best and rows:
+        last = max(rows, key=lambda row: row["val_acc"])  # the first of the best, as in training
+    columns = {
+        "seed": session.seed,
+        "alpha": spec.alpha,
+        "step": spec.step,
+        "train_loss": last.get("train_loss"),
+        "train_acc": last.get("train_acc"),
+        **losses,
+        "epochs": len(rows),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "arm": spec.arm,
+    }
+    result = Result.of(columns, metrics.evaluate_all(predictions))
+    run = RunDir(spec.run)
+    write_tensors(spec.folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
+    record = result.row() | {
+        "selected_epoch": last.get("epoch"),
+        "model_sha256": sha256(spec.folder / "model.pt"),
+        "metrics_sha256": hashlib.sha256(metrics_csv(rows).encode()).hexdigest() if rows else None,
+        **run.digests(session.seed),
+        "label_noise": session.data.label_noise,
+        "parent": parent,
+        "classes": list(session.data.classes),
+        "channels": session.data.train.images.shape[1],
+        "model": asdict(session.config.model),
+        "configuration": session.config.identity,
+        "reliability": metrics.reliability(predictions.test_logits, session.test.labels),
+        "confusions": metrics.confusions(predictions.test_logits, session.test.labels),
+    }
+    if estimate is not None:
+        record["auto"] = estimate | {"val_brier": result.val_brier}
+    run.write_result(spec.folder, record)
+    (spec.folder / STATE).unlink(missing_ok=True)
+    listener.end_model(result)
+
+
+def _scores(
+    session: Session, spec: ModelSpec, model: nn.Module
+) -> tuple[dict[str, float | None], metrics.Predictions]:
+    """The losses of a finished model against the true labels, and what its metrics are computed from."""
     test_loss, test_logits = session.score(model, session.test)
     val_loss = None
     val_logits = None
@@ -256,41 +299,7 @@ def finish_model(
         val_labels=None if session.val is None else session.val.labels,
         teacher_test_logits=None if spec.teacher is None else spec.teacher.test_logits,
     )
-    last = rows[-1] if rows else {}
-    if session.selects_best and rows:
-        last = max(rows, key=lambda row: row["val_acc"])  # the first of the best, as in training
-    columns = {
-        "seed": session.seed,
-        "alpha": spec.alpha,
-        "step": spec.step,
-        "train_loss": last.get("train_loss"),
-        "train_acc": last.get("train_acc"),
-        "val_loss": val_loss,
-        "test_loss": test_loss,
-        "epochs": len(rows),
-        "seconds": round(sum(row["seconds"] for row in rows), 3),
-        "arm": spec.arm,
-    }
-    result = Result.of(columns, metrics.evaluate_all(predictions))
-    run = RunDir(spec.run)
-    write_tensors(spec.folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
-    record = result.row() | {
-        "selected_epoch": last.get("epoch"),
-        "model_sha256": sha256(spec.folder / "model.pt"),
-        "metrics_sha256": hashlib.sha256(metrics_csv(rows).encode()).hexdigest() if rows else None,
-        **run.digests(session.seed),
-        "parent": parent,
-        "classes": list(session.data.classes),
-        "channels": session.data.train.images.shape[1],
-        "model": asdict(session.config.model),
-        "configuration": session.config.identity,
-        "reliability": metrics.reliability(test_logits, session.test.labels),
-    }
-    if estimate is not None:
-        record["auto"] = estimate | {"val_brier": result.val_brier}
-    run.write_result(spec.folder, record)
-    (spec.folder / STATE).unlink(missing_ok=True)
-    listener.end_model(result)
+    return {"val_loss": val_loss, "test_loss": test_loss}, predictions
 
 
 def epochs_on_disk(folder: Path) -> int:

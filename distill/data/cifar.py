@@ -6,9 +6,7 @@ batches are read here: subsets in the same format also work, and an error names 
 
 import hashlib
 import http.client
-import io
 import os
-import pickle
 import socket
 import sys
 import tarfile
@@ -21,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill.config import DataConfig
+from distill.data.human import read_human_labels
+from distill.data.pickles import load_pickle
 from distill.data.source import Source, as_array
 from distill.errors import DataError, one_line
 from distill.files import open_file
@@ -33,19 +33,19 @@ MOST_BYTES = 2**30  # of a file; the largest original has 155 MB
 
 
 def read_cifar(config: DataConfig, progress: bool = False) -> Source:
-    """The images, (n, 3, 32, 32), and labels of ``config.dataset``: ``cifar10``, or the fine labels of ``cifar100``.
+    """The images, (n, 3, 32, 32), and labels of ``config.dataset``, ``cifar10`` or ``cifar100``.
 
     A note on standard error says if they are not the original files. Raises DataError.
     """
     from torchvision import datasets
 
     original = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.dataset]
-    label_key = {"cifar10": "labels", "cifar100": "fine_labels"}[config.dataset]
     data_dir = Path(config.data_dir)
     folder = data_dir / original.base_folder
     if not folder.is_dir():
         _fetch(original, data_dir)
-    classes, original_names = _read_classes(folder, original.meta)
+    label_key = f"{config.labels}_labels" if config.dataset == "cifar100" else "labels"
+    classes, original_names = _read_classes(folder, original.meta, label_key.removesuffix("s") + "_names")
     train_images, train_labels, original_train = _read_part(folder, original.train_list, label_key, len(classes))
     test_images, test_labels, original_test = _read_part(folder, original.test_list, label_key, len(classes))
     if not (original_names and original_train and original_test):
@@ -54,17 +54,36 @@ def read_cifar(config: DataConfig, progress: bool = False) -> Source:
             f"{len(test_labels):,} test images",
             file=sys.stderr,
         )
-    return Source(config.dataset, train_images, train_labels, test_images, test_labels, classes, flip=True)
+    superclasses = None
+    if config.label_noise_kind == "superclass" and label_key == "fine_labels":
+        coarse, _ = _read_classes(folder, original.meta, "coarse_label_names")
+        _, groups, _ = _read_part(folder, original.train_list, "coarse_labels", len(coarse))
+        superclasses = _superclasses(folder, train_labels, groups, len(classes))
+    human = None
+    if config.label_noise_kind == "human":
+        human = read_human_labels(config, train_labels, len(classes))
+    train = train_images, train_labels
+    test = test_images, test_labels
+    return Source(config.dataset, *train, *test, classes, flip=True, superclasses=superclasses, human=human)
 
 
-def _read_classes(folder: Path, meta: dict[str, str]) -> tuple[tuple[str, ...], bool]:
+def _superclasses(folder: Path, labels: np.ndarray, groups: np.ndarray, classes: int) -> tuple[int, ...]:
+    """The superclass of every class, from the labels (n,) and superclasses (n,) of images."""
+    found = [set(groups[labels == c].tolist()) for c in range(classes)]
+    for c, group in enumerate(found):
+        if len(group) != 1:
+            raise DataError(f"{folder}: class {c} has images of {len(group)} superclasses; it needs exactly one")
+    return tuple(min(group) for group in found)
+
+
+def _read_classes(folder: Path, meta: dict[str, str], key: str) -> tuple[tuple[str, ...], bool]:
     """The class names, and whether their file is the original."""
     path = folder / meta["filename"]
     content, is_original = _unpickle(path, meta["md5"])
-    names = content.get(meta["key"])
+    names = content.get(key)
     if not (isinstance(names, list) and len(names) >= 2 and all(isinstance(n, str) for n in names)):
         raise DataError(
-            f"{path}: no list of class names under {meta['key']!r}; delete {folder} to have it downloaded again"
+            f"{path}: no list of class names under {key!r}; delete {folder} to have it downloaded again"
         )
     return tuple(names), is_original
 
@@ -112,64 +131,6 @@ def _read_batch(path: Path, md5: str, label_key: str, classes: int) -> tuple[np.
     return images.reshape(-1, 3, 32, 32), labels.astype(np.int64), is_original
 
 
-class _DataUnpickler(pickle._Unpickler):
-    """An unpickler of arrays, lists, strings and numbers, which calls nothing but its own methods.
-
-    The class in Python rather than in C: that one allocates what a file claims before it reads it. Arrays are made
-    here, from bytes that are in the file: NumPy's functions would take any shape, and trust a dtype's flags.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        found: dict[tuple[str, str], Any] = {
-            ("numpy", "ndarray"): None,
-            ("numpy", "dtype"): _PickledDtype,
-            ("_codecs", "encode"): self._encode,  # how Python 3 writes bytes into the older protocols
-        }
-        for core in ("numpy.core", "numpy._core"):
-            found[f"{core}.multiarray", "_reconstruct"] = _PickledArray
-            found[f"{core}.multiarray", "scalar"] = self._scalar
-            found[f"{core}.numeric", "_frombuffer"] = self._frombuffer
-        if (module, name) not in found:
-            raise pickle.UnpicklingError(f"it calls {module}.{name}")
-        return found[module, name]
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        return text.encode("latin1")
-
-    def _scalar(self, dtype: "_PickledDtype", data: bytes | str) -> Any:
-        return _array(dtype, data, ())[()]
-
-    def _frombuffer(self, data: bytes, dtype: "_PickledDtype", shape: tuple[int, ...], order: str) -> np.ndarray:
-        return _array(dtype, data, shape, order)
-
-
-class _PickledDtype:
-    """A dtype in a pickle, made of its code, such as ``u1``, and its byte order."""
-
-    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
-        self.numbers = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.numbers = self.numbers.newbyteorder(state[1])
-
-
-class _PickledArray:
-    """An array in a pickle, which is empty until its state is set."""
-
-    def __init__(self, kind: None, shape: tuple[int, ...], code: str | bytes) -> None:
-        self.values = np.empty(0, np.uint8)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, data = state
-        self.values = _array(dtype, data, shape, "F" if fortran else "C")
-
-
-def _array(dtype: _PickledDtype, data: bytes | str, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
-    """The array of numbers in ``data``, which Python 2 wrote as text. Raises an error of any type if it is none."""
-    content = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(content, dtype.numbers).reshape(shape, order="F" if order == "F" else "C")
-
-
 def _unpickle(path: Path, md5: str) -> tuple[dict[str, Any], bool]:
     """The dictionary in a pickle, and whether the file has this MD5."""
     try:
@@ -177,7 +138,7 @@ def _unpickle(path: Path, md5: str) -> tuple[dict[str, Any], bool]:
             if os.fstat(file.fileno()).st_size > MOST_BYTES:
                 raise ValueError("it is too large for a file of CIFAR")
             data = file.read()
-        content = _DataUnpickler(io.BytesIO(data), encoding="latin1").load()
+        content = load_pickle(data)
     except FileNotFoundError:
         raise DataError(f"{path.parent} has no {path.name}; delete the folder to have it downloaded again") from None
     except Exception as error:  # garbage makes a pickle raise nearly anything
@@ -186,8 +147,7 @@ def _unpickle(path: Path, md5: str) -> tuple[dict[str, Any], bool]:
         ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}, not a dictionary; is this a batch of CIFAR?")
-    values = {key: value.values if isinstance(value, _PickledArray) else value for key, value in content.items()}
-    return values, hashlib.md5(data, usedforsecurity=False).hexdigest() == md5
+    return content, hashlib.md5(data, usedforsecurity=False).hexdigest() == md5
 
 
 def _fetch(original: "type[CIFAR10]", data_dir: Path) -> None:

@@ -5,13 +5,14 @@ training subset contains the smaller one, and an image that two settings corrupt
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from distill.config import DataConfig
 from distill.data.source import Source
 from distill.errors import DataError
-from distill.noise import NOISE_KINDS
+from distill.noise import NOISE_KINDS, TrueLabels
 from distill.randomness import generator
 
 TEST_OF_UNSPLIT = 500  # test images drawn from a source without a test split: 50 of each digit
@@ -50,6 +51,13 @@ class Dataset:
     mean: np.ndarray  # (c,) float32, of train.images / 255
     std: np.ndarray  # (c,) float32, likewise, > 0
     flip: bool  # whether augmentation may mirror images
+    noise_kind: str | None = None  # of the corrupted training labels
+
+    @property
+    def label_noise(self) -> dict[str, Any] | None:
+        """The kind of the label noise and its rate, the share of wrong labels that this training set has."""
+        wrong = self.train.labels != self.train.true_labels
+        return None if self.noise_kind is None else {"kind": self.noise_kind, "rate": float(wrong.mean())}
 
 
 def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
@@ -79,9 +87,10 @@ def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
     if config.test_size is not None:
         rng = generator(seed, "subset", 1)  # 1: another draw than the training subset's
         test = test.take(_balanced(test.labels, np.arange(len(test)), config.test_size, classes, rng, "--test-size"))
-    train = _corrupted(whole, pool, len(classes), config, seed)
+    train = _corrupted(source, whole.take(pool), config, seed)
     mean, std = _channel_moments(train.images)
-    return Dataset(source.name, train, val, test, classes, mean, std, source.flip)
+    kind = config.label_noise_kind if config.corrupts else None
+    return Dataset(source.name, train, val, test, classes, mean, std, source.flip, kind)
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:
@@ -116,24 +125,27 @@ def _balanced(
     return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts)]))
 
 
-def _corrupted(whole: Split, pool: np.ndarray, classes: int, config: DataConfig, seed: int) -> Split:
-    """The images of ``whole`` at the positions ``pool``, round(label_noise * n) of their n labels wrong.
+def _corrupted(source: Source, split: Split, config: DataConfig, seed: int) -> Split:
+    """Some training images of the source, round(label_noise * n) of their n labels wrong.
 
-    n counts only images whose class this kind of noise affects. An order of the whole source and a wrong label for each
-    image are drawn; the first images of the pool in this order get their wrong labels. Therefore a wrong label depends
-    neither on the pool nor on the number of corrupted images.
+    n counts only images that this kind of noise affects; a kind that sets its rate gives all wrong labels. An order of
+    the whole source and a wrong label for each image are drawn; the first of the images in this order get their wrong
+    labels. Therefore a wrong label depends neither on the subset nor on the number of corrupted images.
     """
-    split = whole.take(pool)
-    if config.label_noise == 0:
+    if not config.corrupts:
         return split
+    kind = NOISE_KINDS[config.label_noise_kind]
+    true = TrueLabels(
+        source.train_labels, source.classes, source.superclasses, source.human, config.epsilon, config.confusion
+    )
     rng = generator(seed, "noise")
-    rank = rng.permutation(len(whole))
-    wrong = NOISE_KINDS[config.label_noise_kind].wrong_labels(whole.labels, classes, rng)
-    affected = np.flatnonzero(wrong[pool] != split.true_labels)
-    count = round(config.label_noise * len(affected))
-    corrupted = affected[np.argsort(rank[pool[affected]])[:count]]
+    rank = rng.permutation(len(true.labels))
+    wrong = kind.wrong_labels(true, rng)[split.index]
+    affected = np.flatnonzero(wrong != split.true_labels)
+    count = len(affected) if kind.sets_rate else round(config.label_noise * len(affected))
+    corrupted = affected[np.argsort(rank[split.index[affected]])[:count]]
     labels = split.true_labels.copy()
-    labels[corrupted] = wrong[pool[corrupted]]
+    labels[corrupted] = wrong[corrupted]
     return replace(split, labels=labels)
 
 

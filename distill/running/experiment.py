@@ -81,7 +81,7 @@ class Experiment:
         """Write labels.npz, or verify it. One of an earlier command that trained no model of this seed is replaced."""
         file = rundir.labels(seed)
         begun = any(file.parent.glob("**/*.pt"))
-        if not self.config.data.label_noise:
+        if not self.config.data.corrupts:
             if file.exists() and not begun:
                 file.unlink()
             return

@@ -136,11 +136,13 @@ SHAPE: dict[str, Callable[[Any], bool]] = {
     "metrics_sha256": _or_none(_is_text),
     "labels_sha256": _or_none(_is_text),
     "data_sha256": _or_none(_is_text),
+    "label_noise": _or_none(_has({"kind": _is_text, "rate": _is_share})),
     "parent": _or_none(_has({"path": _is_text, "sha256": _is_text})),
     "classes": _list_of(_is_text),
     "channels": lambda value: _is_count(value) and value > 0,
     "model": _has({}),
     "configuration": _has({}),
+    "confusions": _has({}),
     "reliability": _has(dict.fromkeys(("count", "confidence", "correct"), _BINS)),
     "auto": _has(ESTIMATE | {"val_brier": _is_number}),
 }

@@ -99,8 +99,8 @@ def test_label_noise_is_exact_and_in_training_labels_only(counts, seed, noise, k
 def test_noise_that_spares_classes_corrupts_its_share_of_the_others(monkeypatch):
     """Class 0 becomes 1 and nothing else changes: 40 % of class 0 is wrong."""
 
-    def zero_to_one(labels, classes, rng):
-        return np.where(labels == 0, 1, labels)
+    def zero_to_one(true, rng):
+        return np.where(true.labels == 0, 1, true.labels)
 
     monkeypatch.setitem(NOISE_KINDS, "zero-to-one", NoiseKind(zero_to_one, ""))
     config = DataConfig(label_noise=0.4)
