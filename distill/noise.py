@@ -155,9 +155,7 @@ NOISE_KINDS: dict[str, NoiseKind] = {
     "label-dp": NoiseKind(
         label_dp, "each label at random, by K-randomised response with --epsilon", needs="epsilon", sets_rate=True
     ),
-    "human": NoiseKind(
-        human, "CIFAR-10N and CIFAR-100N, as --human-labels says", needs="human_labels", sets_rate=True
-    ),
+    "human": NoiseKind(human, "CIFAR-10N and CIFAR-100N, as --human-labels says", needs="human_labels", sets_rate=True),
 }
 HUMAN_LABELS = {  # the keys in the files of CIFAR-10N and, the last, CIFAR-100N
     "aggre": "aggre_label",

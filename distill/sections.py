@@ -1,4 +1,4 @@
-"""The sections of a configuration but [chain] (grid.py), as frozen dataclasses. Illegal values and combinations are refused here."""
+"""The sections of a configuration, but [chain], as frozen dataclasses. Illegal values are refused here."""
 
 import re
 from dataclasses import dataclass
@@ -53,7 +53,8 @@ class DataConfig(Section):
         choices=tuple(noise.NOISE_KINDS),
     )
     epsilon: float | None = option(
-        None, "privacy of --label-noise-kind label-dp: a label stays with probability e^epsilon / (e^epsilon + K - 1)",
+        None,
+        "privacy of --label-noise-kind label-dp: a label stays with probability e^epsilon / (e^epsilon + K - 1)",
         POSITIVE,
     )
     human_labels: str | None = option(

@@ -280,9 +280,7 @@ def finish_model(
     listener.end_model(result)
 
 
-def _scores(
-    session: Session, spec: ModelSpec, model: nn.Module
-) -> tuple[dict[str, float | None], metrics.Predictions]:
+def _scores(session: Session, spec: ModelSpec, model: nn.Module) -> tuple[dict[str, float | None], metrics.Predictions]:
     """The losses of a finished model against the true labels, and what its metrics are computed from."""
     test_loss, test_logits = session.score(model, session.test)
     val_loss = None

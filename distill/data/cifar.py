@@ -82,9 +82,7 @@ def _read_classes(folder: Path, meta: dict[str, str], key: str) -> tuple[tuple[s
     content, is_original = _unpickle(path, meta["md5"])
     names = content.get(key)
     if not (isinstance(names, list) and len(names) >= 2 and all(isinstance(n, str) for n in names)):
-        raise DataError(
-            f"{path}: no list of class names under {key!r}; delete {folder} to have it downloaded again"
-        )
+        raise DataError(f"{path}: no list of class names under {key!r}; delete {folder} to have it downloaded again")
     return tuple(names), is_original
 
 

@@ -26,7 +26,9 @@ class Source:
     classes: tuple[str, ...]  # C names
     flip: bool  # whether mirror images show the same class
     superclasses: tuple[int, ...] | None = None  # of each class, where label noise of this kind needs them
-    human: np.ndarray | None = None  # (n,) int64 in [0, C), the training labels that people gave, where noise needs them
+    human: np.ndarray | None = (
+        None  # (n,) int64 in [0, C), the training labels that people gave, where noise needs them
+    )
 
     @cached_property
     def fingerprint(self) -> str:

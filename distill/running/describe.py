@@ -23,7 +23,9 @@ def describe(experiment: Experiment) -> str:
     splits = {"train": data.train, "val": data.val, "test": data.test}
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items() if split is not None)
     noise = int((data.train.labels != data.train.true_labels).sum())
-    corrupted = f", {noise:,} training labels corrupted ({data.noise_kind}, {noise / len(data.train):.1%})" if noise else ""
+    corrupted = (
+        f", {noise:,} training labels corrupted ({data.noise_kind}, {noise / len(data.train):.1%})" if noise else ""
+    )
     c, h, w = data.train.images.shape[1:]
     with forked_rng():
         parameters = sum(p.numel() for p in experiment.network_factory(data)().parameters())

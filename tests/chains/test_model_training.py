@@ -111,7 +111,11 @@ def begun(run):
 
 
 def cut(file):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if file.suffix == ".toml":  # at the end of a line, what is left may be another configuration
+        middle = content.index(b"= ", middle) + 2
+    file.write_bytes(content[:middle])
 
 
 def change(file):

@@ -45,9 +45,7 @@ def arrays(data_dir) -> dict[str, np.ndarray]:
 
 
 def config_of(data_dir, labels: str, **options) -> DataConfig:
-    return DataConfig(
-        "cifar10", data_dir=str(data_dir), label_noise_kind="human", human_labels=labels, **options
-    )
+    return DataConfig("cifar10", data_dir=str(data_dir), label_noise_kind="human", human_labels=labels, **options)
 
 
 @pytest.mark.parametrize(("name", "key"), NAMES.items())

@@ -14,7 +14,10 @@ def test_describe_shows_device_data_model_chains_and_output(tmp_path):
     experiment = prepare(config(tmp_path, alpha=[0, 0.5], label_noise=0.25), source())
     lines = dict(line.split(None, 1) for line in describe.describe(experiment).splitlines())
     assert lines["device"].startswith("cpu")
-    assert lines["data"] == "custom: 41 train, 20 test images of 1x8x8, 3 classes, 10 training labels corrupted (symmetric, 24.4 %)"
+    assert (
+        lines["data"]
+        == "custom: 41 train, 20 test images of 1x8x8, 3 classes, 10 training labels corrupted (symmetric, 24.4%)"
+    )
     assert lines["model"].startswith("ResNet-8, ")
     assert "alpha 0 0.5: teacher + 2 students each, 5 models of 2 epochs of 5 updates" in lines["chains"]
     assert lines["output"] == str(tmp_path)
