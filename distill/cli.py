@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import typing
@@ -18,7 +17,7 @@ from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config
 from distill.configfile import from_dict, read_config, read_toml
 from distill.environment import set_environment
 from distill.errors import ConfigError, suggestion
-from distill.options import Section, field_type
+from distill.options import add_option
 from distill.program import program_name, run_program, say
 
 if typing.TYPE_CHECKING:
@@ -71,46 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
         for f in fields(cls):
-            _add_option(group, cls, f)
+            add_option(group, cls, f)
     return parser
-
-
-METAVARS = {"output": "DIR", "data_dir": "DIR", "teacher_ckpt": "FILE", "alpha_schedule": "ALPHA"}
-
-
-def _add_option(group: argparse._ArgumentGroup, cls: type[Section], f: dataclasses.Field) -> None:
-    kind, depth = field_type(cls, f.name)
-    flag = f"--{f.name.replace('_', '-')}"
-    text = f.metadata["help"]
-    if kind is bool:
-        default = "on" if f.default else "off"
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=f"{text} [default: {default}]")
-        return
-    if f.default not in (None, ()):
-        values = f.default if isinstance(f.default, tuple) else (f.default,)
-        text += f" [default: {' '.join(map(str, values))}]"
-    choices = f.metadata["choices"]
-    options: dict[str, Any] = {"nargs": "+"} if depth else {}
-    if depth == 2:
-        options["action"] = "append"
-    group.add_argument(
-        flag,
-        type=_reader(kind, f.metadata["words"]),
-        choices=choices or None,
-        metavar=None if choices else METAVARS.get(f.name, f.name.split("_")[-1].upper()),
-        help=text.replace("%", "%%"),
-        **options,
-    )
-
-
-def _reader(kind: type, words: tuple[str, ...]) -> Callable[[str], Any]:
-    """An argparse type: one of ``words``, or a value of ``kind``."""
-
-    def read(text: str) -> Any:
-        return text if text in words else kind(text)
-
-    read.__name__ = " or ".join((kind.__name__, *words))  # argparse names the type by this in its errors
-    return read
 
 
 def parse(argv: list[str]) -> Command:

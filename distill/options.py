@@ -1,15 +1,17 @@
 """Sections of options: dataclass fields that carry their help, and one check for every value.
 
-A field becomes a command-line option (cli.py) and a key in TOML (configfile.py). A section checks all values when it is
-constructed.
+A field becomes a command-line option (``add_option``) and a key in TOML (configfile.py). A section checks all values
+when it is constructed.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import os
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -138,3 +140,43 @@ def _as_float(value: float) -> float:
         return float(value) + 0.0
     except OverflowError:
         return math.inf
+
+
+METAVARS = {"output": "DIR", "data_dir": "DIR", "teacher_ckpt": "FILE", "alpha_schedule": "ALPHA"}
+
+
+def add_option(group: argparse._ArgumentGroup, cls: type[Section], f: dataclasses.Field, **options: Any) -> None:
+    """Add the command-line option of a section's field to a group; ``options`` go to ``add_argument``."""
+    kind, depth = field_type(cls, f.name)
+    flag = f"--{f.name.replace('_', '-')}"
+    text = f.metadata["help"]
+    if kind is bool:
+        default = "on" if f.default else "off"
+        help = f"{text} [default: {default}]"
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, **options)
+        return
+    if f.default not in (None, ()):
+        values = f.default if isinstance(f.default, tuple) else (f.default,)
+        text += f" [default: {' '.join(map(str, values))}]"
+    choices = f.metadata["choices"]
+    options |= {"nargs": "+"} if depth else {}
+    if depth == 2:
+        options["action"] = "append"
+    group.add_argument(
+        flag,
+        type=_reader(kind, f.metadata["words"]),
+        choices=choices or None,
+        metavar=None if choices else METAVARS.get(f.name, f.name.split("_")[-1].upper()),
+        help=text.replace("%", "%%"),
+        **options,
+    )
+
+
+def _reader(kind: type, words: tuple[str, ...]) -> Callable[[str], Any]:
+    """An argparse type: one of ``words``, or a value of ``kind``."""
+
+    def read(text: str) -> Any:
+        return text if text in words else kind(text)
+
+    read.__name__ = " or ".join((kind.__name__, *words))  # argparse names the type by this in its errors
+    return read

@@ -19,8 +19,8 @@ LIGHT = (
 # What each package, and each public name at the top, may import besides. The order is from the bottom up.
 MAY_IMPORT = {
     "randomness": set(),
-    "kernel": set(),
     "data": {"randomness"},
+    "kernel": {"data", "randomness"},
     "store": set(),
     "reporting": {"store", "kernel"},
     "training": {"data", "randomness"},
@@ -82,6 +82,13 @@ def test_imports_run_one_way(path):
         assert here in MAY_IMPORT, f"say in MAY_IMPORT what {here} may import"
         allowed = {*LIGHT, *MAY_IMPORT[here], here}
     assert own(imported(path)) <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "kernel").glob("*.py")), ids=lambda path: path.name)
+def test_the_closed_forms_import_no_program(path):
+    """Only the programs above them, kernel/toy and kernel/study, read data."""
+    assert own(imported(path)) <= {*LIGHT, "kernel"}
+    assert not {name for name in imported(path) if name.startswith(("distill.kernel.toy", "distill.kernel.study"))}
 
 
 def test_the_table_of_imports_has_no_circle():

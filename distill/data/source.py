@@ -40,6 +40,13 @@ class Source:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    def check_fingerprint(self, expected: str | None) -> None:
+        """Raise DataError unless ``expected``, the value of --data-sha256, is the fingerprint or None."""
+        if expected not in (None, self.fingerprint):
+            raise DataError(
+                f"the images or labels of {self.name} are not those of --data-sha256; theirs is {self.fingerprint}"
+            )
+
 
 def from_arrays(
     train_images: ArrayLike,

@@ -87,7 +87,7 @@ def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
     if config.test_size is not None:
         rng = generator(seed, "subset", 1)  # 1: another draw than the training subset's
         test = test.take(_balanced(test.labels, np.arange(len(test)), config.test_size, classes, rng, "--test-size"))
-    train = _corrupted(source, whole.take(pool), config, seed)
+    train = corrupted(source, whole.take(pool), config, seed)
     mean, std = _channel_moments(train.images)
     kind = config.label_noise_kind if config.corrupts else None
     return Dataset(source.name, train, val, test, classes, mean, std, source.flip, kind)
@@ -125,7 +125,7 @@ def _balanced(
     return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts)]))
 
 
-def _corrupted(source: Source, split: Split, config: DataConfig, seed: int) -> Split:
+def corrupted(source: Source, split: Split, config: DataConfig, seed: int) -> Split:
     """Some training images of the source, round(label_noise * n) of their n labels wrong.
 
     n counts only images that this kind of noise affects; a kind that sets its rate gives all wrong labels. An order of

@@ -164,7 +164,7 @@ class FeatureChain:
     def generalised_cross_validation(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
         """GCV(tau), (len(steps),), as ``krr.generalised_cross_validation``: without held-out points."""
         left = 1 - spectral.diagonals(self.spectrum.d, lam, alpha, steps)
-        inside, outside = self._projections()
+        inside, outside = self.projections()
         inside = (inside**2).reshape(len(inside), -1).sum(axis=1)
         error = ((left**2 * inside).sum(axis=1) + (outside**2).sum()) / (self.sums.rows * max(1, outside.size))
         share = 1 - self.degrees_of_freedom(lam, alpha, steps) / self.sums.rows
@@ -173,7 +173,7 @@ class FeatureChain:
     def gcv_residuals(self, lam: float, k: int) -> FloatArray:
         """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in another basis, (k, p + 1[, m]), for best alphas."""
         A = spectral.shrinkage(self.spectrum.d, lam)
-        inside, outside = self._projections()
+        inside, outside = self.projections()
         residuals = []
         for j in range(1, k + 1):
             share = 1 - ((A**j).sum() + self.sums.intercept) / self.sums.rows
@@ -181,7 +181,7 @@ class FeatureChain:
             residuals.append(np.concatenate([left, outside[None]]) / share)
         return np.array(residuals)
 
-    def _projections(self) -> tuple[FloatArray, FloatArray]:
+    def projections(self) -> tuple[FloatArray, FloatArray]:
         """The targets' components along Phi's left singular vectors (p[, m]), and the norms of the rest () or (m,)."""
         d = self.spectrum.d
         u = spectral.product(self.spectrum.V.T, self.sums.cross)

@@ -37,7 +37,7 @@ from distill.kernel.linalg import (
     NotSymmetricError,
     Spectrum,
 )
-from distill.kernel.riskmap import risk_map
+from distill.kernel.riskmap import rotated_risk_map
 
 LATEST_STEP = 1000  # the last finite step with an error bound, which is a sum over all earlier steps
 Schedules = ArrayLike | Sequence[ArrayLike]  # numbers and schedules
@@ -204,7 +204,7 @@ class BlockLanczos:
             raise ValueError(f"K_new must have a column for each of the {len(self.y)} points, not {operator.shape}")
         rotated = np.asarray(operator.matmat(self._Q[:, : self.size])) @ U
         z = self._targets(U).reshape(-1, *self.y.shape[1:])
-        return risk_map(Spectrum(theta, np.eye(len(theta))), z, rotated, target, alphas, lams, steps, loss=loss)
+        return rotated_risk_map(theta, z, rotated, target, alphas, lams, steps, loss=loss)
 
     def errors(self, alphas: Schedules, lams: ArrayLike, steps: ArrayLike) -> FloatArray:
         """Upper bounds of ‖error‖ / ‖fitted values‖ of every chain, (len(alphas), len(lams), len(steps)).

@@ -32,9 +32,9 @@ from distill.kernel.solvers import check_solver, choose_map_solver, fitted_value
 from distill.kernel.spectral import (
     DivergentChainError,
     always_converges,
-    apply_filters,
     blend_filters,
     components,
+    filtered,
     map_columns,
     predict,
     shrinkage,
@@ -76,7 +76,7 @@ def risk_map(
         raise ValueError(f"target {target.shape} does not match y {y.shape}")
     risk = make_risk(loss, target, offset)
     if isinstance(kernel, Spectrum):
-        return _risks(SpectralPredictions(kernel, y, K_new, grid.columns), grid, risk)
+        return _risks(_spectral_predictions(kernel, y, K_new, grid.columns), grid, risk)
     if solver not in ("auto", "eigh") and not grid.solvable:
         raise ValueError(f"solver={solver!r} needs lam > 0, no late finite step, and 0 <= alpha <= 1 for a limit")
     chosen = grid.cheapest_solver(n) if solver == "auto" else solver
@@ -87,6 +87,27 @@ def risk_map(
             raise
         # lam is below K's rounding errors; the spectrum, whose eigenvalues are at least 0, still works
         return _risks(_predictions_by("eigh", kernel, y, K_new, grid, overwrite), grid, risk)
+
+
+def rotated_risk_map(
+    d: FloatArray,
+    z: FloatArray,
+    rows: FloatArray,
+    target: ArrayLike,
+    alphas: ArrayLike,
+    lams: ArrayLike,
+    steps: ArrayLike,
+    *,
+    loss: str = "squared",
+    offset: ArrayLike = 0.0,
+) -> FloatArray:
+    """``risk_map`` in an eigenbasis, of all n vectors or fewer: d (k,) eigenvalues and z (k,) or (k, m) = V^T y.
+
+    ``rows`` (q, k) is K_new V, so that predictions are rows (D + lam)^-1 w(D) z.
+    """
+    grid = Grid(as_schedule(alphas), np.atleast_1d(as_ridges("lams", lams, 0, 1)), as_steps(steps))
+    risk = make_risk(loss, as_targets(target, len(rows), "target"), offset)
+    return _risks(SpectralPredictions(d, z, partial(map_columns, partial(product, rows))), grid, risk)
 
 
 def _risks(predictions: "Predictions", grid: "Grid", risk: Risk) -> FloatArray:
@@ -180,20 +201,21 @@ class Predictions(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class SpectralPredictions:
-    """Predictions from the eigendecomposition of K, for a map that takes ``total`` of them."""
+    """Predictions in the eigenbasis: of fits with eigenvalues d (k,), for targets with components z (k[, m]).
 
-    def __init__(self, spectrum: Spectrum, y: FloatArray, K_new: FloatArray, total: int):
-        self.spectrum = spectrum
-        self.z = components(spectrum, y)
-        self.K_new = K_new
-        # K_new V costs as much as n predictions, so it is computed only for many of them.
-        self.rotated = product(K_new, spectrum.V) if total >= len(K_new) else None
+    ``predict`` maps coefficients in that basis (steps, k[, m]) to predictions (steps, q[, m]).
+    """
+
+    d: FloatArray
+    z: FloatArray
+    predict: Callable[[FloatArray], FloatArray]
 
     def columns(
         self, lam: float, depth: int, single: list[tuple[float, float]]
     ) -> tuple[FloatArray, list[FloatArray | None]]:
-        d = self.spectrum.d
+        d = self.d
         filters = list(np.vander(shrinkage(d, lam), depth, increasing=True).T)  # 1, A, A², ...
         exists = []
         for alpha, step in single:
@@ -204,13 +226,20 @@ class SpectralPredictions:
                 exists.append(False)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # ``_risks`` finds an overflow
             scaled = np.array(filters).reshape(-1, len(d)) / (d + lam)
-        if self.rotated is None:
-            coefficients = apply_filters(self.spectrum.V, scaled, self.z)
-            predictions = iter(map_columns(partial(product, self.K_new), coefficients))
-        else:
-            predictions = iter(apply_filters(self.rotated, scaled, self.z))
+        predictions = iter(self.predict(filtered(scaled, self.z)))
         powers = np.array([next(predictions) for _ in range(depth)])
         return powers, [next(predictions) if it_exists else None for it_exists in exists]
+
+
+def _spectral_predictions(spectrum: Spectrum, y: FloatArray, K_new: FloatArray, total: int) -> SpectralPredictions:
+    """Predictions from the eigendecomposition of K, for a map that takes ``total`` of them."""
+    times_V = partial(map_columns, partial(product, spectrum.V))
+    times_K = partial(map_columns, partial(product, K_new))
+    # K_new V costs as much as n predictions, so it is computed only for many of them.
+    if total >= len(K_new):
+        times_rotated = partial(map_columns, partial(product, product(K_new, spectrum.V)))
+        return SpectralPredictions(spectrum.d, components(spectrum, y), times_rotated)
+    return SpectralPredictions(spectrum.d, components(spectrum, y), lambda c: times_K(times_V(c)))
 
 
 @dataclass(frozen=True)
@@ -244,7 +273,7 @@ def _predictions_by(
     solver: str, kernel: Dense, y: FloatArray, K_new: FloatArray, grid: Grid, overwrite: bool
 ) -> Predictions:
     if solver == "eigh":
-        return SpectralPredictions(decompose(kernel, overwrite=overwrite), y, K_new, grid.columns)
+        return _spectral_predictions(decompose(kernel, overwrite=overwrite), y, K_new, grid.columns)
     if solver == "cholesky":
         check_positive_semidefinite(kernel)
         return SolvedPredictions(kernel, y, partial(predict, K_new))

@@ -199,10 +199,10 @@ def dual_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, alpha: Array
 
 def apply_filters(V: FloatArray, filters: FloatArray, z: FloatArray) -> FloatArray:
     """V diag(filter) z for each of ``filters`` (steps, n): V (q, n), z (n[, m]) give (steps, q[, m])."""
-    return map_columns(partial(product, V), _filtered(filters, z))
+    return map_columns(partial(product, V), filtered(filters, z))
 
 
-def _filtered(filters: FloatArray, z: FloatArray) -> FloatArray:
+def filtered(filters: FloatArray, z: FloatArray) -> FloatArray:
     """diag(filter) z for each of ``filters`` (steps, n): (steps, n[, m])."""
     extra_axes = [1] * (z.ndim - 1)
     return filters.reshape(*filters.shape, *extra_axes) * z
@@ -278,7 +278,7 @@ def gcv_residuals(spectrum: Spectrum, y: ArrayLike, lam: float, k: int) -> Float
     left = residual_filters(spectrum.d, lam, k)
     with np.errstate(divide="ignore", invalid="ignore"):
         filters = check_overflow("the residuals", left / left.mean(axis=1, keepdims=True))
-    return _filtered(filters, z)
+    return filtered(filters, z)
 
 
 def residual_filters(d: ArrayLike, lam: float, k: int) -> FloatArray:

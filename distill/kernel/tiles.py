@@ -115,12 +115,17 @@ def rbf(gamma: float) -> Kernel:
     """
 
     def kernel(A: NDArray[np.floating], B: NDArray[np.floating]) -> NDArray[np.floating]:
-        K = A @ B.T
-        K *= -2
-        K += np.einsum("ap,ap->a", A, A)[:, None]
-        K += np.einsum("bp,bp->b", B, B)
-        np.maximum(K, 0, out=K)
+        K = squared_distances(A, B)
         K *= -gamma
         return np.exp(K, out=K)
 
     return lambda A, B: matrix(kernel, A, B)
+
+
+def squared_distances(A: NDArray[np.floating], B: NDArray[np.floating]) -> NDArray[np.floating]:
+    """‖a_i - b_j‖², (a, b), of the rows of A (a, p) and B (b, p), in their precision."""
+    D = A @ B.T
+    D *= -2
+    D += np.einsum("ap,ap->a", A, A)[:, None]
+    D += np.einsum("bp,bp->b", B, B)
+    return np.maximum(D, 0, out=D)

@@ -170,10 +170,7 @@ def prepare(
         source = load_source(config.data, progress)
     else:
         config = replace(config, data=replace(config.data, dataset=CUSTOM_DATA))
-    if config.data.data_sha256 not in (None, source.fingerprint):
-        raise ConfigError(
-            f"the images or labels of {source.name} are not those of --data-sha256; theirs is {source.fingerprint}"
-        )
+    source.check_fingerprint(config.data.data_sha256)
     if network is not None:
         config = replace(config, model=replace(config.model, resnet=CUSTOM_MODEL, stem=None, width=None, network=None))
     elif config.model.is_python:

@@ -3,21 +3,18 @@
 The data are those of Mobahi, Farajtabar & Bartlett (NeurIPS 2020), with the noise that Borup & Andersen drew.
 """
 
-import csv
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distill.errors import DataError
-from distill.files import read_text
 from distill.kernel.arguments import check_nonsingular
 from distill.kernel.arrays import FloatArray, check_overflow
+from distill.kernel.kernels import RADIAL
 from distill.kernel.linalg import Spectrum, decompose, product, require_memory
 from distill.kernel.riskmap import risk_map
 from distill.kernel.spectral import (
@@ -28,7 +25,7 @@ from distill.kernel.spectral import (
     power_coefficients,
     predict,
 )
-from distill.kernel.toy.options import LARGEST
+from distill.kernel.table import Table
 
 MOST_LEFT_OUT = 200  # points: leaving one out decomposes the kernel of the others; of more, a fraction is held out
 HELD_OUT_FRACTION = 0.2
@@ -77,69 +74,27 @@ def draw(n: int, sigma: float, seed: int) -> Data:
     return Data(x, sinusoid(x) + noise, X_TRUTH, sinusoid(X_TRUTH))
 
 
-def read_csv(path: str | Path) -> Data:
-    """Points from a CSV file with a header row and columns x, y and optionally truth, the truth at x.
+def from_table(table: Table, target: str | None) -> Data:
+    """Points from a table with one input column, a target column, and optionally truth, the truth at the input.
 
-    Raises DataError naming the line, and OSError.
+    Raises DataError.
     """
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path, "utf-8-sig"), newline=""))
-        columns = [name for name in ("x", "y", "truth") if name in (reader.fieldnames or [])]
-        if columns[:2] != ["x", "y"]:
-            raise DataError(f"{path}: the first line must name the columns x and y (and may name truth)")
-        rows = [_numbers(path, reader.line_num, row, columns) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file in UTF-8: {error}") from None
-    except OSError as error:
-        raise OSError(f"cannot read {path}: {error.strerror}") from None
-    if not rows:
-        raise DataError(f"{path}: no rows after the header")
-    values = np.array(sorted(rows)).T
+    y_name = table.target(target)
+    (x_name,) = table.inputs(y_name)
+    names = [x_name, y_name, *(["truth"] if "truth" in table.names else [])]
+    values = np.array(sorted(table.numbers(names).tolist())).T
     x = values[0]
-    y = values[1]
-    return Data(x, y, x, values[2]) if "truth" in columns else Data(x, y, None, None)
-
-
-def _numbers(path: str | Path, line: int, row: dict[str, str], columns: list[str]) -> list[float]:
-    try:
-        numbers = [float(row[name] or "") for name in columns]
-    except ValueError:
-        numbers = [math.nan]
-    if not all(abs(number) <= LARGEST for number in numbers):
-        raise DataError(
-            f"{path}, line {line}: {', '.join(columns)} must be finite numbers, at most {LARGEST:g} in size"
-        )
-    return numbers
-
-
-def _scaled_distance(x: FloatArray, z: FloatArray, gamma: float) -> FloatArray:
-    """|x - z| / length, (q, n), with the RBF kernel's length scale 1/sqrt(2 gamma)."""
-    return np.abs(x[:, None] - z) * math.sqrt(2 * gamma)
-
-
-def _matern32(r: FloatArray) -> FloatArray:
-    return (1 + math.sqrt(3) * r) * np.exp(-math.sqrt(3) * r)
-
-
-def _matern52(r: FloatArray) -> FloatArray:
-    return (1 + math.sqrt(5) * r + 5 / 3 * r**2) * np.exp(-math.sqrt(5) * r)
-
-
-KERNELS: dict[str, Callable[[FloatArray, FloatArray, float], FloatArray]] = {
-    "rbf": lambda x, z, gamma: np.exp(-gamma * (x[:, None] - z) ** 2),
-    "laplacian": lambda x, z, gamma: np.exp(-gamma * np.abs(x[:, None] - z)),
-    "matern12": lambda x, z, gamma: np.exp(-_scaled_distance(x, z, gamma)),
-    "matern32": lambda x, z, gamma: _matern32(_scaled_distance(x, z, gamma)),
-    "matern52": lambda x, z, gamma: _matern52(_scaled_distance(x, z, gamma)),
-    "polynomial": lambda x, z, gamma: (gamma * x[:, None] * z + 1) ** 3,
-    "linear": lambda x, z, gamma: x[:, None] * z,
-}
+    return Data(x, values[1], x, values[2]) if len(values) == 3 else Data(x, values[1], None, None)
 
 
 def kernel_matrix(name: str, x: FloatArray, z: FloatArray, gamma: float) -> FloatArray:
     """k(x_i, z_j), (q, n) float64, of points x (q,) and z (n,). An entry that overflows is inf or NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return KERNELS[name](x, z, gamma)
+        if name == "linear":
+            return x[:, None] * z
+        if name == "polynomial":
+            return (gamma * x[:, None] * z + 1) ** 3
+        return RADIAL[name](np.abs(x[:, None] - z), gamma)
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,12 @@ def render(figure: Figure, file_format: str, dpi: int) -> bytes:
     return file.getvalue()
 
 
-def _shades(count: int) -> FloatArray:
+def shades(count: int) -> FloatArray:
     """``count`` colours from light to dark."""
     return matplotlib.colormaps["cividis_r"](np.linspace(0.12, 1, count))
 
 
-def _name(step: float) -> str:
+def step_name(step: float) -> str:
     return "limit" if step == math.inf else f"fit {int(step)}"
 
 
@@ -85,8 +85,8 @@ def distill_figure(
     if data.x_truth is not None and data.truth is not None:
         truth = np.interp(grid, data.x_truth, data.truth)
         axes.plot(grid, truth, color="0.6", linewidth=3, alpha=0.5, label="truth")
-    for curve, step, colour in zip(curves, steps, _shades(len(steps)), strict=True):
-        axes.plot(grid, curve, color=colour, linewidth=1.3, label=_name(step))
+    for curve, step, colour in zip(curves, steps, shades(len(steps)), strict=True):
+        axes.plot(grid, curve, color=colour, linewidth=1.3, label=step_name(step))
     if limit is not None:
         axes.plot(grid, limit, color=LIMIT_COLOUR, linestyle="--", linewidth=1.3, label="limit")
     axes.plot(data.x, data.y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
@@ -100,8 +100,8 @@ def diagonal_figure(B: FloatArray, steps: Sequence[float], limit: FloatArray | N
     axes = figure.add_subplot(xlabel="component k, from the largest eigenvalue", ylabel="diagonal of B")
     k = np.arange(1, min(B.shape[1], MOST_COMPONENTS) + 1)
     widths = np.linspace(0.92, 0.3, len(steps))
-    for row, step, colour, width in zip(B, steps, _shades(len(steps)), widths, strict=True):
-        axes.bar(k, row[: len(k)], width=width, color=colour, label=_name(step))
+    for row, step, colour, width in zip(B, steps, shades(len(steps)), widths, strict=True):
+        axes.bar(k, row[: len(k)], width=width, color=colour, label=step_name(step))
     if limit is not None:
         outline: dict[str, Any] = {"facecolor": "none", "edgecolor": LIMIT_COLOUR, "hatch": "////", "linewidth": 0.8}
         axes.bar(k, limit[: len(k)], width=0.92, label="limit", **outline)
@@ -117,8 +117,8 @@ def ratio_figure(R: FloatArray, steps: Sequence[float], limit: FloatArray | None
     axes = figure.add_subplot(xlabel="component k", ylabel=r"$R_k = B_k\,/\,B_{k+1}$")
     k = np.arange(1, min(R.shape[1], MOST_COMPONENTS) + 1)
     size: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.2}
-    for row, step, colour in zip(R, steps, _shades(len(steps)), strict=True):
-        axes.plot(k, row[: len(k)], "o-", color=colour, label=_name(step), **size)
+    for row, step, colour in zip(R, steps, shades(len(steps)), strict=True):
+        axes.plot(k, row[: len(k)], "o-", color=colour, label=step_name(step), **size)
     if limit is not None:
         axes.plot(k, limit[: len(k)], "s--", color=LIMIT_COLOUR, markerfacecolor="white", label="limit", **size)
     if len(k) <= 20:
@@ -134,7 +134,7 @@ def chain_drawing() -> Figure:
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7.2), ylim=(0, 2.3))
     axes.set_axis_off()
     box = {"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": "0.2"}
-    fit = {**box, "facecolor": colors.to_hex(_shades(6)[0])}
+    fit = {**box, "facecolor": colors.to_hex(shades(6)[0])}
     stations = [
         (0.65, "$X,\\ y$", box),
         (1.85, "$f^{(1)}$", fit),
@@ -163,28 +163,36 @@ def chain_drawing() -> Figure:
     return figure
 
 
-def _risk_norm(risk: FloatArray) -> colors.Normalize:
+def risk_norm(risk: FloatArray) -> colors.Normalize:
     """A colour scale that is finest at the bottom of the valley; risks far above it take the last colour."""
     low = float(np.min(risk))
     return colors.PowerNorm(0.4, low, max(float(np.quantile(risk, 0.8)), low * 1.05), clip=True)
 
 
-def _colour_scale(figure: Figure, mesh: QuadMesh, norm: colors.Normalize, axes: Axes, label: str) -> None:
+def colour_scale(figure: Figure, mesh: QuadMesh, norm: colors.Normalize, axes: Axes, label: str) -> None:
     ticks = norm.inverse(np.linspace(0, 1, 5))
     figure.colorbar(mesh, ax=axes, label=label, extend="max", ticks=ticks, format="%.3g")
 
 
-def risk_map_figure(alphas: FloatArray, steps: Sequence[float], risk: FloatArray, loss_name: str) -> Figure:
-    """Risk over alpha × step as a heat map, the limit in a separate column, the best cell marked.
+def risk_map_figure(
+    alphas: FloatArray,
+    steps: Sequence[float],
+    risk: FloatArray,
+    loss_name: str,
+    chosen: tuple[float, float] | None = None,
+    chosen_by: str = "best",
+) -> Figure:
+    """Risk over alpha × step as a heat map, the limit in a separate column, one cell marked.
 
-    risk (len(alphas), len(steps)), the last step the limit; cells with inf (no limit) are hatched.
+    risk (len(alphas), len(steps)), the last step the limit; cells with inf (no limit) are hatched. The marked cell is
+    that of the alpha and step ``chosen``, or else of the least risk.
     """
     figure = Figure(figsize=(5.6, 4.2))
     axes = figure.add_subplot(xlabel="fit", ylabel=r"$\alpha$, weight of the ground truth")
     left = np.arange(len(steps)) + np.where(np.array(steps) == math.inf, 0.5, 0.0)  # a gap before the limit
     half = np.diff(alphas).mean() / 2
     edges = np.append(alphas - half, alphas[-1] + half)
-    norm = _risk_norm(risk[np.isfinite(risk)])
+    norm = risk_norm(risk[np.isfinite(risk)])
     for start, column in zip(left, np.ma.masked_invalid(risk).T, strict=True):
         mesh = axes.pcolormesh([start, start + 1], edges, column[:, None], norm=norm, cmap="cividis_r", rasterized=True)
         for alpha in alphas[np.ma.getmaskarray(column)]:
@@ -192,14 +200,16 @@ def risk_map_figure(alphas: FloatArray, steps: Sequence[float], risk: FloatArray
             cell.set_hatch("////")
             axes.add_patch(cell)
     row, best = divmod(int(np.argmin(risk)), len(steps))
+    if chosen is not None:
+        row, best = int(np.flatnonzero(alphas == chosen[0])[0]), list(steps).index(chosen[1])
     axes.add_patch(Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5))
-    name = f"best: {risk[row, best]:.5f} at {_name(steps[best])}, $\\alpha$ = {alphas[row]:g}"
+    name = f"{chosen_by}: {risk[row, best]:.5f} at {step_name(steps[best])}, $\\alpha$ = {alphas[row]:g}"
     star: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
     axes.plot(left[best] + 0.5, alphas[row], "*", label=name, **star)
     axes.set_xticks(left + 0.5, ["∞" if step == math.inf else str(int(step)) for step in steps])
     axes.axvline(left[-1] - 0.25, color="0.2", linestyle="--", linewidth=1)
     axes.text(left[-1] + 0.5, edges[-1] + half, "limit", ha="center", va="bottom")
-    _colour_scale(figure, mesh, norm, axes, loss_name)
+    colour_scale(figure, mesh, norm, axes, loss_name)
     figure.legend(loc="outside lower center", frameon=False)
     return figure
 
@@ -209,22 +219,22 @@ def best_alpha_figure(best: "BestAlphas", loss_name: str) -> Figure:
     figure = Figure(figsize=(9.6, 3.6))
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
     fits = np.arange(2, len(best.greedy) + 2)
-    shades = _shades(len(fits))
+    colours = shades(len(fits))
     edges = [np.append(fits - 0.5, fits[-1] + 0.5), np.append(WIDE_ALPHAS - 0.025, WIDE_ALPHAS[-1] + 0.025)]
-    norm = _risk_norm(best.valley)
+    norm = risk_norm(best.valley)
     mesh = left.pcolormesh(*edges, best.valley, norm=norm, cmap="cividis_r", rasterized=True)
     lowest = WIDE_ALPHAS[np.argmin(best.valley, axis=0)]
     left.plot(fits, lowest, "s", color="white", markeredgecolor="black", label="grid's minimum")
     left.plot(fits, best.greedy, "x", color="black", markeredgewidth=1.5, label="closed form")
     left.set(title="Greedy: each fit after the best before it", ylim=edges[1][[0, -1]])
-    _colour_scale(figure, mesh, norm, left, "loss")
-    for k, schedule, colour in zip(fits, best.joint, shades, strict=True):
+    colour_scale(figure, mesh, norm, left, "loss")
+    for k, schedule, colour in zip(fits, best.joint, colours, strict=True):
         middle.plot(fits[: k - 1], schedule, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{k} fits")
     middle.set_yscale("symlog", linthresh=10)
     middle.set(title="Joint: all weights together")
     for axes in (left, middle):
         axes.set(xlabel="fit", ylabel=r"$\alpha$ of the fit", xticks=fits)
-    for (name, losses), marker, colour in zip(best.risks.items(), "sxo", shades[[0, len(fits) // 2, -1]], strict=True):
+    for (name, losses), marker, colour in zip(best.risks.items(), "sxo", colours[[0, len(fits) // 2, -1]], strict=True):
         right.plot(fits, losses, f"{marker}-", color=colour, markersize=5, linewidth=1.2, label=name)
     right.set(xlabel="number of fits", ylabel="loss", xticks=fits, title="What they gain")
     for axes, legend_columns in ((left, 2), (middle, 2), (right, 1)):

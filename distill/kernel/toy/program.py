@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from distill.environment import load_matplotlib
 from distill.errors import DataError, one_line
 from distill.files import Content, followed, write_together
-from distill.kernel.toy.options import parse, program
+from distill.kernel.toy.options import REAL_ONLY, parse, program, set_toy_defaults
 from distill.program import complain, refuse, run_program, say
 
 if TYPE_CHECKING:
     from distill.kernel.arrays import FloatArray
+    from distill.kernel.table import Table
     from distill.kernel.toy.data import Data, Fold
 
 INFINITY = "∞"
@@ -77,8 +78,13 @@ def format_table(chains: list[NamedChain], steps: Sequence[float], table: "list[
         beyond = "diverges" if losses[-1] == math.inf else "overflows"  # the last is the limit
         cells.append([_cell(loss, beyond) + ("*" if i == best else " ") for i, loss in enumerate(losses)])
     headings = ["fit", *(chain.heading + " " for chain in chains)]
-    widths = [max(map(len, [head, *column])) for head, column in zip(headings, cells, strict=True)]
-    rows = [headings, *zip(*cells, strict=True)]
+    return aligned(headings, cells)
+
+
+def aligned(headings: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    """Columns under their headings, flush right."""
+    widths = [max(map(len, [head, *column])) for head, column in zip(headings, columns, strict=True)]
+    rows = [headings, *zip(*columns, strict=True)]
     return "\n".join("   ".join(map(str.rjust, row, widths)).rstrip() for row in rows)
 
 
@@ -111,12 +117,12 @@ def write_files(files: dict[Path, Content]) -> None:
         raise OSError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
-def load(args: argparse.Namespace) -> "Data":
-    """The points that the options name. Raises DataError and OSError."""
+def load(args: argparse.Namespace, table: "Table | None") -> "Data":
+    """The points that the options name; ``table`` is the CSV file's, if there is one. Raises DataError."""
     from distill.kernel.toy import data
 
-    if args.data is not None:
-        return data.read_csv(args.data)
+    if table is not None:
+        return data.from_table(table, args.target)
     if args.n is None and args.noise is None and args.seed is None:
         return data.toy()
     return data.draw(args.n or 11, 0.5 if args.noise is None else args.noise, args.seed or 0)
@@ -134,11 +140,12 @@ def draw(*arguments: Any) -> dict[str, bytes]:
         return {}
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace, table: "Table | None" = None) -> str:
     """Compute, write the files, and return the text for standard output."""
+    set_toy_defaults(args)
     from distill.kernel.toy.data import chain_losses, make_folds
 
-    data = load(args)
+    data = load(args, table)
     if args.interactive:
         load_matplotlib()
         from distill.kernel.toy.window import show
@@ -148,11 +155,11 @@ def run(args: argparse.Namespace) -> str:
     folds, loss_name = make_folds(data, args.kernel, args.gamma, args.seed or 0)
     chains = named_chains(args, folds)
     steps: list[float] = [*shown_steps(args.distillation_steps + 1), math.inf]
-    table = [chain_losses(folds, args.lam, chain.alpha, steps) for chain in chains]
+    losses = [chain_losses(folds, args.lam, chain.alpha, steps) for chain in chains]
 
     files: dict[Path, Content] = {}
     if args.csv is not None:
-        files[followed(args.csv)] = format_csv(chains, steps, table)
+        files[followed(args.csv)] = format_csv(chains, steps, losses)
     figures = {} if args.no_figures else draw(data, folds, loss_name, chains, steps, args)
     files |= {args.output / f"{name}.{args.format}": content for name, content in figures.items()}
     write_files(files)
@@ -161,7 +168,7 @@ def run(args: argparse.Namespace) -> str:
         f"{args.kernel} kernel, gamma = {args.gamma:g}, lambda = {args.lam:g}, {len(data.x)} points",
         f"loss: {loss_name}; * marks the best of a column",
         "",
-        format_table(chains, steps, table),
+        format_table(chains, steps, losses),
     ]
     for chain in chains:
         if isinstance(chain.alpha, tuple):
@@ -171,6 +178,25 @@ def run(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def run_either(args: argparse.Namespace) -> str:
+    """Run the toy experiment, or the study of real data; returns the text for standard output."""
+    table = None
+    real = "dataset" in args.data_options
+    if args.data is not None and args.data.suffix != ".npz":
+        from distill.kernel.table import read_table
+
+        table = read_table(args.data)
+        one_input = len(table.inputs(table.target(args.target))) == 1
+        real = not one_input or bool(args.data_options) or any(getattr(args, name) for name in REAL_ONLY)
+    elif args.data is not None:
+        real = True
+    if real:
+        from distill.kernel.study.program import run as run_study
+
+        return run_study(args, table)
+    return run(args, table)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns the exit status, see ``run_program``."""
     return run_program(program(), lambda: _main(sys.argv[1:] if argv is None else argv))
@@ -178,13 +204,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     args = parse(words)
+    from distill.kernel.lanczos import NotReachedError
     from distill.kernel.linalg import KernelMatrixError, SingularKernelError
 
     try:
-        text = run(args)
+        text = run_either(args)
     except MemoryError as error:
         return refuse(program(), str(error) or "out of memory")
-    except (DataError, KernelMatrixError, SingularKernelError) as error:
+    except (DataError, KernelMatrixError, SingularKernelError, NotReachedError) as error:
         return refuse(program(), error)
     if text:
         say(text)

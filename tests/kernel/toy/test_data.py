@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from toys import rows, run
 
+from distill.kernel.kernels import kernel_function
 from distill.kernel.toy import data as toy_data
 from distill.kernel.toy.options import KERNEL_NAMES
 
@@ -43,7 +44,7 @@ def test_numbers_whose_squares_are_no_floats_are_refused(capsys, tmp_path, colum
     columns = {"x": [0.0, 1.0], "y": [1.0, 2.0], "truth": [1.0, 2.0]} | {column: [1.0, 1e154]}
     status, out, error = run(capsys, "--data", write_csv(tmp_path / "p.csv", columns), "--no-figures")
     assert (status, out) == (2, "")
-    assert "line 3: x, y, truth must be finite numbers, at most 1e+100 in size" in error
+    assert f"line 3: column {column} has '1e+154', but needs a finite number, at most 1e+100 in size" in error
 
 
 @pytest.mark.parametrize("lam", ["1e-320", "1e-100", "0"])
@@ -85,7 +86,11 @@ def test_loss_is_against_the_truth_column(capsys, tmp_path):
     ("content", "message"),
     [
         (b"", "first line"),
-        (b"a,b\n1,2\n", "first line"),
+        (b"a\n1\n", "first line"),
+        (b"1,2\n3,4\n", "first line"),
+        (b"a;b\n1;2\n", "semicolons"),
+        (b"a,b,a\n1,2,3\n", "two columns with the name 'a'"),
+        (b"a,b\n1,2\n", "one point"),
         (b"x,y\n", "no rows"),
         (b"x,y\n1,2\n1\n", "line 3"),
         (b"x,y\n1,2\n\n3,x\n", "line 4"),
@@ -112,23 +117,25 @@ def test_new_points_have_the_given_noise_and_seed():
     np.testing.assert_array_equal(toy_data.draw(5, 0, 3).y, toy_data.sinusoid(np.linspace(0, 1, 5)))
 
 
-def test_kernels_are_scikit_learns():
+@pytest.mark.parametrize("columns", [1, 3])
+def test_kernels_are_scikit_learns(columns):
     from sklearn.gaussian_process.kernels import Matern
-    from sklearn.metrics.pairwise import laplacian_kernel, polynomial_kernel, rbf_kernel
+    from sklearn.metrics.pairwise import euclidean_distances, polynomial_kernel, rbf_kernel
 
-    x = np.linspace(-1, 1, 5)
-    z = np.linspace(0, 2, 4)
-    X = x[:, None]
-    Z = z[:, None]
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-1, 1, (5, columns))
+    Z = rng.uniform(0, 2, (4, columns))
     expected = {
         "rbf": rbf_kernel(X, Z, gamma=3),
-        "laplacian": laplacian_kernel(X, Z, gamma=3),
+        "laplacian": np.exp(-3 * euclidean_distances(X, Z)),
         "matern12": Matern(length_scale=6**-0.5, nu=0.5)(X, Z),
         "matern32": Matern(length_scale=6**-0.5, nu=1.5)(X, Z),
         "matern52": Matern(length_scale=6**-0.5, nu=2.5)(X, Z),
         "polynomial": polynomial_kernel(X, Z, degree=3, gamma=3, coef0=1),
         "linear": X @ Z.T,
     }
-    assert set(expected) == set(toy_data.KERNELS) == set(KERNEL_NAMES)
+    assert set(expected) == set(KERNEL_NAMES)
     for name, kernel in expected.items():
-        np.testing.assert_allclose(toy_data.kernel_matrix(name, x, z, 3.0), kernel, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(kernel_function(name, 3.0)(X, Z), kernel, rtol=1e-12, err_msg=name)
+        if columns == 1:
+            np.testing.assert_allclose(toy_data.kernel_matrix(name, X[:, 0], Z[:, 0], 3.0), kernel, rtol=1e-12)

@@ -10,7 +10,7 @@ from distill import krr
 from distill.kernel.toy import data as toy_data
 from distill.kernel.toy import figures as toy_figures
 from distill.kernel.toy import program
-from distill.kernel.toy.options import parser
+from distill.kernel.toy.options import parse, set_toy_defaults
 
 STEPS = [1, 2, 3, 4, 5, 6, math.inf]
 
@@ -84,7 +84,8 @@ def folds():
 @pytest.fixture(scope="module")
 def drawn(folds):
     """The figures of the program's default chains, by name."""
-    args = parser().parse_args([])
+    args = parse([])
+    set_toy_defaults(args)
     chains = program.named_chains(args, folds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy_figures, "render", lambda figure, *_: figure)

@@ -5,7 +5,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from distill.kernel.toy import data as toy_data
-from distill.kernel.toy.options import parser
+from distill.kernel.toy.options import parse, set_toy_defaults
 from distill.kernel.toy.window import Window
 
 
@@ -13,7 +13,9 @@ def test_window_redraws_as_its_sliders_move():
     figure = Figure(layout="none")
     FigureCanvasAgg(figure)
     data = toy_data.toy()
-    window = Window(figure, data, parser().parse_args(["--alpha", "0.35"]))
+    args = parse(["--alpha", "0.35"])
+    set_toy_defaults(args)
+    window = Window(figure, data, args)
     assert window.axes.get_title() == "loss 0.14948"
     window.sliders["alpha"].set_val(0.0)
     window.sliders["step"].set_val(3)

@@ -1,0 +1,267 @@
+"""Real data for the closed forms: images of a data set, columns of a CSV file, or arrays of an NPZ file.
+
+Subsets, held-out points and label noise are drawn as in the network half (``distill.data.splits``): with the same
+options and seed a kernel and a network learn the same labels of the same images.
+"""
+
+import argparse
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.load import load_source
+from distill.data.source import Source
+from distill.data.splits import Split, corrupted, make_dataset
+from distill.errors import ConfigError, DataError, one_line
+from distill.files import open_file
+from distill.kernel.arrays import LARGEST_ENTRY, FloatArray
+from distill.kernel.table import Table
+from distill.randomness import generator
+from distill.sections import DataConfig
+
+Rows = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some points: inputs X (n, p) float32 or float64, and targets y (n,), or (n, classes) one-hot, float64."""
+
+    X: Rows
+    y: FloatArray
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The points to fit, to choose by and to test on."""
+
+    name: str
+    train: Part
+    val: Part | None
+    test: Part | None
+    classes: tuple[str, ...]  # their names, () for regression
+    note: str  # what was done to the data, for the reader
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss in tables."""
+        return "squared error of one-hot labels" if self.classes else "squared error"
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """All points of a file: X (n, p); y (n,) float64, or int64 positions in ``classes``. Test and held-out or None."""
+
+    name: str
+    X: Rows
+    y: NDArray
+    X_test: Rows | None = None
+    y_test: NDArray | None = None
+    X_val: Rows | None = None
+    y_val: NDArray | None = None
+    classes: tuple[str, ...] = ()
+    given: NDArray | None = None  # given labels (n,) of the training points, if they differ from y
+    note: str = ""
+
+
+def load_problem(args: argparse.Namespace, table: Table | None) -> Problem:
+    """The problem that the options name; ``table`` is the CSV file's, if any. Raises DataError and ConfigError."""
+    seed = args.seed or 0
+    options = args.data_options
+    if "dataset" in options:
+        problem = _images(DataConfig(**options), seed)
+    else:
+        arrays = read_npz(args.data) if table is None else from_table(table, args.target, args.classification)
+        problem = _split(arrays, DataConfig(**{"dataset": "digits", **options}), seed)
+    parts = [part for part in (problem.train, problem.val, problem.test) if part is not None]
+    for part in parts:
+        _check(problem.name, part)
+    if problem.classes and (problem.train.y.max(axis=0) > 0).sum() < 2:
+        raise DataError(f"the training points of {problem.name} are all of one class")
+    return _standardised(problem) if args.standardise else problem
+
+
+def _check(name: str, part: Part) -> None:
+    for what, values in (("inputs", part.X), ("targets", part.y)):
+        for start in range(0, len(values), 4096):
+            if not float(np.abs(values[start : start + 4096]).max(initial=0)) <= LARGEST_ENTRY:  # true for NaN too
+                raise DataError(f"{name} has {what} that are NaN, infinite or above {LARGEST_ENTRY:g}")
+
+
+def _standardised(problem: Problem) -> Problem:
+    """Inputs with mean 0 and variance 1 over the training points; a constant column becomes 0."""
+    mean = problem.train.X.mean(axis=0, dtype=np.float64)
+    deviation = problem.train.X.std(axis=0, dtype=np.float64)
+    deviation[deviation == 0] = 1
+
+    def scaled(part: Part | None) -> Part | None:
+        return None if part is None else Part(((part.X - mean) / deviation).astype(part.X.dtype), part.y)
+
+    train = scaled(problem.train)
+    assert train is not None
+    return replace(problem, train=train, val=scaled(problem.val), test=scaled(problem.test))
+
+
+def _images(config: DataConfig, seed: int) -> Problem:
+    """A data set of images, each a row of pixels in [0, 1]."""
+    source = load_source(config, progress=True)
+    source.check_fingerprint(config.data_sha256)
+    dataset = make_dataset(source, config, seed)
+
+    def part(images: np.ndarray, labels: np.ndarray) -> Part:
+        return Part(images.reshape(len(images), -1).astype(np.float32) / 255, _one_hot(labels, len(dataset.classes)))
+
+    return Problem(
+        config.dataset.rpartition(":")[2],
+        part(dataset.train.images, dataset.train.labels),
+        None if dataset.val is None else part(dataset.val.images, dataset.val.labels),
+        part(dataset.test.images, dataset.test.labels),
+        dataset.classes,
+        _noise_note(dataset.train.labels, dataset.train.true_labels),
+    )
+
+
+def _noise_note(given: NDArray, true: NDArray) -> str:
+    wrong = float((given != true).mean())
+    return f"{wrong:.1%} of the training labels are wrong" if wrong else ""
+
+
+def _one_hot(labels: NDArray, classes: int) -> FloatArray:
+    return np.eye(classes)[labels]
+
+
+def from_table(table: Table, target: str | None, classification: bool) -> Arrays:
+    """The points of a CSV file. A target column of text is one of classes. Raises DataError."""
+    y_name = table.target(target)
+    X = table.numbers(table.inputs(y_name))
+    name = table.path.stem
+    text = table.text(y_name)
+    if not classification:
+        try:
+            return Arrays(name, X, table.numbers([y_name])[:, 0])
+        except DataError:
+            if any(_is_number(cell) or not cell for cell in text):  # a wrong number rather than the name of a class
+                raise
+    classes = tuple(sorted(set(text), key=_class_order))
+    labels = np.array([classes.index(cell) for cell in text])
+    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    return Arrays(name, X, labels, classes=classes, note=f"column {y_name} has {len(classes)} classes: {shown}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _class_order(name: str) -> tuple[bool, float, str]:
+    """Numbers by size, then words."""
+    return (False, float(name), name) if _is_number(name) else (True, 0.0, name)
+
+
+ARRAYS = ("X", "y", "X_test", "y_test", "X_val", "y_val", "given")
+
+
+def read_npz(path: Path) -> Arrays:
+    """The arrays of an NPZ file: X, y, and optionally X_test and y_test, X_val and y_val, given. Raises DataError."""
+    try:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as saved:
+            found: dict[str, Any] = {name: saved[name] for name in ARRAYS if name in saved.files}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not an NPZ file of arrays ({one_line(error)})") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)})") from None
+    for name in ("X", "y"):
+        if name not in found:
+            raise DataError(f"{path} has no array {name}; it needs X (n, p) and y (n,)")
+    for part in ("", "_test", "_val"):
+        if ("X" + part in found) != ("y" + part in found):
+            raise DataError(f"{path} must hold X{part} and y{part}, or neither")
+        if "X" + part in found:
+            _check_shapes(path, found, part)
+    labels = [name for name in ("y", "y_test", "y_val", "given") if name in found]
+    if found["y"].dtype.kind == "f":
+        for name in labels:
+            found[name] = found[name].astype(np.float64)
+        return Arrays(path.stem, **found)
+    classes = np.unique(np.concatenate([found[name] for name in labels]))
+    for name in labels:
+        found[name] = np.searchsorted(classes, found[name])
+    return Arrays(path.stem, classes=tuple(map(str, classes)), **found)
+
+
+def _check_shapes(path: Path, found: dict[str, NDArray], part: str) -> None:
+    X = found["X" + part]
+    y = found["y" + part]
+    if X.ndim != 2 or X.dtype.kind not in "fiu" or X.size == 0:
+        raise DataError(f"{path}: X{part} must be numbers (n, p), not {X.dtype} {X.shape}")
+    if X.shape[1] != found["X"].shape[1]:
+        raise DataError(f"{path}: X has {found['X'].shape[1]} features, but X{part} has {X.shape[1]}")
+    if y.shape != (len(X),) or y.dtype.kind not in "fiuUb":
+        raise DataError(f"{path}: y{part} must be {len(X)} numbers or labels, not {y.dtype} {y.shape}")
+    if (y.dtype.kind == "f") != (found["y"].dtype.kind == "f"):
+        raise DataError(f"{path}: one of y and y{part} holds real numbers, the other labels")
+    if X.dtype not in (np.float32, np.float64):
+        found["X" + part] = X.astype(np.float64)
+    if not part and "given" in found and found["given"].shape != y.shape:
+        raise DataError(f"{path}: given must be {len(X)} labels, not {found['given'].shape}")
+
+
+def _split(arrays: Arrays, config: DataConfig, seed: int) -> Problem:
+    """Draw test, held-out and training points from those of a file, and corrupt training labels."""
+    if arrays.X_val is not None and config.val_size:
+        raise ConfigError("--val-size draws held-out points, but the file has X_val: leave it out")
+    if config.corrupts and not arrays.classes:
+        raise ConfigError("--label-noise needs classes, and these targets are numbers")
+    pool = generator(seed, "split").permutation(len(arrays.y))
+    drawn = {"test": 0 if arrays.X_test is not None else config.test_size or 0, "val": config.val_size}
+    if sum(drawn.values()) >= len(pool):
+        raise DataError(f"{arrays.name} has {len(pool):,} points: too few to set {sum(drawn.values()):,} aside")
+    test_rows, val_rows, train_rows = np.split(pool, np.cumsum(list(drawn.values())))
+    for name, size, rows in (("train", config.train_size, train_rows), ("test", config.test_size, arrays.y_test)):
+        if size is not None and rows is not None and size > len(rows):
+            raise DataError(f"--{name}-size {size:,}: {arrays.name} has {len(rows):,} such points")
+
+    def part(X: Rows, y: NDArray, rows: NDArray) -> Part:
+        rows = np.sort(rows)
+        whole = len(rows) == len(X)  # then nothing is copied
+        return _part(arrays, X if whole else X[rows], y if whole else y[rows])
+
+    test = val = None
+    if arrays.X_test is not None and arrays.y_test is not None:
+        rows = generator(seed, "subset", 1).permutation(len(arrays.y_test))[: config.test_size]
+        test = part(arrays.X_test, arrays.y_test, rows)
+    elif len(test_rows):
+        test = part(arrays.X, arrays.y, test_rows)
+    if arrays.X_val is not None and arrays.y_val is not None:
+        val = _part(arrays, arrays.X_val, arrays.y_val)
+    elif len(val_rows):
+        val = part(arrays.X, arrays.y, val_rows)
+    train_rows = np.sort(train_rows[: config.train_size])
+    given, note = _given_labels(arrays, train_rows, config, seed)
+    train = part(arrays.X, given, train_rows)
+    return Problem(arrays.name, train, val, test, arrays.classes, "; ".join(filter(None, [arrays.note, note])))
+
+
+def _part(arrays: Arrays, X: Rows, y: NDArray) -> Part:
+    return Part(X, _one_hot(y, len(arrays.classes)) if arrays.classes else y)
+
+
+def _given_labels(arrays: Arrays, train: NDArray, config: DataConfig, seed: int) -> tuple[NDArray, str]:
+    """The labels (n,) to train on, with those of ``train`` corrupted, and a note on how many are wrong."""
+    given = arrays.y if arrays.given is None else arrays.given
+    if config.corrupts:
+        if arrays.given is not None:
+            raise ConfigError("--label-noise corrupts the true labels, but the file has given labels: leave it out")
+        source = Source(arrays.name, arrays.X, arrays.y, None, None, arrays.classes, flip=False)
+        labels = arrays.y[train]
+        given = arrays.y.copy()
+        given[train] = corrupted(source, Split(arrays.X, labels, labels, train), config, seed).labels
+    if not arrays.classes:
+        return given, ""
+    return given, _noise_note(given[train], arrays.y[train])

@@ -1,0 +1,122 @@
+"""The figures of a study, drawn from its arrays."""
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from distill.environment import matplotlib_style
+from distill.kernel.arrays import FloatArray
+from distill.kernel.study.results import TEST, LambdaCurves, Study
+from distill.kernel.toy.figures import STYLE, colour_scale, render, risk_map_figure, risk_norm, shades, step_name
+
+# Okabe & Ito's palette, which colour-blind readers can distinguish.
+TEACHER: dict[str, Any] = {"color": "black", "linestyle": "-", "label": "teacher"}
+PURE: dict[str, Any] = {"color": "#E69F00", "linestyle": "--", "label": r"student, $\alpha$ = 0"}
+MIXED: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "label": r"student, best $\alpha$"}
+MIXING: dict[str, Any] = {"color": "#009E73", "linestyle": ":", "marker": "o", "markersize": 3}
+MOST_VALUES = 2000  # of a curve; more cannot be told apart
+
+
+def all_figures(study: Study, file_format: str, dpi: int) -> dict[str, bytes]:
+    """Every figure as a file's bytes, by name."""
+    with matplotlib_style(STYLE):
+        grid = study.grid
+        j = int(np.flatnonzero(grid.lams == study.best.lam)[0])
+        shown = study.maps.get("test_loss", study.choosing)
+        chosen = study.best.alpha, study.best.step
+        label = f"{study.problem.loss}, {TEST if 'test_loss' in study.maps else study.chosen_by}"
+        figures = {
+            "lambda": lambda_figure(study),
+            "risk_map": risk_map_figure(
+                grid.alphas, grid.steps, shown[:, j], label, chosen, f"chosen by {study.chosen_by}"
+            ),
+            "lambda_map": lambda_map_figure(study, shown, label),
+            "spectrum": spectrum_figure(study),
+        }
+        return {name: render(figure, file_format, dpi) for name, figure in figures.items()}
+
+
+def lambda_figure(study: Study) -> Figure:
+    """Risk against lambda of the teacher and of its first student, and the student's best alpha below."""
+    figure = Figure(figsize=(4.2 * len(study.curves), 4.6))
+    panels = figure.subplots(2, len(study.curves), sharex=True, squeeze=False, height_ratios=[2, 1])
+    for (upper, lower), curves in zip(panels.T, study.curves, strict=True):
+        _draw_risks(upper, study, curves)
+        lower.axhline(0, color="0.6", linewidth=0.8)
+        lower.plot(study.grid.lams, 1 - curves.alpha, **MIXING)
+        lower.set(xlabel=r"$\lambda$", xscale="log")
+        lower.set_yscale("symlog", linthresh=1)
+    panels[0, 0].set_ylabel(study.problem.loss)
+    panels[1, 0].set_ylabel(r"best $1-\alpha$")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def _draw_risks(axes: Axes, study: Study, curves: LambdaCurves) -> None:
+    lams = study.grid.lams
+    for risks, style in ((curves.teacher, TEACHER), (curves.pure, PURE), (curves.mixed, MIXED)):
+        axes.plot(lams, risks, linewidth=1.4, **style)
+    i = int(np.argmin(curves.teacher))
+    axes.plot(lams[i], curves.teacher[i], "v", color="black", markersize=5)
+    by_others = curves.judged_by == TEST
+    axes.set_title(f"risk by {curves.judged_by}" + rf", $\alpha$ by {study.chosen_by}" * by_others)
+    low = min(curves.teacher.min(), curves.mixed.min())
+    high = max(curves.teacher.max(), curves.mixed.max())
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def lambda_map_figure(study: Study, risks: FloatArray, label: str) -> Figure:
+    """Risk over lambda and alpha at the step that was chosen, with the chosen cell marked."""
+    grid = study.grid
+    s = grid.steps.index(study.best.step)
+    figure = Figure(figsize=(5.6, 4.2))
+    axes = figure.add_subplot(xlabel=r"$\lambda$", ylabel=r"$\alpha$, weight of the ground truth", xscale="log")
+    values = np.ma.masked_invalid(risks[:, :, s])
+    norm: Normalize = risk_norm(values.compressed())
+    order = np.argsort(grid.lams)
+    cells: dict[str, Any] = {"norm": norm, "cmap": "cividis_r", "rasterized": True}
+    mesh = axes.pcolormesh(_edges(np.log(grid.lams[order]), np.exp), _edges(grid.alphas), values[:, order], **cells)
+    name = f"chosen by {study.chosen_by}: " + rf"$\alpha$ = {study.best.alpha:g}, $\lambda$ = {study.best.lam:.3g}"
+    star: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
+    axes.plot(study.best.lam, study.best.alpha, "*", label=name, **star)
+    axes.set_title(step_name(study.best.step))
+    colour_scale(figure, mesh, norm, axes, label)
+    figure.legend(loc="outside lower center", frameon=False)
+    return figure
+
+
+def _edges(centres: FloatArray, scale: Any = lambda x: x) -> FloatArray:
+    """The edges of cells around ``centres``, in rising order."""
+    if len(centres) == 1:
+        return scale(centres[0] + np.array([-0.5, 0.5]))
+    middle = (centres[1:] + centres[:-1]) / 2
+    return scale(np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]]))
+
+
+def spectrum_figure(study: Study) -> Figure:
+    """The eigenvalues, and the degrees of freedom of the chosen alpha's chain against lambda."""
+    figure = Figure(figsize=(8.4, 3.4))
+    left, right = figure.subplots(1, 2)
+    d = study.route.d
+    shown = np.unique(np.geomspace(1, len(d), min(len(d), MOST_VALUES)).astype(int))
+    left.plot(shown, np.maximum(d[shown - 1], d[0] * 1e-17), color="black", linewidth=1.2)
+    left.axhline(study.best.lam, color="#0072B2", linestyle="--", linewidth=1, label=r"chosen $\lambda$")
+    left.set(xlabel="component k", ylabel="eigenvalue", xscale="log", yscale="log")
+    left.legend(frameon=False)
+    grid = study.grid
+    i = int(np.flatnonzero(grid.alphas == study.best.alpha)[0])
+    freedom = study.maps["freedom"][i]
+    steps = [s for s in range(len(grid.steps)) if np.isfinite(freedom[:, s]).all()]
+    for s, colour in zip(steps, shades(len(steps)), strict=True):
+        style = "--" if grid.steps[s] == math.inf else "-"
+        right.plot(grid.lams, freedom[:, s], style, color=colour, linewidth=1.2, label=step_name(grid.steps[s]))
+    right.set(xlabel=r"$\lambda$", ylabel="degrees of freedom", xscale="log")
+    right.set_yscale("symlog", linthresh=1)  # those of an alpha below 0 may be negative
+    right.set_title(rf"$\alpha$ = {study.best.alpha:g}")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure

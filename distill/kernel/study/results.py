@@ -1,0 +1,218 @@
+"""The results of a study: risk maps, what is chosen without the test points, and the curves over lambda."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from distill.kernel.arrays import FloatArray
+from distill.kernel.mixing import AUTO_FITS, auto_schedule, best_alpha
+from distill.kernel.spectral import DivergentChainError
+from distill.kernel.study.data import Part, Problem
+from distill.kernel.study.routes import Estimates, Grid, Route
+from distill.kernel.toy.program import NamedChain
+
+VALIDATION = "held-out points"
+GCV = "generalised cross-validation"
+TEST = "test points"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Points with known targets, in the eigenbasis."""
+
+    rows: FloatArray  # (q, k)
+    target: FloatArray  # (q[, m])
+
+    def losses(self, predictions: FloatArray) -> FloatArray:
+        """Mean squared errors of predictions (steps, q[, m]): (steps,)."""
+        return ((predictions - self.target) ** 2).reshape(len(predictions), -1).mean(axis=1)
+
+    def accuracies(self, predictions: FloatArray) -> FloatArray:
+        """The share of points whose largest output is that of the target, (steps,)."""
+        return (predictions.argmax(axis=2) == self.target.argmax(axis=1)).mean(axis=1)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A chain and a step of it."""
+
+    alpha: float
+    lam: float
+    step: float
+
+
+@dataclass(frozen=True)
+class LambdaCurves:
+    """Against lambda: risks of the teacher and two students, and the best student's alpha. (lams,) each."""
+
+    judged_by: str
+    teacher: FloatArray
+    pure: FloatArray  # the student that sees the teacher's outputs alone
+    mixed: FloatArray  # the student with the best alpha
+    alpha: FloatArray  # the best alpha, chosen by ``Study.chosen_by``; any number
+
+
+@dataclass(frozen=True)
+class Study:
+    """All results. Maps are (alphas, lams, steps), inf if the chain diverges or, by lanczos, is not reached."""
+
+    problem: Problem
+    route: Route
+    grid: Grid
+    chosen_by: str
+    choosing: FloatArray  # the map of risks that chooses
+    maps: dict[str, FloatArray]  # by the name of their column in map.csv
+    best: Cell  # the least risk in ``choosing``
+    teacher: Cell  # the least of step 1
+    curves: list[LambdaCurves]
+    chains: list[NamedChain]  # the columns of the table
+    losses: FloatArray  # (chains, steps) at the best lambda, judged by ``judged_by``
+    accuracies: FloatArray | None
+    judged_by: str
+
+    def at(self, name: str, cell: Cell) -> float:
+        """The value of a map in a cell."""
+        grid = self.grid
+        i = int(np.flatnonzero(grid.alphas == cell.alpha)[0])
+        j = int(np.flatnonzero(grid.lams == cell.lam)[0])
+        return float(self.maps[name][i, j, grid.steps.index(cell.step)])
+
+    def cells(self) -> Iterator[tuple[int, int, int, Cell]]:
+        """Every cell of the maps, with its indices."""
+        for i, j, s in np.ndindex(self.grid.shape):
+            yield i, j, s, Cell(float(self.grid.alphas[i]), float(self.grid.lams[j]), self.grid.steps[s])
+
+
+def run_study(problem: Problem, route: Route, grid: Grid, alphas: list[float | str], schedule: list[float]) -> Study:
+    """Compute everything; ``alphas`` and ``schedule`` are the columns of the table."""
+    val = _judge(route, problem.val)
+    test = _judge(route, problem.test)
+    maps = {}
+    for name, judge in (("val", val), ("test", test)):
+        if judge is not None:
+            maps[f"{name}_loss"] = route.risk_map(judge.rows, judge.target, grid)
+            if problem.classes:
+                maps[f"{name}_error"] = route.risk_map(judge.rows, judge.target, grid, "zero_one")
+    maps |= _cross_validation(route, grid)
+    if route.basis is not None:
+        maps["bound"] = route.basis.errors(grid.alphas, grid.lams, grid.steps)
+    choosing = maps["gcv" if val is None else "val_loss"]
+    best = _lowest(choosing, grid)
+    curves = [
+        _curves(route, grid, val, judge) for judge in ([None] if val is None else [val]) + ([test] if test else [])
+    ]
+    chains = _named_chains(route, val, best.lam, alphas, schedule)
+    reported = test or val
+    tables = [_chain(route, reported, best.lam, chain.alpha, grid.steps) for chain in chains]
+    return Study(
+        problem,
+        route,
+        grid,
+        GCV if val is None else VALIDATION,
+        choosing,
+        maps,
+        best,
+        _lowest(choosing, Grid(grid.alphas, grid.lams, grid.steps), steps=1),
+        curves,
+        chains,
+        np.array([losses for losses, _ in tables]),
+        np.array([accuracies for _, accuracies in tables]) if problem.classes and reported else None,
+        TEST if test else VALIDATION if val else GCV,
+    )
+
+
+def _judge(route: Route, part: Part | None) -> Judge | None:
+    return None if part is None else Judge(route.rows(part.X), part.y)
+
+
+def _lowest(risks: FloatArray, grid: Grid, steps: int | None = None) -> Cell:
+    """The cell of least risk among the first ``steps`` steps, of equal ones that of the least step."""
+    by_step = np.moveaxis(risks, 2, 0)[:steps]
+    s, i, j = np.unravel_index(int(by_step.argmin()), by_step.shape)
+    return Cell(float(grid.alphas[i]), float(grid.lams[j]), grid.steps[s])
+
+
+def _cross_validation(route: Route, grid: Grid) -> dict[str, FloatArray]:
+    """Maps of GCV and of degrees of freedom, with standard errors if they are estimates."""
+    names = ("gcv", "gcv_error", "freedom", "freedom_error")
+    maps = {name: np.full(grid.shape, np.inf) for name in names}
+    for i, alpha in enumerate(grid.alphas):
+        for j, lam in enumerate(grid.lams):
+            for s, estimates in _estimates(route, lam, alpha, grid.steps):
+                for name in names:
+                    maps[name][i, j, s] = getattr(estimates, name)
+    if route.basis is None:
+        del maps["gcv_error"], maps["freedom_error"]
+    return maps
+
+
+def _estimates(route: Route, lam: float, alpha: float, steps: list[float]) -> Iterator[tuple[list[int], Estimates]]:
+    """Estimates for all steps at once, or for the finite ones if the chain has no limit."""
+    finite = [s for s, step in enumerate(steps) if step < math.inf]
+    for chosen in (list(range(len(steps))), finite):
+        try:
+            yield chosen, route.generalised_cross_validation(lam, alpha, [steps[s] for s in chosen])
+            return
+        except DivergentChainError:
+            continue
+
+
+def _residuals(route: Route, judge: Judge | None, lam: float, k: int) -> FloatArray:
+    """target - the prediction of A^j y, j = 1..k, at held-out points, or their estimate by GCV."""
+    if judge is None:
+        return route.gcv_residuals(lam, k)
+    return judge.target - route.powers(judge.rows, lam, k)
+
+
+def _curves(route: Route, grid: Grid, val: Judge | None, judge: Judge | None) -> LambdaCurves:
+    """The curves with alpha chosen by ``val`` and risks at the points of ``judge``; by GCV in the place of None."""
+    rows = []
+    for lam in grid.lams:
+        first, second = _residuals(route, val, lam, 2)
+        alpha = best_alpha(-first, -second, np.zeros_like(first))
+        alpha = 1.0 if math.isnan(alpha) else alpha
+        if judge is not val:
+            first, second = _residuals(route, judge, lam, 2)
+        scale = first.size if judge is not None else route.n * max(1, route.components[0].size)
+        mixed = alpha * first + (1 - alpha) * second
+        rows.append([*((residual**2).sum() / scale for residual in (first, second, mixed)), alpha])
+    name = GCV if judge is None else VALIDATION if judge is val else TEST
+    return LambdaCurves(name, *np.array(rows).T)
+
+
+def _named_chains(
+    route: Route, val: Judge | None, lam: float, alphas: list[float | str], schedule: list[float]
+) -> list[NamedChain]:
+    chains = []
+    for alpha in dict.fromkeys(alphas):
+        if isinstance(alpha, str):
+            best = tuple(auto_schedule(_residuals(route, val, lam, AUTO_FITS)))
+            chains.append(NamedChain(alpha, alpha, alpha, best))
+        else:
+            chains.append(NamedChain(f"alpha = {alpha:g}", f"{alpha!r}", f"{alpha!r}", alpha))
+    if schedule:
+        chains.append(NamedChain("schedule", "schedule", "schedule", tuple(schedule)))
+    return chains
+
+
+def _chain(
+    route: Route, judge: Judge | None, lam: float, alpha: ArrayLike, steps: list[float]
+) -> tuple[FloatArray, FloatArray]:
+    """Losses and accuracies (steps,) of a chain; inf and NaN at steps where it diverges."""
+    losses = np.full(len(steps), np.inf)
+    accuracies = np.full(len(steps), np.nan)
+    for s, step in enumerate(steps):
+        try:
+            if judge is None:
+                losses[s] = route.generalised_cross_validation(lam, alpha, [step]).gcv[0]
+                continue
+            predictions = route.predict(judge.rows, lam, alpha, [step])
+        except DivergentChainError:
+            continue
+        losses[s] = judge.losses(predictions)[0]
+        if predictions.ndim == 3:
+            accuracies[s] = judge.accuracies(predictions)[0]
+    return losses, accuracies

@@ -1,0 +1,286 @@
+"""Routes to the eigenbasis of a problem: through the features' Gram matrix, an eigendecomposition, or block Lanczos.
+
+Whatever the route, predictions at new points are rows (D + lam)^-1 w(D) z + offset, with the points' ``rows`` in the
+eigenbasis and the blend filters w of ``distill.kernel.spectral``.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse.linalg import LinearOperator
+from tqdm import tqdm
+
+from distill.environment import available_memory
+from distill.errors import ConfigError
+from distill.kernel import spectral
+from distill.kernel.arrays import EPS, FloatArray
+from distill.kernel.features import FeatureChain, FeatureSums
+from distill.kernel.kernels import RADIAL, kernel_function
+from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
+from distill.kernel.linalg import MatrixTooLargeError, decompose, require_memory
+from distill.kernel.riskmap import rotated_risk_map
+from distill.kernel.study.data import Part, Problem, Rows
+from distill.kernel.tiles import Kernel, KernelTiles, matrix
+from distill.kernel.toy.options import MEDIAN
+from distill.program import complain
+
+MOST_DECOMPOSED = 5000  # points; above, block Lanczos is quicker for all but the smallest ridges
+PAIRS = 2000  # of points, for the median distance
+LAMS = np.geomspace(1e-6, 1, 25)  # times the largest eigenvalue
+LANCZOS_LAMS = np.geomspace(1e-5, 1, 16)
+GIB = 2**30
+
+Traces = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The chains of a map: constant alphas, ridges and steps."""
+
+    alphas: FloatArray
+    lams: FloatArray
+    steps: list[float]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a map."""
+        return len(self.alphas), len(self.lams), len(self.steps)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The eigenbasis of a problem with k eigenvectors, n points and targets (n,) or (n, m)."""
+
+    solver: str
+    text: str  # for the reader
+    n: int
+    d: FloatArray  # (k,) eigenvalues, large to small
+    z: FloatArray  # (k[, m]) what filters are applied to
+    components: FloatArray  # (k[, m]) of the targets, along orthonormal eigenvectors
+    outside: float  # squared norm of the targets outside the eigenvectors' span
+    rows: Callable[[Rows], FloatArray]  # from inputs (q, p) to (q, k)
+    offset: FloatArray  # () or (m,), the intercept
+    traces: Traces  # of filters (f, k): estimates (f,) and standard errors (f,)
+    basis: BlockLanczos | None = None
+
+    def risk_map(self, rows: FloatArray, target: FloatArray, grid: Grid, loss: str = "squared") -> FloatArray:
+        """The risk of every chain at points with these ``rows`` (q, k), (alphas, lams, steps)."""
+        z = self.z
+        return rotated_risk_map(
+            self.d, z, rows, target, grid.alphas, grid.lams, grid.steps, loss=loss, offset=self.offset
+        )
+
+    def predict(self, rows: FloatArray, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+        """Predictions of a chain, (steps, q[, m])."""
+        filters = spectral.blend_filters(self.d, lam, alpha, steps) / (self.d + lam)
+        return spectral.apply_filters(rows, filters, self.z) + self.offset
+
+    def powers(self, rows: FloatArray, lam: float, k: int) -> FloatArray:
+        """Predictions of A y, ..., A^k y, (k, q[, m])."""
+        return spectral.apply_filters(rows, spectral.power_filters(self.d, lam, k), self.z) + self.offset
+
+    def generalised_cross_validation(self, lam: float, alpha: ArrayLike, steps: list[float]) -> "Estimates":
+        """GCV and the degrees of freedom of a chain at ``steps``."""
+        B = spectral.diagonals(self.d, lam, alpha, steps)
+        squares = (self.components**2).reshape(len(self.d), -1)
+        error = (((1 - B) ** 2) @ squares.sum(axis=1) + self.outside) / (self.n * squares.shape[1])
+        trace, deviation = self.traces(B)
+        share = 1 - trace / self.n
+        with np.errstate(divide="ignore", over="ignore"):
+            gcv = np.where(share > EPS, error / share**2, np.inf)
+            return Estimates(gcv, 2 * gcv / share * deviation / self.n, trace, deviation)
+
+    def gcv_residuals(self, lam: float, k: int) -> FloatArray:
+        """As ``krr.gcv_residuals``, (k, k' [, m]), for the best alphas without held-out points."""
+        A = spectral.shrinkage(self.d, lam) ** np.arange(1, k + 1)[:, None]
+        share = 1 - self.traces(A)[0] / self.n
+        left = spectral.filtered(spectral.residual_filters(self.d, lam, k), self.components).reshape(k, -1)
+        beyond = np.full((k, 1), math.sqrt(self.outside))
+        return np.hstack([left, beyond]) / share[:, None]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """GCV and degrees of freedom with their standard errors (0 if exact), (steps,) each."""
+
+    gcv: FloatArray
+    gcv_error: FloatArray
+    freedom: FloatArray
+    freedom_error: FloatArray
+
+
+def exact_traces(B: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Traces of filters of all eigenvalues."""
+    return B.sum(axis=1), np.zeros(len(B))
+
+
+def choose_gamma(args: argparse.Namespace, X: Rows) -> float:
+    """The number that --gamma names; "median" is 1 / the median squared distance of PAIRS random pairs of points."""
+    if args.gamma not in (None, MEDIAN):
+        return float(args.gamma)
+    if args.kernel not in RADIAL:
+        return 1 / X.shape[1]
+    rng = np.random.default_rng(args.seed or 0)
+    first, second = (X[rng.integers(0, len(X), PAIRS)] for _ in range(2))
+    median = float(np.median(((first - second).astype(np.float64) ** 2).sum(axis=1)))
+    if median == 0:
+        raise ConfigError("--gamma median: more than half of the points are equal; give a number")
+    return 1 / median
+
+
+def choose_solver(args: argparse.Namespace, n: int, p: int) -> str:
+    """The solver that --solver names. "auto" takes the cheapest that suits. Raises ConfigError."""
+    solver = args.solver or "auto"
+    if solver == "features" and args.kernel != "linear":
+        raise ConfigError(f"--solver features is for --kernel linear, not {args.kernel}")
+    if solver == "auto":
+        if args.kernel == "linear" and (p < n or args.intercept):
+            return "features"
+        return "eigh" if n <= MOST_DECOMPOSED else "lanczos"
+    return str(solver)
+
+
+def make_route(
+    args: argparse.Namespace, problem: Problem, alphas: FloatArray, steps: list[float], folder: Path
+) -> tuple[Route, Grid]:
+    """The route that the options name, and the grid of chains; ``folder`` keeps a Lanczos basis.
+
+    Raises ConfigError, MatrixTooLargeError, NotReachedError and the kernel matrix's errors.
+    """
+    train = problem.train
+    solver = choose_solver(args, *train.X.shape)
+    if args.intercept and solver != "features":
+        raise ConfigError("--intercept needs --kernel linear and --solver features")
+    gamma = choose_gamma(args, train.X)
+    kernel = kernel_function(args.kernel, gamma)
+    name = args.kernel if args.kernel == "linear" else f"{args.kernel} kernel, gamma = {gamma:.4g}"
+    if solver == "lanczos":
+        return _by_lanczos(args, train, kernel, name, alphas, steps, folder)
+    route = _by_features(train, args.intercept) if solver == "features" else _by_eigh(train, kernel, name)
+    lams = route.d[0] * LAMS if args.lam is None else np.array(args.lam)
+    return route, Grid(alphas, lams, steps)
+
+
+def _by_features(train: Part, intercept: bool) -> Route:
+    chain = FeatureChain(FeatureSums(intercept=intercept).add(train.X, train.y))
+    sums = chain.sums
+    spectrum = chain.spectrum
+    p = len(spectrum.d)
+    inside, outside = chain.projections()
+    added = 1.0 if intercept else 0.0
+
+    def traces(B: FloatArray) -> tuple[FloatArray, FloatArray]:
+        return B.sum(axis=1) + added, np.zeros(len(B))
+
+    return Route(
+        "features",
+        f"linear kernel{' and intercept' if intercept else ''}, by the {p} x {p} Gram matrix of the features",
+        sums.rows,
+        spectrum.d,
+        spectral.product(spectrum.V.T, sums.cross),
+        inside,
+        float((outside**2).sum()),
+        lambda X: spectral.product(X.astype(np.float64) - sums.mean_x, spectrum.V),
+        np.asarray(sums.mean_y, np.float64),
+        traces,
+    )
+
+
+def _by_eigh(train: Part, kernel: Kernel, name: str) -> Route:
+    n = len(train.X)
+    try:
+        require_memory(n, arrays=3)
+    except MatrixTooLargeError as error:
+        raise MatrixTooLargeError(f"{error}; --solver lanczos needs less") from None
+    X = train.X.astype(np.float64)
+    spectrum = decompose(matrix(kernel, X, X), overwrite=True)
+    z = spectral.components(spectrum, train.y)
+    text = f"{name}, by an eigendecomposition ({8 * n**2 / GIB:.1f} GiB)"
+
+    def rows(X_new: Rows) -> FloatArray:
+        return spectral.product(matrix(kernel, X_new.astype(np.float64), X), spectrum.V)
+
+    return Route("eigh", text, n, spectrum.d, z, z, 0.0, rows, np.zeros(()), exact_traces)
+
+
+def _by_lanczos(
+    args: argparse.Namespace,
+    train: Part,
+    kernel: Kernel,
+    name: str,
+    alphas: FloatArray,
+    steps: list[float],
+    folder: Path,
+) -> tuple[Route, Grid]:
+    n = len(train.X)
+    memory = args.memory * GIB if args.memory is not None else (available_memory() or 0) / 2
+    dtype = _precision(args, n, memory)
+    X = train.X.astype(dtype, copy=False)
+    tiles = KernelTiles(kernel, X, dtype=dtype, memory=memory)
+    with tqdm(desc=f"kernel matrix of {n:,} points", unit=" products", disable=None, leave=False) as bar:
+        K = _Counted(tiles, bar)
+        d1 = _largest_eigenvalue(K)
+        lams = d1 * LANCZOS_LAMS if args.lam is None else np.array(args.lam)
+        try:
+            basis = lanczos(
+                K,
+                train.y,
+                alphas,
+                lams,
+                steps,
+                tolerance=args.tolerance or 1e-3,
+                max_basis=args.max_basis or 4000,
+                checkpoint=folder / "lanczos",
+                report=lambda size, error: bar.set_postfix_str(f"{size} basis vectors, error {error:.1e}"),
+            )
+        except NotReachedError as error:
+            reached = lams[~np.isin(lams, error.lams)]
+            if args.lam is not None or not len(reached):
+                raise NotReachedError(f"{error}; raise --max-basis or --tolerance, or leave these out") from None
+            complain(f"note: {error}; they are left out")
+            lams = reached
+            basis = error.basis
+    spectrum = basis.spectrum()
+    z = spectral.components(spectrum, train.y)
+    text = f"{name}, by block Lanczos with {basis.size} vectors, kernel matrix in {tiles.dtype.name}"
+
+    def rows(X_new: Rows) -> FloatArray:
+        tiles = KernelTiles(kernel, X, X_new.astype(dtype, copy=False), dtype=dtype, memory=0)
+        return np.asarray(tiles.matmat(spectrum.V))
+
+    route = Route("lanczos", text, n, spectrum.d, z, z, 0.0, rows, np.zeros(()), basis.trace, basis)
+    return route, Grid(alphas, lams, steps)
+
+
+def _precision(args: argparse.Namespace, n: int, memory: float) -> type[np.floating]:
+    if args.precision is not None:
+        return np.float32 if args.precision == "float32" else np.float64
+    return np.float64 if 4 * n * (n + 1) <= memory else np.float32
+
+
+def _largest_eigenvalue(K: LinearOperator, products: int = 5) -> float:
+    """The largest eigenvalue to a percent or so, by power iteration: it scales the grid of ridges."""
+    v = np.ones((K.shape[0], 1))
+    for _ in range(products):
+        v /= np.linalg.norm(v)
+        v = np.asarray(K.matmat(v))
+    return float(np.linalg.norm(v))
+
+
+class _Counted(LinearOperator):
+    """An operator that advances a bar with each product."""
+
+    def __init__(self, K: LinearOperator, bar: tqdm):
+        self.K = K
+        self.bar = bar
+        super().__init__(K.dtype, K.shape)
+
+    def _matmat(self, block: NDArray[np.floating]) -> FloatArray:
+        product = np.asarray(self.K.matmat(block))
+        self.bar.update()
+        return product

@@ -1,0 +1,113 @@
+"""Tables of numbers and class names in CSV files."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distill.errors import DataError, suggestion
+from distill.files import read_text
+from distill.kernel.arrays import FloatArray
+
+LARGEST = 1e100  # of a number in a file or on the command line: its square is far inside float64's range
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of a CSV file as text: ``cells[i][j]`` is in column ``names[j]`` and line ``lines[i]``."""
+
+    path: Path
+    names: list[str]
+    cells: list[list[str]]
+    lines: list[int]
+
+    def target(self, name: str | None) -> str:
+        """The target column: ``name``, or else ``y`` if there is one, or else the last. Raises DataError."""
+        columns = [column for column in self.names if column != "truth"]
+        if name is None:
+            return "y" if "y" in columns else columns[-1]
+        if name not in columns:
+            known = ", ".join(columns[:20])
+            raise DataError(f"{self.path} has no column {name!r}{suggestion(name, columns)}; its columns are {known}")
+        return name
+
+    def inputs(self, target: str) -> list[str]:
+        """The input columns: all but the target, and but ``truth``, the true value of the target."""
+        return [name for name in self.names if name not in (target, "truth")]
+
+    def text(self, name: str) -> list[str]:
+        """A column's cells without the blanks around them."""
+        j = self.names.index(name)
+        return [row[j].strip() for row in self.cells]
+
+    def numbers(self, names: Sequence[str]) -> FloatArray:
+        """Columns as float64 (rows, len(names)). Raises DataError for the first cell that holds no number."""
+        columns = [self.names.index(name) for name in names]
+        values = np.empty((len(self.cells), len(names)))
+        for i, row in enumerate(self.cells):
+            for j, column in enumerate(columns):
+                values[i, j] = self._number(row[column], i, names[j])
+        return values
+
+    def _number(self, cell: str, i: int, name: str) -> float:
+        try:
+            number = float(cell)
+        except ValueError:
+            number = math.nan
+        if abs(number) <= LARGEST:
+            return number
+        found = repr(cell.strip()[:40]) if cell.strip() else "a missing value"
+        raise DataError(
+            f"{self.path}, line {self.lines[i]}: column {name} has {found}, "
+            f"but needs a finite number, at most {LARGEST:g} in size"
+        )
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV file in UTF-8: a header line, then at least one row. Raises DataError naming the line, and OSError."""
+    try:
+        reader = csv.reader(io.StringIO(read_text(path, "utf-8-sig"), newline=""))
+        names = [name.strip() for name in next(reader, [])]
+        cells = []
+        lines = []
+        for row in reader:
+            if not row:
+                continue  # an empty line
+            if len(row) != len(names):
+                raise DataError(f"{path}, line {reader.line_num} has {len(row)} values, but line 1 has {len(names)}")
+            cells.append(row)
+            lines.append(reader.line_num)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error.strerror}") from None
+    _check_names(path, names)
+    if not cells:
+        raise DataError(f"{path}: no rows after the header")
+    return Table(path, names, cells, lines)
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Raise DataError if the first line is not the names of at least two columns."""
+    for separator, called in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            raise DataError(f"{path} separates its columns by {called}; separate them by commas")
+    if len(names) < 2:
+        raise DataError(f"{path} needs two columns or more, an input and a target, and a first line with their names")
+    if all(_is_number(name) for name in names):
+        raise DataError(f"{path} begins with numbers; add a first line with the names of the columns")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path} has two columns with the name {twice[0]!r}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
