@@ -106,6 +106,7 @@ def rotated_risk_map(
     ``rows`` (q, k) is K_new V, so that predictions are rows (D + lam)^-1 w(D) z.
     """
     grid = Grid(as_schedule(alphas), np.atleast_1d(as_ridges("lams", lams, 0, 1)), as_steps(steps))
+    rows = as_new_kernel(rows, len(d))
     risk = make_risk(loss, as_targets(target, len(rows), "target"), offset)
     return _risks(SpectralPredictions(d, z, partial(map_columns, partial(product, rows))), grid, risk)
 
