@@ -21,7 +21,7 @@ from distill.files import open_file
 from distill.kernel.arrays import LARGEST_ENTRY, FloatArray
 from distill.kernel.table import Table
 from distill.randomness import generator
-from distill.sections import DataConfig
+from distill.sections import CUSTOM_DATA, DataConfig
 
 Rows = NDArray[np.floating]
 
@@ -75,7 +75,7 @@ def load_problem(args: argparse.Namespace, table: Table | None) -> Problem:
         problem = _images(DataConfig(**options), seed)
     else:
         arrays = read_npz(args.data) if table is None else from_table(table, args.target, args.classification)
-        problem = _split(arrays, DataConfig(**{"dataset": "digits", **options}), seed)
+        problem = _split(arrays, DataConfig(dataset=CUSTOM_DATA, **options), seed)
     parts = [part for part in (problem.train, problem.val, problem.test) if part is not None]
     for part in parts:
         _check(problem.name, part)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from distill.environment import load_matplotlib
-from distill.errors import one_line
+from distill.errors import ConfigError, one_line
 from distill.files import Content
 from distill.kernel.study.data import Problem, load_problem
-from distill.kernel.study.results import Cell, Study, run_study
+from distill.kernel.study.results import Study, run_study
 from distill.kernel.study.routes import make_route
 from distill.kernel.table import Table
 from distill.kernel.toy.options import TOY_ONLY, require_absent
@@ -26,6 +26,8 @@ def run(args: argparse.Namespace, table: Table | None) -> str:
     """Compute, write the files, and return the text for standard output. ``table`` is the CSV file's, if it is one."""
     require_absent(args, TOY_ONLY, "is for the toy experiment: leave it out with real data")
     problem = load_problem(args, table)
+    if args.lam is not None and min(args.lam) == 0:
+        raise ConfigError("--lam must be above 0 with real data: cross-validation cannot judge an interpolant")
     folder = args.output or Path("runs") / f"krr-{problem.name}"
     columns: list[float | str] = args.alpha or ([] if args.alpha_schedule else TABLE_ALPHAS)
     constants = [alpha for alpha in columns if not isinstance(alpha, str)]
@@ -62,18 +64,11 @@ def draw(study: Study, args: argparse.Namespace) -> dict[str, bytes]:
 def describe(study: Study) -> list[str]:
     """The lines for standard output."""
     problem = study.problem
-    lines = [
-        describe_problem(problem),
-        study.route.text,
-        f"chosen by {study.chosen_by}: {describe_cell(study, study.best)}",
-        f"best teacher so chosen: {describe_cell(study, study.teacher)}",
-        f"best first student of any alpha so chosen: {describe_mixed(study)}",
-    ]
+    lines = [describe_problem(problem), study.route.text, "", summary_table(study), ""]
+    lines.append(f"chosen: the least {problem.loss} of the whole map, by {study.chosen_by}")
+    lines.append("teacher, first student: the least of fit 1, and of fit 2 with the best alpha, so chosen")
     if "test_loss" in study.maps:
-        risks = study.maps["test_loss"]
-        i, j, s = np.unravel_index(int(risks.argmin()), risks.shape)
-        oracle = Cell(float(study.grid.alphas[i]), float(study.grid.lams[j]), study.grid.steps[s])
-        lines.append(f"oracle, chosen by the test points: {describe_cell(study, oracle)}")
+        lines.append("oracle: the least of the map by the test points themselves")
     what = f"{problem.loss} ({study.judged_by}) at lambda = {study.best.lam:.4g}"
     lines += [
         "",
@@ -101,27 +96,16 @@ def describe_problem(problem: Problem) -> str:
     return ", ".join(parts) + (f" ({problem.note})" if problem.note else "")
 
 
-def describe_cell(study: Study, cell: Cell) -> str:
-    """A chain and its risks."""
-    step = "the limit" if cell.step == math.inf else f"fit {int(cell.step)}"
-    chain = f"{step}, lambda = {cell.lam:.4g}"
-    if cell.step != 1:
-        chain = f"alpha = {cell.alpha:g}, {chain}"
-    names = {"val_loss": "held-out loss", "test_loss": "test loss", "gcv": "GCV", "bound": "error bound"}
-    shown = [f"{text} {study.at(name, cell):.5g}" for name, text in names.items() if name in study.maps]
-    if "test_error" in study.maps:
-        shown.append(f"test accuracy {1 - study.at('test_error', cell):.4f}")
-    return f"{chain} ({', '.join(shown)})"
-
-
-def describe_mixed(study: Study) -> str:
-    """The least risk on the curve of students with the best alpha, over lambda."""
-    i = int(study.curves[0].mixed.argmin())
-    shown = [f"{curves.judged_by} {curves.mixed[i]:.5g}" for curves in study.curves]
-    if study.route.basis is not None:
-        bound = study.route.basis.errors([study.curves[0].alpha[i]], [study.grid.lams[i]], [2])
-        shown.append(f"error bound {bound.item():.2g}")
-    return f"alpha = {study.curves[0].alpha[i]:.4g}, fit 2, lambda = {study.grid.lams[i]:.4g} ({', '.join(shown)})"
+def summary_table(study: Study) -> str:
+    """The chosen cells, a row each."""
+    rows = [["", "fit", "alpha", "lambda", *study.summary[0].values]]
+    for row in study.summary:
+        cell = row.cell
+        fit = INFINITY if cell.step == math.inf else f"{cell.step:g}"
+        values = [f"{v:.2g}" if "bound" in name else f"{v:.5g}" for name, v in row.values.items()]
+        rows.append([row.name, fit, "" if cell.step == 1 else f"{cell.alpha:.4g}", f"{cell.lam:.4g}", *values])
+    headings, *cells = rows
+    return aligned(headings, list(zip(*cells, strict=True)))
 
 
 def accuracy_table(study: Study) -> str:

@@ -45,6 +45,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row of the summary: a cell, how it was chosen, and its losses, GCV and accuracy by name."""
+
+    name: str
+    cell: Cell
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
 class LambdaCurves:
     """Against lambda: risks of the teacher and two students, and the best student's alpha. (lams,) each."""
 
@@ -66,19 +75,12 @@ class Study:
     choosing: FloatArray  # the map of risks that chooses
     maps: dict[str, FloatArray]  # by the name of their column in map.csv
     best: Cell  # the least risk in ``choosing``
-    teacher: Cell  # the least of step 1
+    summary: list[Row]
     curves: list[LambdaCurves]
     chains: list[NamedChain]  # the columns of the table
     losses: FloatArray  # (chains, steps) at the best lambda, judged by ``judged_by``
     accuracies: FloatArray | None
     judged_by: str
-
-    def at(self, name: str, cell: Cell) -> float:
-        """The value of a map in a cell."""
-        grid = self.grid
-        i = int(np.flatnonzero(grid.alphas == cell.alpha)[0])
-        j = int(np.flatnonzero(grid.lams == cell.lam)[0])
-        return float(self.maps[name][i, j, grid.steps.index(cell.step)])
 
     def cells(self) -> Iterator[tuple[int, int, int, Cell]]:
         """Every cell of the maps, with its indices."""
@@ -105,8 +107,15 @@ def run_study(problem: Problem, route: Route, grid: Grid, alphas: list[float | s
         _curves(route, grid, val, judge) for judge in ([None] if val is None else [val]) + ([test] if test else [])
     ]
     chains = _named_chains(route, val, best.lam, alphas, schedule)
-    reported = test or val
-    tables = [_chain(route, reported, best.lam, chain.alpha, grid.steps) for chain in chains]
+    tables = [_chain(route, test or val, best.lam, chain.alpha, grid.steps) for chain in chains]
+    i = int(curves[0].mixed.argmin())
+    cells = {
+        "chosen": best,
+        "teacher": _lowest(choosing, grid, steps=1),
+        "first student": Cell(float(curves[0].alpha[i]), float(grid.lams[i]), 2),
+    }
+    if test is not None:
+        cells["oracle"] = _lowest(maps["test_loss"], grid)
     return Study(
         problem,
         route,
@@ -115,13 +124,28 @@ def run_study(problem: Problem, route: Route, grid: Grid, alphas: list[float | s
         choosing,
         maps,
         best,
-        _lowest(choosing, Grid(grid.alphas, grid.lams, grid.steps), steps=1),
+        [Row(name, cell, _measure(route, val, test, cell)) for name, cell in cells.items()],
         curves,
         chains,
         np.array([losses for losses, _ in tables]),
-        np.array([accuracies for _, accuracies in tables]) if problem.classes and reported else None,
+        np.array([accuracies for _, accuracies in tables]) if problem.classes and (test or val) else None,
         TEST if test else VALIDATION if val else GCV,
     )
+
+
+def _measure(route: Route, val: Judge | None, test: Judge | None, cell: Cell) -> dict[str, float]:
+    """What is known about a cell, by the heading in the summary."""
+    values = {}
+    for name, judge in (("held out", val), ("test", test)):
+        if judge is not None:
+            losses, accuracies = _chain(route, judge, cell.lam, cell.alpha, [cell.step])
+            values[name] = float(losses[0])
+            if not math.isnan(accuracies[0]):
+                values[f"accuracy, {name}"] = float(accuracies[0])
+    values["GCV"] = float(_chain(route, None, cell.lam, cell.alpha, [cell.step])[0][0])
+    if route.basis is not None:
+        values["error bound"] = route.basis.errors([cell.alpha], [cell.lam], [cell.step]).item()
+    return values
 
 
 def _judge(route: Route, part: Part | None) -> Judge | None:

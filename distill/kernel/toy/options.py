@@ -8,14 +8,15 @@ from distill.arguments import OneLineParser, Range, number, to_path
 from distill.errors import ConfigError
 from distill.options import add_option
 from distill.program import program_name
-from distill.sections import DataConfig
+from distill.sections import DATASETS, DataConfig
 
 KERNEL_NAMES = ("rbf", "laplacian", "matern12", "matern32", "matern52", "polynomial", "linear")
 MEDIAN = "median"
 SOLVERS = ("auto", "features", "eigh", "lanczos")
 LARGEST = 1e100  # of any number on the command line: its square is far inside float64's range
 MOST_CHAINS = 100
-DATA_FIELDS = [f for f in fields(DataConfig) if f.name != "data"]
+DATA_FIELDS = [f for f in fields(DataConfig) if f.name not in ("data", "augment")]  # the first is dataset
+DATASET_ONLY = ("data_dir", "data_sha256", "image_size", "labels", "human_labels", "confusion")
 TOY_ONLY = ("noise", "n", "csv", "interactive")
 REAL_ONLY = (
     "target",
@@ -47,6 +48,9 @@ def parse(words: list[str]) -> argparse.Namespace:
         raise ConfigError(f"--alpha has {len(args.alpha):,} values, and a table {MOST_CHAINS} columns at most")
     if args.data is not None and "dataset" in args.data_options:
         raise ConfigError("--data and --dataset both say where the data come from: leave one out")
+    for name in DATASET_ONLY:
+        if args.data is not None and name in args.data_options:
+            raise ConfigError(f"--{name.replace('_', '-')} is for --dataset: leave it out with --data")
     if args.data is not None and (args.n is not None or args.noise is not None):
         raise ConfigError("--data reads the points from a file: leave out --n and --noise")
     return args
@@ -177,12 +181,18 @@ def _add_real_options(group: argparse._ArgumentGroup) -> None:
         "X_val, y_val and given. Text, and integers in an NPZ file, are classes. A CSV file with one input is fitted "
         "as the toy is: without a column truth the loss is leave-one-out, or on held-out points if there are over 200",
     )
+    group.add_argument(
+        "--dataset",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"images, whose pixels in [0, 1] are the inputs: {', '.join(DATASETS)}, or package.module:function",
+    )
     group.add_argument("--target", metavar="NAME", help="the CSV file's target column (default: y, or else the last)")
     group.add_argument("--classification", action="store_true", help="the numbers in the target column are classes")
     group.add_argument(
         "--standardise", action="store_true", help="scale inputs to mean 0 and variance 1 over the training points"
     )
-    for f in DATA_FIELDS:
+    for f in DATA_FIELDS[1:]:
         add_option(group, DataConfig, f, default=argparse.SUPPRESS)
     group.add_argument("--intercept", action="store_true", help="an intercept without penalty, for --kernel linear")
     group.add_argument(
