@@ -52,6 +52,18 @@ def as_targets(y: ArrayLike, n: int, name: str = "y") -> FloatArray:
     return targets
 
 
+def as_sample_weight(sample_weight: ArrayLike | None, n: int) -> FloatArray | None:
+    """Sample weights (n,) float64, >= 0 and not all 0, or None. Raises ValueError."""
+    if sample_weight is None:
+        return None
+    weights = as_floats("sample_weight", sample_weight, 0, 1)
+    if weights.shape not in ((), (n,)):
+        raise ValueError(f"sample_weight must be a number or of shape ({n},), not {weights.shape}")
+    if (weights < 0).any() or not weights.any():
+        raise ValueError("sample_weight must not be negative, and not all zero")
+    return np.broadcast_to(weights, (n,))
+
+
 def as_new_kernel(K_new: ArrayLike, n: int, largest: float = LARGEST_FLOAT) -> FloatArray:
     """``K_new``, k(x, X) at q new points, as (q, n). Also raises NotFiniteError."""
     matrix = as_floats("K_new", K_new, 2, largest=largest)

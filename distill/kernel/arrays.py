@@ -9,6 +9,7 @@ FloatArray: TypeAlias = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
 LARGEST_FLOAT = float(np.finfo(np.float64).max)
 LARGEST_ENTRY = 1e150  # of data: its square is still finite
+MOST_ENTRIES = 2**31 - 1  # of an array whose entries a routine with 32-bit integers can count
 SHAPES = ("a number", "a sequence", "a matrix", "an array with three axes")  # by the number of axes
 
 

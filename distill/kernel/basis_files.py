@@ -2,6 +2,8 @@
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import DataError
-from distill.files import append, open_file, write_atomically
+from distill.files import append, open_file, open_locked, write_atomically
 from distill.kernel.arrays import FloatArray
 
 
@@ -60,3 +62,14 @@ class BasisFiles:
         arrays: dict[str, Any] = state | {"problem": np.array(self.problem)}
         write_atomically(self.state, lambda file: np.savez(file, **arrays))
         self._kept = len(vectors)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a checkpoint's folder, which is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open_locked(folder / "lock", wait=False)
+    if lock is None:
+        raise DataError(f"another process uses the checkpoint {folder}; wait for it, or take another folder")
+    with lock:
+        yield

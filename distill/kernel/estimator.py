@@ -42,10 +42,15 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         Fraction of the points, in (0, 1), on which alpha="auto" is chosen; None for generalised cross-validation.
     random_state : int, RandomState or None, default=None
         Draws the held-out points.
-    solver : "auto", "eigh" or "cholesky", default="auto"
+    solver : "auto", "eigh", "cholesky" or "lanczos", default="auto"
         An eigendecomposition, a Cholesky factorisation, or the cheaper of the two ("auto"; ``path`` then also
-        considers a tridiagonal form). With kernel="linear" and dense X (n, p), "auto" works with the p × p Gram matrix
+        considers a tridiagonal form). "lanczos" is for kernel matrices that are too large to factorise: it only
+        multiplies by them, in tiles that are kept as far as memory allows (``distill.krr.lanczos``). With kernel="linear" and dense X (n, p), "auto" works with the p × p Gram matrix
         of the features if p < n: it has ``coef_`` and ``intercept_``, but no ``dual_coef_`` and ``X_fit_``.
+    tol : float, default=1e-6
+        With "lanczos": a bound on the relative error of the fitted values (2-norm over all points) of every step.
+    max_basis : int, default=2000
+        With "lanczos": the largest number k of basis vectors; n × k float64 numbers must fit into memory.
     fit_intercept : bool, default=False
         Whether to add an intercept that is not penalised; needs kernel="linear", solver="auto" and dense X.
 
@@ -60,10 +65,10 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
     alphas_ : ndarray
         The schedule in use: the alphas of fits 2, 3, ..., the last of which repeats.
     condition_ : float
-        Condition number of K + lam I; with solver "cholesky" an upper bound of it or, above 1e9, an estimate. Above
-        1e9 a fit warns (scipy's LinAlgWarning): fewer than about six digits are reliable.
+        Condition number of K + lam I; with "cholesky" an upper bound of it or, above 1e9, an estimate; with
+        "lanczos" an upper bound. Above 1e9 a fit warns (scipy's LinAlgWarning): fewer than about six digits are reliable.
     solver_ : str
-        The solver that was used, "eigh" or "cholesky".
+        The solver that was used, "eigh", "cholesky" or "lanczos".
 
     Raises
     ------
@@ -73,6 +78,8 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         By ``fit``, for lam = 0 with a singular kernel matrix.
     MatrixTooLargeError
         By ``fit`` and ``path``, before the kernel matrix is allocated.
+    NotReachedError
+        With "lanczos", if ``max_basis`` vectors do not reach ``tol``; it says how many would.
     DivergentChainError
         By ``fit``, for a chain that has no limit or overflows. All are in ``distill.krr``.
 

@@ -16,11 +16,13 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from distill.kernel import solvers, spectral
-from distill.kernel.arguments import as_schedule, as_targets
-from distill.kernel.arrays import LARGEST_FLOAT, FloatArray, as_floats
+from distill.kernel import solvers, spectral, tiles
+from distill.kernel.arguments import as_sample_weight, as_schedule, as_targets
+from distill.kernel.arrays import LARGEST_FLOAT, MOST_ENTRIES, FloatArray
+from distill.kernel.estimator_lanczos import ALL, Points
 from distill.kernel.features import FeatureChain, FeatureSums
-from distill.kernel.linalg import decompose, require_memory
+from distill.kernel.lanczos import BlockLanczos
+from distill.kernel.linalg import MatrixTooLargeError, decompose, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
 from distill.kernel.riskmap import risk_map
 
@@ -46,7 +48,9 @@ class SelfDistilledBase(BaseEstimator):
         "n_steps": [Interval(numbers.Integral, 1, None, closed="left"), Options(numbers.Real, {math.inf})],
         "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither"), None],
         "random_state": ["random_state"],
-        "solver": [StrOptions({"auto", "eigh", "cholesky"})],
+        "solver": [StrOptions({"auto", "eigh", "cholesky", "lanczos"})],
+        "tol": [Interval(numbers.Real, 0, LARGEST_FLOAT, closed="right")],
+        "max_basis": [Interval(numbers.Integral, 1, 10**9, closed="both")],
         "fit_intercept": ["boolean"],
     }
 
@@ -64,6 +68,8 @@ class SelfDistilledBase(BaseEstimator):
         validation_fraction: float | None = None,
         random_state: int | np.random.RandomState | None = None,
         solver: str = "auto",
+        tol: float = 1e-6,
+        max_basis: int = 2000,
         fit_intercept: bool = False,
     ):
         self.alpha = alpha
@@ -77,6 +83,8 @@ class SelfDistilledBase(BaseEstimator):
         self.validation_fraction = validation_fraction
         self.random_state = random_state
         self.solver = solver
+        self.tol = tol
+        self.max_basis = max_basis
         self.fit_intercept = fit_intercept
 
     def __sklearn_tags__(self) -> Tags:
@@ -85,12 +93,22 @@ class SelfDistilledBase(BaseEstimator):
         tags.input_tags.pairwise = self.kernel == "precomputed"
         return tags
 
-    def _kernel_matrix(self, X: Inputs, Y: Inputs = None) -> FloatArray:
+    def _kernel(self, X: Inputs, Y: Inputs = None) -> FloatArray:
         if callable(self.kernel):
             params = self.kernel_params or {}
         else:
             params = {"gamma": self.gamma, "degree": self.degree, "coef0": self.coef0}
         return pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **params)
+
+    def _kernel_matrix(self, X: Inputs, Y: Inputs = None) -> FloatArray:
+        """k(x, y), (q, n), or k(x, x)."""
+        if self.kernel == "precomputed" or X.shape[0] * (X if Y is None else Y).shape[0] <= MOST_ENTRIES:
+            return self._kernel(X, Y)
+        return tiles.matrix(self._kernel, X, X if Y is None else Y)
+
+    def _points(self, X: Inputs, weight: FloatArray | None = None) -> Points:
+        kernel = None if self.kernel == "precomputed" else self._kernel
+        return Points(X, kernel, None if weight is None else np.sqrt(weight), self.tol, self.max_basis)
 
     def _check_X(self, X: Inputs, y: Any = "no_validation", **options: Any) -> Any:
         """validate_data with this estimator's rules for X; a kernel matrix must be dense."""
@@ -103,7 +121,7 @@ class SelfDistilledBase(BaseEstimator):
 
     def _fit_targets(self, X: Inputs, targets: FloatArray, sample_weight: ArrayLike | None) -> Self:
         """Fit to validated X and targets (n,) or (n, m): sets the attributes with a trailing underscore."""
-        weight = _check_sample_weight(sample_weight, len(targets))
+        weight = as_sample_weight(sample_weight, len(targets))
         self._sums = None
         if self._suits_features(X):
             self._sums = self._sum_up(X, targets, weight)
@@ -141,7 +159,7 @@ class SelfDistilledBase(BaseEstimator):
         chain = self._chain([self.n_steps])
         if chain.condition > solvers.UNTRUSTED:
             warnings.warn(
-                f"K + lam I has condition number {chain.condition:.2g}: fewer than six digits of the fit are "
+                f"K + lam I has a condition number above {solvers.UNTRUSTED:g}: fewer than six digits of the fit are "
                 "reliable; raise lam",
                 LinAlgWarning,
                 stacklevel=4,
@@ -161,7 +179,7 @@ class SelfDistilledBase(BaseEstimator):
         With sample weights w each fit minimises sum_i w_i (f(x_i) - t_i)² + lam ‖f‖². With s_i = sqrt(w_i) that is
         the unweighted chain on s y and s K s, whose coefficients c~ give c = s c~.
         """
-        require_memory(len(self._targets), arrays=3)
+        _require_memory(len(self._targets))
         K = self._kernel_matrix(self.X_fit_)
         if self._sample_weight is None:
             return K, self._targets, np.ones(len(K))
@@ -177,6 +195,8 @@ class SelfDistilledBase(BaseEstimator):
         if self._sums is not None:
             gram = self._sums.gram
             return solvers.chain(gram, self._sums.cross, self.lam, self.alphas_, steps, trusted=True)
+        if self.solver == "lanczos":
+            return self._chain_by_lanczos(steps)
         K, targets, s = self._problem()
         # A precomputed kernel without sample weights is the caller's array.
         overwrite = self.kernel != "precomputed" or self._sample_weight is not None
@@ -185,16 +205,41 @@ class SelfDistilledBase(BaseEstimator):
         chain = solvers.chain(
             K, targets, self.lam, self.alphas_, steps, solver=self.solver, overwrite=overwrite, trusted=trusted
         )
+        return solvers.Chain(self._unweighted(chain.coefficients, s), chain.condition, chain.solver)
+
+    def _unweighted(self, coefficients: FloatArray, s: FloatArray) -> FloatArray:
+        """The coefficients (steps, n[, m]) of all points from those of the weighted points, (steps, n'[, m])."""
         if self._sample_weight is None:
-            return chain
-        coefficients = np.zeros((len(steps), *self._targets.shape))
-        coefficients[:, self._sample_weight > 0] = [_rows_times(c, s) for c in chain.coefficients]
-        return solvers.Chain(coefficients, chain.condition, chain.solver)
+            return coefficients
+        out = np.zeros((len(coefficients), *self._targets.shape))
+        out[:, self._sample_weight > 0] = [_rows_times(c, s) for c in coefficients]
+        return out
+
+    def _weighted(self) -> tuple[Points, Any, FloatArray]:
+        """The fitted points for block Lanczos, the positions of those with a weight above 0, and their targets s y."""
+        points = self._points(self.X_fit_, self._sample_weight)
+        if points.root is None:
+            return points, ALL, self._targets
+        keep = np.flatnonzero(points.root)
+        return points, keep, _rows_times(self._targets[keep], points.root[keep])
+
+    def _chain_by_lanczos(self, steps: list[float]) -> solvers.Chain:
+        points, keep, targets = self._weighted()
+        basis = points.basis(points.matrix(keep), targets, [self.alphas_], self.lam, steps)
+        coefficients = basis.coefficients(self.lam, self.alphas_, steps)
+        if points.root is not None:
+            coefficients = self._unweighted(coefficients, points.root[keep])
+        d = basis.eigenvalues
+        # K may have eigenvalues near 0 that the basis does not show.
+        least = self.lam or (d[-1] if basis.exact else 0)
+        return solvers.Chain(coefficients, (d[0] + self.lam) / least if least > 0 else math.inf, "lanczos")
 
     def _choose_alphas(self, X: Inputs, targets: FloatArray, weight: FloatArray | None) -> FloatArray:
         """The schedule of alpha="auto"."""
         if self._sums is not None:
             return self._choose_by_features(self._sums, X, targets, weight)
+        if self.solver == "lanczos":
+            return self._choose_by_lanczos()
         K, targets, _ = self._problem()
         if self.validation_fraction is None:
             return self._choose_by_cross_validation(K, targets)
@@ -230,16 +275,39 @@ class SelfDistilledBase(BaseEstimator):
             target = targets[held_out]
         else:
             self._warn_of_few_points(sums.rows)
-        chain = FeatureChain(sums)
-        if self.n_steps == math.inf and target is None:
-            scores = [chain.generalised_cross_validation(self.lam, alpha, math.inf)[0] for alpha in LIMIT_ALPHAS]
+        return self._choose(FeatureChain(sums), None if target is None else X[held_out], target)
+
+    def _choose_by_lanczos(self) -> FloatArray:
+        points, keep, targets = self._weighted()
+        steps: list[float] = list(range(1, AUTO_FITS + 1))
+        alphas = [0.0]  # the powers A y, A² y, ...
+        if self.n_steps == math.inf:
+            steps = [math.inf]
+            alphas = LIMIT_ALPHAS.tolist()
+        if self.validation_fraction is None:
+            self._warn_of_few_points(len(targets))
+            return self._choose(points.basis(points.matrix(keep), targets, alphas, self.lam, steps))
+        train, held_out = self._held_out(len(targets), self.validation_fraction)
+        rows, new = (part if isinstance(keep, slice) else keep[part] for part in (train, held_out))
+        basis = points.basis(points.matrix(rows), targets[train], alphas, self.lam, steps)
+        return self._choose(basis, points.matrix(new, rows), targets[held_out])
+
+    def _choose(
+        self, chain: FeatureChain | BlockLanczos, new: Any = None, target: FloatArray | None = None
+    ) -> FloatArray:
+        """The schedule by generalised cross-validation, or with ``target`` at ``new`` points."""
+        if self.n_steps == math.inf:
+            if target is None:
+                # of block Lanczos, values and standard errors
+                gcv = [chain.generalised_cross_validation(self.lam, alpha, math.inf) for alpha in LIMIT_ALPHAS]
+                scores = np.array([np.ravel(values)[0] for values in gcv])
+            else:
+                scores = chain.risk_map(new, target, LIMIT_ALPHAS, self.lam, math.inf)
             return LIMIT_ALPHAS[[np.argmin(scores)]]
         if target is None:
             return self._greedy_schedule(chain.gcv_residuals(self.lam, AUTO_FITS))
-        if self.n_steps == math.inf:
-            return LIMIT_ALPHAS[[np.argmin(chain.risk_map(X[held_out], target, LIMIT_ALPHAS, self.lam, math.inf))]]
-        powers = spectral.power_coefficients(chain.spectrum, sums.cross, self.lam, AUTO_FITS)
-        return self._greedy_schedule(target - chain.predict(X[held_out], powers))
+        powers = chain.coefficients(self.lam, 0.0, range(1, AUTO_FITS + 1))
+        return self._greedy_schedule(target - chain.predict(new, powers))
 
     def _held_out(self, n: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """The positions of the points to train on and to hold out."""
@@ -274,6 +342,8 @@ class SelfDistilledBase(BaseEstimator):
     def _outputs(self, X: Inputs, coefficients: FloatArray) -> FloatArray:
         """f(X) for coefficients (steps, n[, m]), or (steps, p[, m]) of features: (steps, q[, m])."""
         if self._sums is None:
+            if self.solver == "lanczos" and self.kernel != "precomputed":
+                return BlockLanczos.predict(self._points(X).tiles(self.X_fit_, X), coefficients)
             return spectral.predict(self._kernel_matrix(X, self.X_fit_), coefficients)
         return spectral.predict(X - self._sums.mean_x, coefficients) + self._sums.mean_y
 
@@ -299,25 +369,25 @@ class SelfDistilledBase(BaseEstimator):
         targets_val = as_targets(targets_val, len(new_points), "y_val")
         if self._suits_features(points):
             return FeatureChain(self._sum_up(points, targets, None)).risk_map(new_points, targets_val, *axes)
-        require_memory(len(points), arrays=3)
+        if self.solver == "lanczos":
+            fitted = self._points(points)
+            K_new = new_points if fitted.kernel is None else fitted.tiles(points, new_points)
+            return fitted.basis(fitted.matrix(), targets, *axes).risk_map(K_new, targets_val, *axes)
+        _require_memory(len(points))
         K = self._kernel_matrix(points)
         K_new = self._kernel_matrix(new_points, points)
         overwrite = self.kernel != "precomputed"
         return risk_map(K, targets, K_new, targets_val, *axes, solver=self.solver, overwrite=overwrite)
 
 
+def _require_memory(n: int) -> None:
+    """Raise MatrixTooLargeError, which names a solver that needs less, if three n × n arrays do not fit into memory."""
+    try:
+        require_memory(n, arrays=3)
+    except MatrixTooLargeError as error:
+        raise MatrixTooLargeError(f"{error}; solver='lanczos' needs none of them") from None
+
+
 def _rows_times(a: FloatArray, s: FloatArray) -> FloatArray:
     """Row i of ``a`` (n,) or (n, m) times s[i]."""
     return (a.T * s).T
-
-
-def _check_sample_weight(sample_weight: ArrayLike | None, n: int) -> FloatArray | None:
-    """Sample weights (n,) float64, >= 0 and not all 0, or None. Raises ValueError."""
-    if sample_weight is None:
-        return None
-    weights = as_floats("sample_weight", sample_weight, 0, 1)
-    if weights.shape not in ((), (n,)):
-        raise ValueError(f"sample_weight must be a number or of shape ({n},), not {weights.shape}")
-    if (weights < 0).any() or not weights.any():
-        raise ValueError("sample_weight must not be negative, and not all zero")
-    return np.broadcast_to(weights, (n,))

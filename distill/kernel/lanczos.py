@@ -10,8 +10,8 @@ For one ridge path: Chen, Huber, Lin & Zaid 2025, arXiv 2501.18717. The random c
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,10 @@ from numpy.typing import ArrayLike
 from scipy.sparse.linalg import aslinearoperator
 
 from distill.environment import available_memory
-from distill.errors import DataError
-from distill.files import open_locked
 from distill.kernel import spectral
 from distill.kernel.arguments import as_count, as_ridges, as_schedule, as_steps, as_targets
-from distill.kernel.arrays import EPS, FloatArray
-from distill.kernel.basis_files import BasisFiles
+from distill.kernel.arrays import EPS, FloatArray, check_overflow
+from distill.kernel.basis_files import BasisFiles, locked
 from distill.kernel.bounds import limit_error, step_errors
 from distill.kernel.linalg import (
     LOW_PRECISION,
@@ -36,6 +34,7 @@ from distill.kernel.linalg import (
     NotPositiveSemidefiniteError,
     NotSymmetricError,
     Spectrum,
+    eigh,
 )
 from distill.kernel.riskmap import rotated_risk_map
 
@@ -89,11 +88,12 @@ class BlockLanczos:
         # Of K's Frobenius norm. Rounding in K, whose precision is its dtype's, disturbs symmetry and eigenvalues.
         eps = float(np.finfo(np.result_type(self.operator.dtype, np.float32)).eps)
         self._tolerance = max(NEGATIVE_TOLERANCE, LOW_PRECISION * eps)
-        self._next, self._start = _orthonormal_columns(np.hstack([targets, signs]))
+        self._next, self._start, _ = _orthonormal_columns(np.hstack([targets, signs]))
         if self._next.shape[1] > self.max_basis:
             raise ValueError(f"max_basis = {max_basis} is less than the {self._next.shape[1]} columns of the start")
         self._T = np.zeros((0, 0))
         self._coupling = np.zeros((self._next.shape[1], 0))  # of the next block with the last block of Q
+        self._lost = 0.0  # the norm of what was left out of the blocks as rounding
         self.passes = 0
         self._pairs: tuple[FloatArray, FloatArray] | None = None  # of T
         self._files: BasisFiles | None = None
@@ -122,6 +122,7 @@ class BlockLanczos:
         self._start = saved["start"]
         self._coupling = saved["coupling"]
         self._next = saved["next"]
+        self._lost = float(saved["lost"])
         self.passes = int(saved["passes"])
         files.read_vectors(self._Q.T[: self.size])
         width = len(self._start)
@@ -171,16 +172,38 @@ class BlockLanczos:
         T[old:, old:] = (inner + inner.T) / 2
         self._Q[:, old:new] = block
         Q = self._Q[:, :new]
-        for _ in range(2):  # twice is enough for orthogonality to rounding
-            product -= Q @ (Q.T @ product)
-        following = _orthonormal_columns(product, floor=100 * len(Q) ** 0.5 * EPS * size)
+        product -= Q @ (Q.T @ product)
+        following, coupling, lost = _orthonormal_columns(product, floor=10 * len(Q) ** 0.5 * EPS * size)
+        # Columns that nearly vanished have lost their orthogonality. Once more is enough.
+        following -= Q @ (Q.T @ following)
+        following, again, vanished = _orthonormal_columns(following)
         self._T = T
-        self._next, self._coupling = following
+        self._next = following
+        self._lost = math.hypot(self._lost, lost, vanished * float(np.linalg.norm(coupling)))
+        self._coupling = again @ coupling
         self._pairs = None
         self.passes += 1
         if self._files is not None:
             state = {"T": T, "coupling": self._coupling, "next": self._next, "start": self._start}
-            self._files.save(Q.T, state | {"passes": np.array(self.passes)})
+            self._files.save(Q.T, state | {"lost": np.array(self._lost), "passes": np.array(self.passes)})
+
+    @property
+    def eigenvalues(self) -> FloatArray:
+        """Theta (k,), large to small: the largest of them approximate the largest of K."""
+        return self._eigenpairs()[0]
+
+    def coefficients(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+        """The dual coefficients of one chain, (len(steps), n[, m]), as ``krr.dual_coefficients``."""
+        theta, U = self._eigenpairs()
+        z = self._targets(U).reshape(-1, *self.y.shape[1:])
+        c = spectral.dual_coefficients(Spectrum(theta, np.eye(len(theta))), z, lam, alpha, steps)
+        return spectral.map_columns(lambda columns: self._Q[:, : self.size] @ (U @ columns), c)
+
+    @staticmethod
+    def predict(K_new: Any, coefficients: FloatArray) -> FloatArray:
+        """k(x, X) c at q new points, (steps, q[, m]), for ``coefficients``; ``K_new`` as in ``risk_map``."""
+        outputs = spectral.map_columns(aslinearoperator(K_new).matmat, coefficients)
+        return check_overflow("the predictions", outputs)
 
     def spectrum(self) -> Spectrum:
         """Theta (k,), large to small, and Q U (n, k): a spectrum for every function that takes one."""
@@ -226,12 +249,13 @@ class BlockLanczos:
     def _chain_errors(self, alpha: FloatArray, lam: float, steps: list[float], last: int) -> list[float]:
         theta, U = self._eigenpairs()
         coupling = self._coupling @ U[self.size - self._coupling.shape[1] :]
+        rounding = self._lost + 10 * EPS * float(theta[0])
         z = self._targets(U)
         bounds = {}
         if math.inf in steps:
-            bounds[math.inf] = limit_error(theta, coupling, z, lam, alpha[-1])
+            bounds[math.inf] = limit_error(theta, coupling, rounding, z, lam, alpha[-1])
         if any(step < math.inf for step in steps):
-            bounds |= dict(enumerate(step_errors(theta, coupling, z, lam, alpha, last), 1))
+            bounds |= dict(enumerate(step_errors(theta, coupling, rounding, z, lam, alpha, last), 1))
         return [bounds[step] for step in steps]
 
     def trace(self, filters: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -279,7 +303,7 @@ class BlockLanczos:
         if self.size == 0:
             self.extend()
         if self._pairs is None:
-            theta, U = scipy.linalg.eigh(-self._T, driver="evd")
+            theta, U = eigh(-self._T.T)  # T is symmetric
             if -theta[-1] < -self._tolerance * np.linalg.norm(theta):
                 raise NotPositiveSemidefiniteError(
                     f"K is not positive semidefinite: it has an eigenvalue of at most {-theta[-1]:.3g}, and one of at "
@@ -315,7 +339,7 @@ def lanczos(
     """
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance must be positive and finite, not {tolerance}")
-    with nullcontext() if checkpoint is None else _locked(Path(checkpoint)):
+    with nullcontext() if checkpoint is None else locked(Path(checkpoint)):
         basis = BlockLanczos(K, y, probes=probes, max_basis=max_basis, seed=seed, checkpoint=checkpoint)
         history: list[tuple[int, FloatArray]] = []  # the basis size, and the largest error of each ridge
         check = 1
@@ -356,17 +380,6 @@ def _not_reached(
     return error
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a checkpoint's folder, which is made if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open_locked(folder / "lock", wait=False)
-    if lock is None:
-        raise DataError(f"another process uses the checkpoint {folder}; wait for it, or take another folder")
-    with lock:
-        yield
-
-
 def _schedules(alphas: Schedules) -> list[FloatArray]:
     """Each of ``alphas``, a number or a schedule, as a schedule (k,)."""
     if isinstance(alphas, list | tuple) and alphas:
@@ -374,11 +387,11 @@ def _schedules(alphas: Schedules) -> list[FloatArray]:
     return [as_schedule(alpha) for alpha in as_schedule(alphas)]  # type: ignore[arg-type]
 
 
-def _orthonormal_columns(block: FloatArray, floor: float = 0.0) -> tuple[FloatArray, FloatArray]:
-    """Q (n, r) and R (r, b) with block = Q R up to ``floor``, and Q^T Q = I; r < b for dependent columns."""
+def _orthonormal_columns(block: FloatArray, floor: float = 0.0) -> tuple[FloatArray, FloatArray, float]:
+    """Q (n, r), R (r, b) and ‖block - Q R‖, with Q^T Q = I; r < b for columns that depend on others up to ``floor``."""
     Q, R, order = scipy.linalg.qr(block, mode="economic", pivoting=True)
     sizes = np.abs(np.diag(R))
     rank = int((sizes > max(floor, len(block) ** 0.5 * EPS * sizes[:1].max(initial=0.0))).sum())
     unordered = np.empty_like(R)
     unordered[:, order] = R
-    return Q[:, :rank], unordered[:rank]
+    return Q[:, :rank], unordered[:rank], float(np.linalg.norm(R[rank:]))

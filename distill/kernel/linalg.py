@@ -17,8 +17,17 @@ from numpy.typing import ArrayLike
 from scipy.linalg import blas, lapack
 
 from distill.environment import available_memory
-from distill.kernel.arrays import EPS, LARGEST_ENTRY, FloatArray, KernelMatrixError, NotFiniteError, real_numbers
+from distill.kernel.arrays import (
+    EPS,
+    LARGEST_ENTRY,
+    MOST_ENTRIES,
+    FloatArray,
+    KernelMatrixError,
+    NotFiniteError,
+    real_numbers,
+)
 
+LARGEST_OF_32_BITS = 32_766  # rows of an eigendecomposition: 1 + 6n + 2n² numbers of workspace
 SYMMETRY_TOLERANCE = 1e-10  # of the largest entry of K
 # Of the Frobenius norm of K. Rounding in K changes eigenvalues by about n * EPS times the norm. A kernel that is not
 # positive semidefinite, such as a sigmoid, has eigenvalues much further below 0.
@@ -138,17 +147,40 @@ def decompose(K: ArrayLike | Dense, *, overwrite: bool = False) -> Spectrum:
     KernelMatrixError's subclasses, and MatrixTooLargeError before anything is allocated.
     """
     kernel = K if isinstance(K, Dense) else check_kernel(K)
-    require_memory(len(kernel.K), arrays=2 if overwrite else 3)
+    _require_eigh(len(kernel.K), arrays=2 if overwrite else 3)
     # LAPACK sorts from small to large, the theory from large to small: decompose -K.
     # Its transpose is the same matrix in Fortran order, which LAPACK overwrites in place.
     negated = np.negative(kernel.K, out=kernel.K if overwrite else None).T
-    d, V = scipy.linalg.eigh(negated, driver="evd", overwrite_a=True, check_finite=False)
+    d, V = eigh(negated)
     d = -d
     if d[-1] < -kernel.tolerance * blas.dnrm2(d):
         raise NotPositiveSemidefiniteError(
             f"K is not positive semidefinite: its smallest eigenvalue is {d[-1]:.3g}, its largest {d[0]:.3g}"
         )
     return Spectrum(np.maximum(d, 0.0), V)
+
+
+def _require_eigh(n: int, arrays: int) -> None:
+    """Raise MatrixTooLargeError if no LAPACK here decomposes n rows, or ``arrays`` n × n arrays do not fit."""
+    if n > LARGEST_OF_32_BITS:
+        if "USE64BITINT" not in str(np.show_config(mode="dicts")):
+            raise MatrixTooLargeError(
+                f"n = {n}: LAPACK with 32-bit integers, as this SciPy and NumPy have it, decomposes "
+                f"{LARGEST_OF_32_BITS} rows at most; krr.lanczos, or solver='lanczos', has no such limit"
+            )
+        arrays += 2  # NumPy's, see ``eigh``
+    require_memory(n, arrays)
+
+
+def eigh(A: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Eigenvalues (n,), small to large, and eigenvectors (n, n) of a symmetric A in Fortran order; it is overwritten.
+
+    By SciPy's LAPACK, whose integers have 32 bits, or for more rows by NumPy's: they have 64 bits in its wheels. It
+    copies A and the result.
+    """
+    if len(A) > LARGEST_OF_32_BITS:
+        return np.linalg.eigh(A)
+    return scipy.linalg.eigh(A, driver="evd", overwrite_a=True, check_finite=False)
 
 
 Solver = Callable[[FloatArray], FloatArray]  # from b (n,) or (n, m) to the solution of the same shape
@@ -264,7 +296,7 @@ def cholesky_solve(L: FloatArray, b: FloatArray) -> FloatArray:
 
 def frobenius_norm(K: FloatArray) -> float:
     """‖K‖_F of K (n, n) from ``check_kernel``."""
-    square = blas.ddot(K.ravel(), K.ravel())
+    square = blas.ddot(K.ravel(), K.ravel()) if K.size <= MOST_ENTRIES else np.inf  # it counts in 32 bits
     # A sum of squares on two threads takes a tenth of the time of LAPACK, which scales entries against overflow.
     return float(np.sqrt(square)) if 1e-200 < square < 1e300 else lapack.dlange("F", K.T)
 

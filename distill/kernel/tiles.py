@@ -10,11 +10,9 @@ from scipy.sparse.linalg import LinearOperator
 
 from distill.environment import available_memory
 from distill.kernel.arguments import as_count
-from distill.kernel.arrays import FloatArray, NotFiniteError, real_numbers
+from distill.kernel.arrays import MOST_ENTRIES, FloatArray, NotFiniteError, real_numbers
 
 Kernel = Callable[[Any, Any], Any]  # from rows (a, p) and (b, p) to their kernel matrix (a, b)
-# NumPy computes A @ A.T by a routine of BLAS for symmetric products, which crashed at 50,000 rows: 32-bit indices.
-MOST_ENTRIES = 2**31 - 1
 
 
 class KernelTiles(LinearOperator):
@@ -93,11 +91,14 @@ def _as_rows(name: str, X: Any) -> Any:
 
 
 def matrix(kernel: Kernel, A: Any, B: Any) -> FloatArray:
-    """The kernel matrix of A (a, p) and B (b, p), dense or CSR, (a, b): in blocks of rows if it is large."""
+    """The kernel matrix of A (a, p) and B (b, p), dense or CSR, (a, b): in blocks of rows if it is large.
+
+    NumPy computes A @ A.T by BLAS's symmetric product, which crashed for 50,000 rows of float32.
+    """
     shape = (A.shape[0], B.shape[0])
     if shape[0] * shape[1] <= MOST_ENTRIES:
         return kernel(A, B)
-    height = max(1, MOST_ENTRIES // (2 * shape[1]))  # never all rows, so that no product is A @ A.T
+    height = max(1, MOST_ENTRIES // (2 * shape[1]))  # never all rows: A[rows] @ A.T is a plain product
     blocks = (kernel(A[start : start + height], B) for start in range(0, shape[0], height))
     first = np.asarray(next(blocks))
     out = np.empty(shape, first.dtype)

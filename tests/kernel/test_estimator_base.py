@@ -21,7 +21,20 @@ def data():
 
 
 @pytest.mark.parametrize(
-    "name", ["alpha", "lam", "n_steps", "kernel", "gamma", "degree", "coef0", "validation_fraction", "solver"]
+    "name",
+    [
+        "alpha",
+        "lam",
+        "n_steps",
+        "kernel",
+        "gamma",
+        "degree",
+        "coef0",
+        "validation_fraction",
+        "solver",
+        "tol",
+        "max_basis",
+    ],
 )
 @pytest.mark.parametrize("value", ["x", 10**400, math.nan, 1j, b"x", [[1.0, 2.0]], {"a": 1}], ids=repr)
 def test_a_parameter_of_another_type_is_named(data, name, value):

@@ -84,3 +84,38 @@ def test_too_large_a_matrix_is_an_error_with_the_size(K, monkeypatch):
         linalg.require_memory(1_250_000, arrays=2)
     room = linalg.available_memory()
     assert room is None or room > 2**20
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_more_rows_than_32_bits_can_count(monkeypatch, overwrite):
+    """By a lower limit: the real one needs 40 GB of memory."""
+    A = np.random.default_rng(0).standard_normal((30, 20))
+    K = A @ A.T
+    expected = linalg.decompose(K)
+    monkeypatch.setattr(linalg, "LARGEST_OF_32_BITS", 29)
+    config = {"openblas configuration": "OpenBLAS USE64BITINT"}
+    monkeypatch.setattr(linalg.np, "show_config", lambda mode: config)
+    monkeypatch.setattr(linalg.scipy.linalg, "eigh", lambda *_, **__: pytest.fail("32 bits"))
+    spectrum = linalg.decompose(K.copy(), overwrite=overwrite)
+    np.testing.assert_allclose(spectrum.d, expected.d, atol=1e-12)
+    np.testing.assert_allclose(spectrum.V * spectrum.d @ spectrum.V.T, K, atol=1e-12)
+    monkeypatch.setattr(linalg, "available_memory", lambda: 8 * 30**2 * (4 if overwrite else 5) - 1)
+    with pytest.raises(linalg.MatrixTooLargeError, match="n = 30 needs"):
+        linalg.decompose(K.copy(), overwrite=overwrite)
+    config.clear()
+    before = K.copy()
+    with pytest.raises(linalg.MatrixTooLargeError, match=r"n = 30: LAPACK with 32-bit .* 29 rows at most; krr.lanczos"):
+        linalg.decompose(K, overwrite=overwrite)
+    np.testing.assert_array_equal(K, before)
+
+
+def test_the_workspace_of_the_limit_is_the_last_that_32_bits_count():
+    for n, counts in ((linalg.LARGEST_OF_32_BITS, True), (linalg.LARGEST_OF_32_BITS + 1, False)):
+        assert (1 + 6 * n + 2 * n**2 < 2**31) == counts
+
+
+def test_the_norm_of_more_entries_than_32_bits_can_count(monkeypatch):
+    K = np.random.default_rng(0).standard_normal((30, 30))
+    monkeypatch.setattr(linalg, "MOST_ENTRIES", 899)
+    monkeypatch.setattr(linalg.blas, "ddot", lambda *_: pytest.fail("32 bits"))
+    assert linalg.frobenius_norm(K) == pytest.approx(np.linalg.norm(K), rel=1e-14)
