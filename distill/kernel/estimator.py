@@ -45,8 +45,9 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
     solver : "auto", "eigh", "cholesky" or "lanczos", default="auto"
         An eigendecomposition, a Cholesky factorisation, or the cheaper of the two ("auto"; ``path`` then also
         considers a tridiagonal form). "lanczos" is for kernel matrices that are too large to factorise: it only
-        multiplies by them, in tiles that are kept as far as memory allows (``distill.krr.lanczos``). With kernel="linear" and dense X (n, p), "auto" works with the p × p Gram matrix
-        of the features if p < n: it has ``coef_`` and ``intercept_``, but no ``dual_coef_`` and ``X_fit_``.
+        multiplies by them, in tiles that are kept as far as memory allows (``distill.krr.lanczos``). With
+        kernel="linear" and dense X (n, p), "auto" works with the p × p Gram matrix of the features if p < n: it has
+        ``coef_`` and ``intercept_``, but no ``dual_coef_`` and ``X_fit_``.
     tol : float, default=1e-6
         With "lanczos": a bound on the relative error of the fitted values (2-norm over all points) of every step.
     max_basis : int, default=2000
@@ -66,9 +67,10 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         The schedule in use: the alphas of fits 2, 3, ..., the last of which repeats.
     condition_ : float
         Condition number of K + lam I; with "cholesky" an upper bound of it or, above 1e9, an estimate; with
-        "lanczos" an upper bound. Above 1e9 a fit warns (scipy's LinAlgWarning): fewer than about six digits are reliable.
+        "lanczos" an upper bound. Above 1e9 a fit warns (scipy's LinAlgWarning): fewer than about six digits are
+        reliable.
     solver_ : str
-        The solver that was used, "eigh", "cholesky" or "lanczos".
+        The solver that was used: "eigh", "cholesky" or "lanczos".
 
     Raises
     ------

@@ -2,7 +2,6 @@
 
 import math
 import numbers
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Self
 
@@ -25,6 +24,7 @@ from distill.kernel.lanczos import BlockLanczos
 from distill.kernel.linalg import MatrixTooLargeError, decompose, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
 from distill.kernel.riskmap import risk_map
+from distill.kernel.warn import warn
 
 GCV_NEEDS = 100  # points; with fewer the estimate is too rough, and a wrong alpha does harm
 LIMIT_ALPHAS = np.geomspace(1e-3, 1, 61)  # from which "auto" chooses if n_steps is inf
@@ -158,11 +158,10 @@ class SelfDistilledBase(BaseEstimator):
         self.alphas_ = self._choose_alphas(X, targets, weight) if auto else as_schedule(self.alpha)
         chain = self._chain([self.n_steps])
         if chain.condition > solvers.UNTRUSTED:
-            warnings.warn(
+            warn(
                 f"K + lam I has a condition number above {solvers.UNTRUSTED:g}: fewer than six digits of the fit are "
                 "reliable; raise lam",
                 LinAlgWarning,
-                stacklevel=4,
             )
         if self._sums is None:
             self.dual_coef_ = chain.coefficients[0]
@@ -257,11 +256,10 @@ class SelfDistilledBase(BaseEstimator):
     @staticmethod
     def _warn_of_few_points(n: int) -> None:
         if n < GCV_NEEDS:
-            warnings.warn(
-                f"alpha='auto' by generalised cross-validation needs hundreds of points, but there are {n}; "
-                "set validation_fraction",
+            warn(
+                f"alpha='auto' by generalised cross-validation needs hundreds of points, but there are fewer than "
+                f"{GCV_NEEDS}; set validation_fraction",
                 UserWarning,
-                stacklevel=7,
             )
 
     def _choose_by_features(
