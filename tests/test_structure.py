@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "running": {"chains", "training", "data", "store", "reporting", "kernel", "randomness"},
     "cli": {"running", "reporting", "store"},
     "krr": {"kernel"},
+    "device_kernel": {"kernel"},
     "estimator": {"kernel"},
     "starting": {"cli", "kernel"},
     "preview": {"running", "starting"},
