@@ -114,8 +114,9 @@ def _images(config: DataConfig, seed: int) -> Problem:
     def part(images: np.ndarray, labels: np.ndarray) -> Part:
         return Part(images.reshape(len(images), -1).astype(np.float32) / 255, _one_hot(labels, len(dataset.classes)))
 
+    folder = Path(config.data_dir).resolve().name
     return Problem(
-        config.dataset.rpartition(":")[2],
+        folder if config.dataset == "imagefolder" else config.dataset.rpartition(":")[2],
         part(dataset.train.images, dataset.train.labels),
         None if dataset.val is None else part(dataset.val.images, dataset.val.labels),
         part(dataset.test.images, dataset.test.labels),

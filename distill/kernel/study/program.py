@@ -19,6 +19,7 @@ from distill.kernel.toy.program import INFINITY, aligned, format_table, shown_st
 from distill.program import complain
 
 ALPHAS = np.arange(-5, 16) / 10  # of the maps, besides those of the table
+FORMATS = {"accuracy, held out": ".4f", "accuracy, test": ".4f", "error bound": ".1e"}
 TABLE_ALPHAS: list[float | str] = [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
@@ -102,7 +103,7 @@ def summary_table(study: Study) -> str:
     for row in study.summary:
         cell = row.cell
         fit = INFINITY if cell.step == math.inf else f"{cell.step:g}"
-        values = [f"{v:.2g}" if "bound" in name else f"{v:.5g}" for name, v in row.values.items()]
+        values = [f"{value:{FORMATS.get(name, '.5g')}}" for name, value in row.values.items()]
         rows.append([row.name, fit, "" if cell.step == 1 else f"{cell.alpha:.4g}", f"{cell.lam:.4g}", *values])
     headings, *cells = rows
     return aligned(headings, list(zip(*cells, strict=True)))

@@ -200,7 +200,7 @@ def _by_eigh(train: Part, kernel: Kernel, name: str) -> Route:
     X = train.X.astype(np.float64)
     spectrum = decompose(matrix(kernel, X, X), overwrite=True)
     z = spectral.components(spectrum, train.y)
-    text = f"{name}, by an eigendecomposition ({8 * n**2 / GIB:.1f} GiB)"
+    text = f"{name}, by an eigendecomposition of {n:,} x {n:,} numbers"
 
     def rows(X_new: Rows) -> FloatArray:
         return spectral.product(matrix(kernel, X_new.astype(np.float64), X), spectrum.V)
