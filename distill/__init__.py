@@ -22,6 +22,7 @@ _MODULE_OF = {
     "from_arrays": "data.source",
     "Result": "store.results",
     "load_model": "chains.checkpoints",
+    "load_run": "running.loaded",
     "run": "running.run",
     "create_run": "running.run",
     "units": "running.unit",

@@ -16,9 +16,9 @@ from distill.arguments import OneLineParser, to_path
 from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config
 from distill.configfile import from_dict, read_config, read_toml
 from distill.environment import set_environment
-from distill.errors import ConfigError, suggestion
+from distill.errors import ConfigError, one_line, suggestion
 from distill.options import add_option
-from distill.program import program_name, run_program, say
+from distill.program import complain, program_name, run_program, say
 
 if typing.TYPE_CHECKING:
     from distill.running.experiment import Experiment
@@ -40,6 +40,7 @@ class Command:
     mode: str  # a key of MODES
     config: Config  # in the modes "report" and "verify" the default
     directories: tuple[Path, ...] = ()  # in the modes "report" and "verify" the runs
+    format: str | None = None  # of the tables that the mode "report" prints; None: text, and figures are drawn
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,11 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
     mode.add_argument(
         "--verify", nargs="+", type=to_path, metavar="DIR", help="verify the files of runs; write nothing"
     )
+    modes.add_argument("--format", choices=FORMATS, help="with --report: print tables in this format; write nothing")
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
         for f in fields(cls):
             add_option(group, cls, f)
     return parser
+
+
+FORMATS = ("latex", "markdown", "csv")
 
 
 def parse(argv: list[str]) -> Command:
@@ -91,10 +96,13 @@ def parse(argv: list[str]) -> Command:
     directories = tuple(options.pop(reads[0])) if reads else ()
     estimate = options.pop("estimate", False)
     preview = options.pop("preview", False)
+    form = options.pop("format", None)
+    if form is not None and reads != ["report"]:
+        raise ConfigError("--format is for the tables of --report")
     if directories:
         if options or file is not None or resume is not None:
             raise ConfigError(f"--{reads[0]} reads everything from the run directory; leave other options out")
-        return Command(reads[0], Config(), directories)
+        return Command(reads[0], Config(), directories, form)
     if resume is not None:
         config = _resumed(resume, file, options)
     else:
@@ -179,6 +187,7 @@ def _estimate(command: Command) -> None:
 
 
 def _train(command: Command) -> None:
+    from distill.reporting.results import RunResults
     from distill.reporting.run_report import report
     from distill.running.experiment import memory_errors
     from distill.running.jobs import prepare_with_jobs
@@ -187,7 +196,7 @@ def _train(command: Command) -> None:
     preview = command.mode == "preview"
     with memory_errors(config):
         _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
-    say(f"\n{report(config.output)}\n")
+    say(f"\n{report(RunResults.load(config.output))}\n")
     for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
         if preview or (config.output / f"seed_{seed}" / "preview.png").exists():
             _print_page(config, seed)
@@ -218,13 +227,20 @@ def _print_page(config: Config, seed: int) -> None:
         say(f"{page(config.output, seed)}\n")
 
 
-def _report(command: Command) -> None:
-    from distill.reporting.run_report import report
+def _report(command: Command) -> int:
+    from distill.reporting.results import RunResults
+    from distill.reporting.run_report import formatted, report
 
-    for path in command.directories:
-        if not (path / "config.toml").exists():
-            raise ConfigError(f"{path} holds no run (no config.toml in it)")
-        say(report(path) or f"{path}: no model is finished yet")
+    problems = []
+    for run in [RunResults.load(path) for path in command.directories]:
+        if not run:
+            say(f"{run.path}: no model is finished yet")
+        else:
+            say(report(run) if command.format is None else formatted(run, command.format))
+        problems += run.problems
+    for problem in problems:
+        complain(f"{program()}: error: {one_line(problem)}")
+    return 2 if problems else 0
 
 
 def _verify(command: Command) -> int:

@@ -177,8 +177,14 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 def _confidence_and_correct(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The largest probability (n,), and whether its class is the label, 1 or 0, (n,), both float64."""
-    confidence, predicted = _log_probabilities(logits).exp().max(1)
-    return confidence, (predicted == labels.cpu()).double()
+    probabilities, predicted = probabilities_and_classes(logits)
+    return probabilities.amax(1), (predicted == labels.cpu()).double()
+
+
+def probabilities_and_classes(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The probabilities (n, classes) float64 on the CPU, and the most probable class (n,) of each image."""
+    probabilities = _log_probabilities(logits).exp()
+    return probabilities, probabilities.max(1).indices
 
 
 def _predicted_and_wrong(predictions: Predictions) -> tuple[Tensor, Tensor]:

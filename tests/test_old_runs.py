@@ -15,6 +15,7 @@ import distill
 from distill import config
 from distill.cli import main
 from distill.options import option
+from distill.reporting.results import RunResults
 from distill.reporting.run_report import report
 from distill.store.rundir import RunDir
 
@@ -62,7 +63,7 @@ def test_results_are_read(interrupted):
 
 
 def test_report_and_figures(interrupted):
-    text = report(interrupted)
+    text = report(RunResults.load(interrupted))
     assert "0.0667" in text  # the teacher's test accuracy
     assert "0.289 ± 0.614" in text  # the estimated alpha
     for name in ("accuracy", "diagnostics", "reliability"):

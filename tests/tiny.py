@@ -18,7 +18,7 @@ from distill.cli import main
 from distill.config import SECTION_OF, ChainConfig, Config
 from distill.configfile import from_dict, read_toml
 from distill.data.source import Source, from_arrays
-from distill.reporting.plots import Run
+from distill.reporting.results import RunResults
 from distill.store.records import write_json
 from distill.store.results import Result, columns
 from distill.store.rundir import RunDir
@@ -172,9 +172,9 @@ class Grid:
         ]
         return [records[i] for i in np.random.default_rng(1).permutation(len(records))]
 
-    def run(self, seeds: tuple[int, ...] = seeds) -> Run:
+    def run(self, seeds: tuple[int, ...] = seeds) -> RunResults:
         """The run of some seeds."""
-        return Run(self.chain, self.records(seeds))
+        return RunResults(self.chain, self.records(seeds))
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 300.0) -> None:

@@ -20,6 +20,7 @@ from distill.config import Config
 from distill.errors import ConfigError
 from distill.files import sha256, write_derived
 from distill.randomness import RNG_LOCK, torch_seed
+from distill.store.predictions import TestPredictions, write_predictions
 from distill.store.records import DamagedRecordError
 from distill.store.results import Result, name_model, read_record
 from distill.store.rundir import STATE, Model, RunDir, check_options, options_of_models, to_csv
@@ -240,7 +241,7 @@ def finish_model(
     listener: Listener,
     estimate: dict[str, Any] | None = None,
 ) -> None:
-    """Score a model and write model.pt, then result.json; then delete the training state."""
+    """Score a model; write model.pt, predictions.npz and then result.json; delete the training state."""
     losses, predictions = _scores(session, spec, model)
     last = rows[-1] if rows else {}
     if session.selects_best and rows:
@@ -259,6 +260,7 @@ def finish_model(
     result = Result.of(columns, metrics.evaluate_all(predictions))
     run = RunDir(spec.run)
     write_tensors(spec.folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
+    write_predictions(spec.folder, _kept(predictions))
     record = result.row() | {
         "selected_epoch": last.get("epoch"),
         "model_sha256": sha256(spec.folder / "model.pt"),
@@ -298,6 +300,13 @@ def _scores(session: Session, spec: ModelSpec, model: nn.Module) -> tuple[dict[s
         teacher_test_logits=None if spec.teacher is None else spec.teacher.test_logits,
     )
     return {"val_loss": val_loss, "test_loss": test_loss}, predictions
+
+
+def _kept(predictions: metrics.Predictions) -> TestPredictions:
+    """What a finished model keeps of its predictions for the test images."""
+    probabilities, predicted = metrics.probabilities_and_classes(predictions.test_logits)
+    labels = predictions.test_labels.cpu().int().numpy()
+    return TestPredictions(probabilities.half().numpy(), predicted.int().numpy(), labels)
 
 
 def epochs_on_disk(folder: Path) -> int:

@@ -1,23 +1,19 @@
 """The figures of a run. Imports no torch.
 
-To add a figure, write a function from a ``Run`` to a Matplotlib Figure and give it an entry in ``FIGURES``.
+To add a figure, write a function from a ``RunResults`` to a Matplotlib Figure and give it an entry in ``FIGURES``.
 """
 
 from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from distill import metrics
-from distill.arms import TEACHER, Arm, arm_name, arm_title, students_of
-from distill.config import ChainConfig
+from distill.arms import arm_name, arm_title
+from distill.reporting.results import RunResults, metric_labels
 from distill.reporting.statistics import spread
-from distill.reporting.style import line_style, new_figure, styled
-from distill.store.results import Result
+from distill.reporting.style import line_style, new_figure, step_colour, styled
+from distill.store.rundir import read_metrics
 
 if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,140 +21,195 @@ if typing.TYPE_CHECKING:
 
 MIN_IMAGES = 10  # of a bin in a reliability diagram
 PANELS = 4  # side by side
-
-ByArm = dict[str | None, dict[int, list[float]]]
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What the figures of a run show: its chains, and the result.json of each finished model."""
-
-    chain: ChainConfig
-    records: list[dict[str, Any]]
-
-    @cached_property
-    def results(self) -> list[Result]:
-        """The result of every finished model."""
-        return [Result.of(record) for record in self.records]
-
-    @property
-    def arms(self) -> tuple[Arm, ...]:
-        """The arms of the grid; the teacher alone if there are no students."""
-        return self.chain.arms or (TEACHER,)
-
-    def models(self, arm: Arm) -> list[tuple[str | None, int]]:
-        """The arm and step of each model of a chain, from the teacher on."""
-        names = [None, *(student.arm for student in students_of(arm))]
-        return [(name, self.chain.first_step + k) for k, name in enumerate(names)]
-
-    @property
-    def seeds_label(self) -> str:
-        """What is averaged, in words."""
-        seeds = sorted({result.seed for result in self.results})
-        return f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-
-
-def by_arm(run: Run, metric: str = "test_acc") -> ByArm:
-    """A metric as ``{arm: {step: [a value per seed]}}``. Every arm begins with the teacher, which all arms share.
-
-    Unfinished models and models without a value are omitted. Without students the only arm is None, the teacher.
-    """
-    values: dict[tuple[str | None, int], list[float]] = {}
-    for result in run.results:
-        value = getattr(result, metric)
-        if value is not None:
-            values.setdefault((result.arm, result.step), []).append(value)
-    return {
-        arm_name(arm): {model[1]: values[model] for model in run.models(arm) if model in values} for arm in run.arms
-    }
+STEP = "step (0: teacher)"
+CURVES = {"train_loss": "training loss", "train_acc": "training accuracy", "val_acc": "held-out accuracy"}
 
 
 @styled()
-def accuracy_figure(run: Run) -> Figure:
-    """Test accuracy against step, a line per arm with its standard deviation over seeds."""
-    figure = new_figure(6, 4)
-    axes = figure.add_subplot(xlabel="distillation step (0: teacher)", ylabel="test accuracy", title=run.seeds_label)
-    _draw_arms(axes, by_arm(run))
-    axes.legend()
+def accuracy_figure(run: RunResults) -> Figure:
+    """Mean test accuracy against step, a line per arm; beside it the gain over the teacher of the same seed."""
+    figure = new_figure(7.5, 3.4)
+    left, right = figure.subplots(1, 2)
+    seeds = len(run.seeds)
+    left.set(xlabel=STEP, ylabel="test accuracy", title=f"mean over {seeds} seeds" if seeds > 1 else run.seeds_label)
+    draw_arms(left, run, "test_acc", band=False)
+    right.set(xlabel="step", ylabel="gain in test accuracy", title="gain over the teacher, paired by seed")
+    draw_gains(right, run, "test_acc")
+    lines, arms = left.get_legend_handles_labels()
+    figure.legend(
+        lines, arms, loc="outside lower center", ncols=PANELS, title="bars: 95 % intervals" if seeds > 1 else None
+    )
     return figure
 
 
 @styled()
-def diagnostics_figure(run: Run) -> Figure:
-    """Every metric that has a label and a value, against step, in a panel each with one legend."""
-    labels = {metric.name: metric.label for metric in metrics.METRICS if metric.label is not None}
-    names = [name for name in labels if any(getattr(result, name) is not None for result in run.results)]
-    rows = math.ceil(len(names) / PANELS)
-    figure = new_figure(12, 0.6 + 2.6 * rows)
-    for i, name in enumerate(names):
-        axes = figure.add_subplot(rows, PANELS, i + 1, title=labels[name])
-        if i + PANELS >= len(names):
-            axes.set_xlabel("distillation step (0: teacher)")
-        _draw_arms(axes, by_arm(run, name))
+def diagnostics_figure(run: RunResults, names: Sequence[str] = (), columns: int = PANELS) -> Figure:
+    """Metrics against step, one panel each with a band over seeds: those in ``names``, or all that have a value."""
+    names = [name for name in names or metric_labels() if any(getattr(result, name) is not None for result in run)]
+    columns = min(columns, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = new_figure(2.6 * columns, 0.7 + 2.1 * rows)
+    panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    for i, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        axes.set_title(metric_labels().get(name, name))
+        draw_arms(axes, run, name)
+        if i + columns >= len(names):
+            axes.set_xlabel(STEP)
+            axes.tick_params(labelbottom=True)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
     lines, arms = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, arms, loc="outside upper center", ncols=8, title=run.seeds_label)
+    figure.legend(lines, arms, loc="outside upper center", ncols=PANELS, title=run.seeds_label)
     return figure
 
 
 @styled()
-def reliability_figure(run: Run) -> Figure:
+def reliability_figure(run: RunResults) -> Figure:
     """Reliability diagrams (Guo et al. 2017, arXiv 1706.04599), a panel per arm and a line per step, seeds pooled.
 
-    A bin is drawn at its mean confidence if it has ``MIN_IMAGES`` images.
+    A bin is drawn at its mean confidence if it has ``MIN_IMAGES`` images. Below, the share of the images in each bin.
     """
-    from matplotlib import colormaps
-
     diagrams: dict[tuple[str | None, int], list[dict[str, list[float]]]] = {}
     for record in run.records:
         if "reliability" in record:
             diagrams.setdefault((record["arm"], record["step"]), []).append(record["reliability"])
     columns = min(PANELS, len(run.arms))
     rows = math.ceil(len(run.arms) / columns)
-    figure = new_figure(max(4, 2.8 * columns), 0.4 + 2.7 * rows)
+    figure = new_figure(max(4, 2.3 * columns), 0.5 + 3.0 * rows)
+    panels = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1] * rows)
     lines = {}
-    for i, arm in enumerate(run.arms):
-        axes = figure.add_subplot(rows, columns, i + 1, aspect="equal", xlim=(0, 1), ylim=(0, 1))
-        axes.set(title=arm_title(arm_name(arm)), xlabel="confidence", ylabel="accuracy")
-        axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
-        axes.grid(alpha=0.3)
-        models = run.models(arm)
+    for i in range(rows * columns):
+        upper, lower = (panels[2 * (i // columns) + half, i % columns] for half in (0, 1))
+        if i >= len(run.arms):
+            upper.set_axis_off()
+            lower.set_axis_off()
+            continue
+        upper.set(title=arm_title(arm_name(run.arms[i])), xlim=(0, 1), ylim=(0, 1))
+        lower.set_xlabel("confidence")
+        if i % columns == 0:
+            upper.set_ylabel("accuracy")
+            lower.set_ylabel("share")
+        upper.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+        upper.grid(alpha=0.3)
+        models = run.models(run.arms[i])
         for k, model in enumerate(models):
             if model in diagrams:
-                colour = colormaps["viridis"](0.9 * k / max(1, len(models) - 1))
-                (line,) = axes.plot(*_calibration(diagrams[model]), ".-", color=colour)
-                lines[f"step {model[1]}"] = line
+                name = f"step {model[1]}"
+                lines[name] = _draw_calibration(upper, lower, diagrams[model], step_colour(k, len(models)), name)
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=8)
     return figure
 
 
-FIGURES: dict[str, Callable[[Run], Figure]] = {  # by the name of their files
+@styled()
+def curves_figure(run: RunResults) -> Figure | None:
+    """Learning curves: a column per arm, a line per step, means over seeds; None if no metrics.csv can be read."""
+    if run.path is None:
+        return None
+    arms = run.arms[:PANELS]
+    rows = [metric for metric in CURVES if metric != "val_acc" or any(result.val_acc is not None for result in run)]
+    figure = new_figure(max(4, 2.3 * len(arms)), 0.6 + 1.8 * len(rows))
+    panels = figure.subplots(len(rows), len(arms), squeeze=False, sharex=True, sharey="row")
+    lines = {}
+    for column, arm in enumerate(arms):
+        models = run.models(arm)
+        for k, model in enumerate(models):
+            folders = [run.folder(seed, *model) for seed in run.seeds]
+            tables = list(filter(None, map(read_metrics, folders)))
+            for axes, metric in zip(panels[:, column], rows, strict=True):
+                means = [spread([row[metric] for row in rows])[0] for rows in zip(*tables, strict=False)]
+                if means:
+                    colour = step_colour(k, len(models))
+                    (lines[f"step {model[1]}"],) = axes.plot(range(1, len(means) + 1), means, color=colour, linewidth=1)
+        panels[0, column].set_title(arm_title(arm_name(arm)))
+        panels[-1, column].set_xlabel("epoch")
+    for axes, metric in zip(panels[:, 0], rows, strict=True):
+        axes.set_ylabel(CURVES[metric])
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=8)
+    return figure if lines else None
+
+
+FIGURES: dict[str, Callable[[RunResults], Figure]] = {  # by the name of their files
     "accuracy": accuracy_figure,
     "diagnostics": diagnostics_figure,
     "reliability": reliability_figure,
 }
 
 
-def _calibration(diagrams: list[dict[str, list[float]]]) -> tuple[list[float], list[float]]:
-    """Mean confidence and accuracy of each bin with enough images, over all diagrams together."""
-    sums = {
-        name: [sum(bins) for bins in zip(*(diagram[name] for diagram in diagrams), strict=True)]
-        for name in ("count", "confidence", "correct")
-    }
-    shown = [i for i, count in enumerate(sums["count"]) if count >= MIN_IMAGES]
-    confidence = [sums["confidence"][i] / sums["count"][i] for i in shown]
-    return confidence, [sums["correct"][i] / sums["count"][i] for i in shown]
+def _draw_calibration(
+    upper: Axes, lower: Axes, diagrams: list[dict[str, list[float]]], colour: str, name: str
+) -> typing.Any:
+    """Draw accuracy against mean confidence of each bin with enough images, and the share of the images in each bin."""
+    count, confidence, correct = (
+        [sum(bins) for bins in zip(*(diagram[what] for diagram in diagrams), strict=True)]
+        for what in ("count", "confidence", "correct")
+    )
+    shown = [i for i, images in enumerate(count) if images >= MIN_IMAGES]
+    x, y = ([sums[i] / count[i] for i in shown] for sums in (confidence, correct))
+    (line,) = upper.plot(x, y, ".-", color=colour)
+    texts = zip(x, y, shown, strict=True)
+    describe(line, [f"{name}: confidence {p:.3f}, accuracy {q:.3f}, {count[i]:,.0f} images" for p, q, i in texts])
+    edges = [i / len(count) for i in range(len(count) + 1)]
+    lower.stairs([images / max(1, sum(count)) for images in count], edges, color=colour)
+    return line
 
 
-def _draw_arms(axes: Axes, arms: ByArm) -> None:
-    from matplotlib.ticker import MaxNLocator
+def describe(artist: typing.Any, texts: Sequence[str]) -> None:
+    """Give each marker of a line a text that the page shows under the pointer."""
+    artist.texts = list(texts)
 
+
+def draw_arms(axes: Axes, run: RunResults, metric: str, band: bool = True) -> None:
+    """Means over seeds against step, a line per arm from the teacher on; ``band``: with their standard deviations."""
+    arms = run.by_arm(metric)
     for i, (arm, steps) in enumerate(arms.items()):
         if not steps:
             continue
         means, deviations = zip(*(spread(values) for values in steps.values()), strict=True)
-        # Shift the arms a little, so that their bars do not overlap.
-        at = [step + 0.05 * (i - (len(arms) - 1) / 2) for step in steps]
-        bars = deviations if any(deviations) else None
-        axes.errorbar(at, means, yerr=bars, markersize=4, capsize=2, label=arm_title(arm), **line_style(i))
+        style = line_style(i)
+        (line,) = axes.plot(list(steps), means, markersize=4, label=arm_title(arm), **style)
+        if band and any(deviations):
+            low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
+            axes.fill_between(list(steps), low, high, color=style["color"], alpha=0.15, linewidth=0)
+        texts = zip(steps, means, deviations, strict=True)
+        describe(line, [f"{arm_title(arm)}, step {k}: {mean:.4f} ± {sd:.4f}" for k, mean, sd in texts])
+    whole_steps(axes)
+
+
+def draw_gains(axes: Axes, run: RunResults, metric: str, order: Sequence[str | None] = ()) -> None:
+    """Paired changes of a metric from the teacher against step, with 95 % intervals, a line per arm.
+
+    The colour of an arm is that of its place in ``order``, by default the run's own arms.
+    """
+    names = [arm_name(arm) for arm in run.arms]
+    order = order or names
+    for i, arm in enumerate(run.arms):
+        changes = {step: run.difference(metric, (name, step), run.teacher) for name, step in run.models(arm)[1:]}
+        found = {step: change for step, change in changes.items() if change is not None}
+        if not found:
+            continue
+        at = [step + 0.06 * (i - (len(names) - 1) / 2) for step in found]  # shifted, so that bars do not overlap
+        means = [change.mean for change in found.values()]
+        halves = [[c.mean - c.low for c in found.values()], [c.high - c.mean for c in found.values()]]
+        bars = None if any(map(math.isnan, halves[0])) else halves
+        drawn = axes.errorbar(
+            at,
+            means,
+            bars,
+            markersize=4,
+            elinewidth=0.8,
+            label=arm_title(names[i]),
+            **line_style(order.index(names[i])),
+        )
+        describe(drawn.lines[0], [f"{arm_title(names[i])}, step {k}: {c}" for k, c in found.items()])
+    axes.axhline(0, color="#808080", linewidth=0.8)
+    whole_steps(axes)
+
+
+def whole_steps(axes: Axes) -> None:
+    """Whole numbers on the axis of steps, and a grid."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

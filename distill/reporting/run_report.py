@@ -1,75 +1,112 @@
 """The report of a run: its tables, and its figures as files."""
 
-from pathlib import Path
 from typing import Any
 
 from distill.arms import PROBE, arm_title
-from distill.configfile import read_config
-from distill.reporting.plots import FIGURES, Run, by_arm
-from distill.reporting.statistics import spread
+from distill.errors import ConfigError
+from distill.reporting.plots import FIGURES
+from distill.reporting.results import Gain, RunResults
+from distill.reporting.statistics import LEVEL, Difference
 from distill.reporting.style import draw
-from distill.reporting.tables import aligned
+from distill.reporting.tables import FORMATS, Table, filled
 from distill.store.rundir import RunDir
 
 
-def report(path: Path) -> str:
-    """Draw a run's figures and return its tables; an empty string if no model is finished."""
-    rundir = RunDir(path)
-    if not rundir.write_results():
-        return ""
-    run = Run(read_config(path / "config.toml").chain, rundir.records())
+def report(run: RunResults) -> str:
+    """Write the results.csv and the figures of a run with finished models, and return its tables."""
+    assert run.path is not None, "a run that was read from its folder"
+    if not run.problems:
+        RunDir(run.path).write_results()
     for name, figure in FIGURES.items():
-        draw(path / name, figure, run)
-    return "\n\n".join(filter(None, [table(run), estimates(run.records)]))
+        draw(run.path / name, figure, run)
+    parts = [run.table().text(), "\n".join(map(filled, answer(run)))]
+    return "\n\n".join([*parts, *(table.text() for table in [estimates(run.records)] if table.rows)])
 
 
-def table(run: Run) -> str:
-    """Test accuracy, steps down and arms across: the mean over seeds, ± the sample standard deviation of several."""
-    arms = by_arm(run)
-    seeds = len({result.seed for result in run.results})
-    rows = [["step", *(arm_title(arm).replace(" =", "") for arm in arms)]]
-    for step in sorted({step for steps in arms.values() for step in steps}):
-        rows.append([str(step), *(_cell(steps.get(step), seeds) for steps in arms.values())])
-    over = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
-    return f"Test accuracy{over} (step {run.chain.first_step} is the teacher)\n{aligned(rows)}"
+def formatted(run: RunResults, kind: str) -> str:
+    """The tables of a run in a format of ``FORMATS``."""
+    tables = [run.table(), gains_table(run.paired()), estimates(run.records)]
+    return "\n\n".join(FORMATS[kind](table) for table in tables if table.rows)
 
 
-def _cell(values: list[float] | None, seeds: int) -> str:
-    if not values:
-        return "-"
-    mean, deviation = spread(values)
-    if len(values) > 1:
-        return f"{mean:.4f} ± {deviation:.4f}"
-    return f"{mean:.4f}" + " " * len(" ± 0.0000") if seeds > 1 else f"{mean:.4f}"
+def answer(run: RunResults) -> list[str]:
+    """Two sentences: the arm and step that the held-out images choose, and how much test accuracy it gains.
+
+    Without held-out images the second is on the largest gain at the last step, corrected for the number of arms.
+    """
+    try:
+        best = run.best()
+    except ConfigError:
+        none = "No images were held out (--val-size), so no arm and step can be chosen"
+        gains = run.paired(step=max((result.step for result in run), default=0))
+        return [none, *([_largest(gains)] if gains else [])]
+    line = f"Best by held-out images: {best.name} (held-out accuracy {best.val_acc:.4f})"
+    if best.key == run.teacher:
+        return [line, "No gain over the teacher: no student is better on the held-out images"]
+    gain = run.difference("test_acc", best.key, run.teacher)
+    return [line] if gain is None else [line, f"Gain over the teacher: {format_gain(gain, gain.p)}"]
 
 
-def estimates(records: list[dict[str, Any]]) -> str:
-    """The estimated alphas and their outcomes, a line per seed and step; "" if none was estimated.
+def _largest(gains: list[Gain]) -> str:
+    """The largest gain of the arms at one step."""
+    gain = max(gains, key=lambda gain: gain.difference.mean)
+    if len(gains) == 1:
+        return f"Gain of {gain.name} over the teacher: {format_gain(gain.difference, gain.p_holm)}"
+    of = f"Largest gain over the teacher of {len(gains)} arms at step {gain.step}: {arm_title(gain.arm)}"
+    return f"{of}, {format_gain(gain.difference, gain.p_holm, len(gains))}"
+
+
+def format_gain(gain: Difference, p: float, arms: int = 1) -> str:
+    """``+0.1473, 95 % interval +0.0642 to +0.2305 (Student's t over 3 seeds)``, and whether it is beyond noise.
+
+    ``p`` is the p-value, corrected by Holm's method if there were several ``arms`` to choose from.
+    """
+    if not gain.has_interval:
+        return f"{gain} ({gain.method})"
+    corrected = f", p = {p:.2g} corrected for {arms} arms by Holm's method" if arms > 1 else ""
+    noise = "" if p < 1 - LEVEL else "; no gain beyond noise"
+    return f"{gain} ({gain.method}{corrected}){noise}"
+
+
+def gains_table(gains: list[Gain], metric: str = "test accuracy") -> Table:
+    """Paired gains with their intervals, and p-values corrected by Holm's method."""
+    methods = sorted({gain.difference.method for gain in gains})
+    many = f"; p corrected for {len(gains)} comparisons by Holm's method" if len(gains) > 1 else ""
+    rows = []
+    for gain in gains:
+        found = gain.difference
+        ends = [value if found.has_interval else None for value in (found.low, found.high, gain.p_holm)]
+        rows.append([arm_title(gain.arm), gain.step, found.mean, *ends])
+    header = ["arm", "step", "change", "95 % from", "to", "p"]
+    return Table(f"Change of the {metric} from the teacher, paired by seed ({'; '.join(methods)}{many})", header, rows)
+
+
+def estimates(records: list[dict[str, Any]]) -> Table:
+    """The estimated alphas and their outcomes, a row per seed and step.
 
     ``records`` are the contents of result.json.
     """
     models = {(record["seed"], record["arm"], record["step"]): record for record in records}
-    rows = [["seed", "step", "arm", "alpha*", "trained with", "probe", "predicted", "student", "probe's", "student's"]]
+    header = ["seed", "step", "arm", "alpha*", "trained with", "probe", "predicted", "student", "probe's", "student's"]
+    rows = []
     for record in records:
         if "auto" in record:
             # The user may have deleted the probe.
             probe = models.get((record["seed"], f"{record['arm']}{PROBE}", record["step"]))
             rows.append(_estimate_row(record, probe))
-    if len(rows) == 1:
-        return ""
     heading = "Estimated alpha; held-out Brier scores: probe (alpha 0), predicted, student; test accuracies"
-    return f"{heading}\n{aligned(rows)}"
+    return Table(heading, header, rows)
 
 
-def _estimate_row(record: dict[str, Any], probe: dict[str, Any] | None) -> list[str]:
+def _estimate_row(record: dict[str, Any], probe: dict[str, Any] | None) -> list[Any]:
     auto = record["auto"]
     star = "any"
     if auto["alpha_star"] is not None:
         star = f"{auto['alpha_star']:.3f} ± {auto['standard_error']:.3f}"
     return [
-        *(str(record[name]) for name in ("seed", "step", "arm")),
+        *(record[name] for name in ("seed", "step", "arm")),
         star,
         "the probe" if auto["takes_probe"] else f"{auto['alpha']:.3f}",
-        *(f"{auto[name]:.4f}" for name in ("probe_val_brier", "predicted_val_brier", "val_brier")),
-        *("-" if model is None else f"{model['test_acc']:.4f}" for model in (probe, record)),
+        *(auto[name] for name in ("probe_val_brier", "predicted_val_brier", "val_brier")),
+        *(None if model is None else model["test_acc"] for model in (probe, record)),
     ]

@@ -21,6 +21,7 @@ if typing.TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 LINES: tuple[Any, ...] = ("-", "--", ":")
+STEPS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")  # of viridis, dark to light
 FONT = 8  # points, everywhere
 DPI = 150
 STYLE: dict[Any, Any] = {
@@ -36,8 +37,10 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "distill",
+    "svg.fonttype": "none",  # text is text
+    "pdf.fonttype": 42,  # whole fonts are embedded, as TrueType
 }
-_UNDATED = {"png": {"Software": None}, "svg": {"Date": None}}
+UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def styled() -> _GeneratorContextManager[None]:
@@ -61,14 +64,22 @@ def line_style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[min(again, 1)]}
 
 
+def step_colour(k: int, steps: int) -> str:
+    """The colour of the ``k``-th of several steps, from dark to light."""
+    return STEPS[round(k * (len(STEPS) - 1) / max(1, steps - 1))]
+
+
 @styled()
+def rendered(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a png, svg or pdf file, without dates."""
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=DPI, metadata=UNDATED[kind])
+    return content.getvalue()
+
+
 def save(figure: Figure, stem: Path) -> None:
-    """Write a figure as ``stem``.png and ``stem``.svg, without dates. Raises OSError."""
-    files: dict[Path, Content] = {}
-    for kind, metadata in _UNDATED.items():
-        content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
-        files[stem.with_name(f"{stem.name}.{kind}")] = content.getvalue()
+    """Write a figure as ``stem``.png, .svg and .pdf. Raises OSError."""
+    files: dict[Path, Content] = {stem.with_name(f"{stem.name}.{kind}"): rendered(figure, kind) for kind in UNDATED}
     write_together(files)
 
 

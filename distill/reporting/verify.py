@@ -11,14 +11,16 @@ from distill.config import Config
 from distill.errors import ConfigError
 from distill.files import read_text, sha256
 from distill.reporting.plots import FIGURES
+from distill.reporting.style import UNDATED
+from distill.store.predictions import PREDICTIONS, read_predictions
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json
 from distill.store.results import Result, check_estimate, columns
 from distill.store.rundir import STATE, Model, RunDir, results_csv
 
-PICTURES = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-RUN_FILES = {"config.toml", "environment.json", "data.sha256", "results.csv", *PICTURES}
-SEED_FILES = {"labels.npz", "preview.png", "preview.svg"}
-MODEL_FILES = {"model.pt", "result.json", "metrics.csv", STATE, "choice.json"}
+PICTURES = {f"{name}.{kind}" for name in FIGURES for kind in UNDATED}
+RUN_FILES = {"config.toml", "environment.json", "data.sha256", "results.csv", "report.html", *PICTURES}
+SEED_FILES = {"labels.npz", *(f"preview.{kind}" for kind in UNDATED)}
+MODEL_FILES = {"model.pt", "result.json", "metrics.csv", STATE, "choice.json", PREDICTIONS}
 
 Key = tuple[str, str, str]  # seed, arm and step of a model, as results.csv has them
 
@@ -125,6 +127,8 @@ class _Verification:
                 _verify_sha256(folder / "model.pt", record["model_sha256"])
             with self.reporting("damaged"):
                 _verify_sha256(folder / "metrics.csv", record.get("metrics_sha256"))
+            with self.reporting("damaged"):
+                _verify_predictions(folder, record["test_acc"])
         return "whole"
 
     def _verify_if_there(self, file: Path, verify: Callable[[Path], object]) -> None:
@@ -201,6 +205,13 @@ class _Verification:
 def _verify_sha256(file: Path, recorded: str | None) -> None:
     if recorded is not None and sha256(file) != recorded:
         raise DamagedRecordError(f"{file} is not the file that was written (its SHA-256 is another)")
+
+
+def _verify_predictions(folder: Path, test_acc: float) -> None:
+    """Raise DamagedRecordError if a model's predictions, if it has any, are not those of its test accuracy."""
+    kept = read_predictions(folder)
+    if kept is not None and (kept.predicted == kept.labels).mean() != test_acc:
+        raise DamagedRecordError(f"{folder / PREDICTIONS} is not of this model (its test accuracy is another)")
 
 
 def _expected(path: Path, models: list[Model]) -> dict[Path, set[str]]:

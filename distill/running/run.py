@@ -10,7 +10,7 @@ from distill.data.source import Source
 from distill.running.executors import make_executor, train_units
 from distill.running.experiment import Experiment, caller_unaffected, versions
 from distill.running.jobs import prepare_with_jobs
-from distill.store.results import Result
+from distill.running.loaded import LoadedRun
 from distill.store.rundir import RunDir
 from distill.training.listener import Listener
 
@@ -20,7 +20,7 @@ def run(
     source: Source | None = None,
     network: Callable[[], nn.Module] | None = None,
     listener: Listener | None = None,
-) -> list[Result]:
+) -> LoadedRun:
     """Train every chain of a grid and return all results; models that are finished in the directory are kept.
 
     ``source`` (see ``from_arrays``) and ``network`` replace the data set and the network of the configuration;
@@ -45,7 +45,7 @@ def create_run(config: Config, source: Source | None = None, network: Callable[[
         return rundir.path
 
 
-def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bool = False) -> list[Result]:
+def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bool = False) -> LoadedRun:
     """Train all units of an experiment, or only its teachers (for a preview), and return all results."""
     _check(experiment)
     rundir = RunDir(experiment.config.output)
@@ -55,9 +55,9 @@ def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bo
         listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
         with make_executor(experiment, listener) as executor:
             train_units(experiment.config, executor, teachers_only)
-        results = rundir.write_results()
+        rundir.write_results()
         rundir.write_finished()
-        return results
+        return LoadedRun.load(rundir.path)
 
 
 def _check(experiment: Experiment) -> None:

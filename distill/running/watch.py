@@ -1,18 +1,14 @@
 """Progress of a run, read from its directory, so that any process may train there."""
 
-import csv
 from contextlib import suppress
 from pathlib import Path
 
 from distill.chains.estimated_alpha import Choice, format_choice
 from distill.config import Config
 from distill.errors import UserError
-from distill.files import read_text
 from distill.store.results import Result, read_record
-from distill.store.rundir import RunDir
+from distill.store.rundir import RunDir, read_metrics
 from distill.training.listener import Listener
-
-Row = dict[str, int | float | None]
 
 
 class RunWatcher:
@@ -51,24 +47,6 @@ class RunWatcher:
                 choice = Choice.of(record["auto"], folder / "result.json")
                 self.listener.note(f"{name}: {format_choice(choice, self.held_out)}")
             self.listener.end_model(Result.of(record))
-
-
-def read_metrics(folder: Path) -> list[Row]:
-    """The rows of a model's metrics.csv, one per epoch; empty fields are None.
-
-    No rows if the file is missing or damaged: a model in training writes it from its training state.
-    """
-    try:
-        lines = read_text(folder / "metrics.csv").splitlines()
-        return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(lines)]
-    except (OSError, ValueError, TypeError, csv.Error):
-        return []
-
-
-def _number(column: str, text: str) -> int | float | None:
-    if text == "":
-        return None
-    return int(text) if column == "epoch" else float(text)
 
 
 def _is_finished(folder: Path) -> bool:

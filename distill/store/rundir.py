@@ -22,7 +22,7 @@ from distill.arms import PROBE, Estimated, students
 from distill.config import Config
 from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
-from distill.files import open_file, open_locked, remove_leftovers, sha256, write_atomically, write_derived
+from distill.files import open_file, open_locked, read_text, remove_leftovers, sha256, write_atomically, write_derived
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store.results import Result, columns, name_model, read_record, sort_key
 
@@ -43,6 +43,24 @@ def to_csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
 def results_csv(results: Iterable[Result]) -> str:
     """The text of results.csv."""
     return to_csv(columns(), [result.row() for result in results])
+
+
+def read_metrics(folder: Path) -> list[dict[str, int | float | None]]:
+    """The rows of a model's metrics.csv, one per epoch; empty fields are None.
+
+    No rows if the file is missing or damaged: a model in training writes it from its training state.
+    """
+    try:
+        lines = read_text(folder / "metrics.csv").splitlines()
+        return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(lines)]
+    except (OSError, ValueError, TypeError, csv.Error):
+        return []
+
+
+def _number(column: str, text: str) -> int | float | None:
+    if text == "":
+        return None
+    return int(text) if column == "epoch" else float(text)
 
 
 class Model(NamedTuple):

@@ -1,64 +1,98 @@
 """The figures of a run show its numbers."""
 
 import numpy as np
+import scipy.stats
 from tiny import VALUES, Grid
 
 from distill import metrics
-from distill.config import ChainConfig
-from distill.reporting.plots import Run, accuracy_figure, by_arm, diagnostics_figure, reliability_figure
+from distill.config import ChainConfig, Config, DataConfig
+from distill.reporting.comparison import gains_figure
+from distill.reporting.plots import accuracy_figure, diagnostics_figure, reliability_figure
+from distill.reporting.results import RunResults
 
 GRID = Grid()
 
 
 def test_without_students_the_teacher_is_the_only_arm():
     records = [record for record in GRID.records(seeds=(1,)) if record["step"] == 0]
-    assert by_arm(Run(ChainConfig(distillation_steps=0), records)) == {None: {0: [GRID.accuracy[0, 0, 0]]}}
+    assert RunResults(ChainConfig(distillation_steps=0), records).by_arm() == {None: {0: [GRID.accuracy[0, 0, 0]]}}
 
 
 def test_chains_that_begin_alike_show_the_models_they_share():
     chain = ChainConfig(alpha=0.6, alpha_schedule=((0.6, 0.1),), distillation_steps=2)
     fork = VALUES | {"arm": "0.6-0.1", "step": 2, "test_acc": 0.125}
     teacher, first, second = GRID.accuracy[0, 1]
-    assert by_arm(Run(chain, [*GRID.records(seeds=(1,)), fork])) == {
+    assert RunResults(chain, [*GRID.records(seeds=(1,)), fork]).by_arm() == {
         "0.6": {0: [teacher], 1: [first], 2: [second]},
         "0.6-0.1": {0: [teacher], 1: [first], 2: [0.125]},
     }
 
 
-def test_the_figure_shows_the_results():
-    (axes,) = accuracy_figure(GRID.run()).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["alpha = 0", "alpha = 0.6"]
-    for j, arm in enumerate(axes.containers):
-        line, _, (bars,) = arm
-        np.testing.assert_allclose(np.round(line.get_xdata(orig=False)), GRID.steps)
+def test_the_figure_shows_means_and_paired_gains():
+    left, right = accuracy_figure(GRID.run()).axes
+    (legend,) = left.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["alpha = 0", "alpha = 0.6"]
+    assert legend.get_title().get_text() == "bars: 95 % intervals"
+    for j, line in enumerate(left.lines):
+        np.testing.assert_array_equal(line.get_xdata(orig=False), GRID.steps)
         np.testing.assert_allclose(line.get_ydata(orig=False), GRID.accuracy.mean(0)[j], rtol=1e-12)
+    for j, (line, _, (bars,)) in enumerate(right.containers):
+        gains = GRID.accuracy[:, j, 1:] - GRID.accuracy[:, j, :1]
+        np.testing.assert_array_equal(np.round(line.get_xdata(orig=False)), GRID.steps[1:])
+        np.testing.assert_allclose(line.get_ydata(orig=False), gains.mean(0), rtol=1e-9)
         low, high = np.array(bars.get_segments())[:, :, 1].T
-        np.testing.assert_allclose((high - low) / 2, GRID.accuracy.std(0, ddof=1)[j], rtol=1e-9)
+        t = scipy.stats.ttest_1samp(gains, 0).confidence_interval()
+        np.testing.assert_allclose([low, high], [t.low, t.high], rtol=1e-9)
 
 
 def test_a_single_seed_is_drawn_without_bars():
-    (axes,) = accuracy_figure(GRID.run(seeds=(2,))).axes
-    assert all(bars == () for _, _, bars in axes.containers)
-    np.testing.assert_allclose([arm[0].get_ydata(orig=False) for arm in axes.containers], GRID.accuracy[1])
+    left, right = accuracy_figure(GRID.run(seeds=(2,))).axes
+    assert all(bars == () for _, _, bars in right.containers)
+    np.testing.assert_allclose([line.get_ydata(orig=False) for line in left.lines], GRID.accuracy[1])
 
 
 def test_diagnostics_have_a_panel_for_every_metric_there_is():
     figure = diagnostics_figure(GRID.run())
-    panels = [axes.get_title() for axes in figure.axes]
+    panels = titles(figure)
     assert panels == [metric.label for metric in metrics.METRICS if metric.label is not None]
     clean = [record | {"memorised": None, "recovered": None} for record in GRID.records()]
     left = [panel for panel in panels if panel not in ("wrong labels memorised", "wrong labels recovered")]
     assert len(left) == len(panels) - 2
-    assert [axes.get_title() for axes in diagnostics_figure(Run(GRID.chain, clean)).axes] == left
+    assert titles(diagnostics_figure(RunResults(GRID.chain, clean))) == left
     (axes,) = (axes for axes in figure.axes if axes.get_title() == "test accuracy")
-    np.testing.assert_allclose(axes.containers[1][0].get_ydata(orig=False), GRID.accuracy.mean(0)[1])
+    mean, sd = GRID.accuracy.mean(0)[1], GRID.accuracy.std(0, ddof=1)[1]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(orig=False), mean)
+    band = axes.collections[1].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([band.min(), band.max()], [(mean - sd).min(), (mean + sd).max()])
+
+
+def titles(figure) -> list[str]:
+    """The titles of the panels; places without a panel show nothing."""
+    return [axes.get_title() for axes in figure.axes if axes.axison]
+
+
+def test_arms_keep_their_colours_and_runs_are_named_by_what_differs():
+    chain = ChainConfig(alpha=(0.6,), distillation_steps=2)
+    part = [record for record in GRID.records() if record["arm"] != "0"]
+    runs = [GRID.run(), RunResults(chain, part)]
+    for run, noise in zip(runs, (0.0, 0.4), strict=True):
+        run.config = Config(data=DataConfig(label_noise=noise), chain=run.chain)
+    figure = gains_figure(runs)
+    first, second, third, fourth = figure.axes
+    assert first.containers[1].lines[0].get_color() == second.containers[0].lines[0].get_color()
+    assert first.get_ylim() == second.get_ylim()
+    assert third.get_xlim() == fourth.get_xlim()
+    assert all(tick == round(tick) for tick in third.get_xticks())
+    assert [first.get_title(), second.get_title()] == ["label noise 0.0", "label noise 0.4"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha = 0", "alpha = 0.6"]
 
 
 def test_reliability_pools_the_seeds_and_leaves_small_bins_out():
     one = {"count": [9, 10, 0], "confidence": [2.0, 5.0, 0.0], "correct": [1, 4, 0]}
     two = {"count": [0, 10, 1], "confidence": [0.0, 7.0, 0.9], "correct": [0, 9, 1]}
-    records = [{"arm": None, "step": 0, "reliability": diagram} for diagram in (one, two)]
-    records.append({"arm": None, "step": 0})  # of a version without the diagram
-    (axes,) = reliability_figure(Run(ChainConfig(distillation_steps=0), records)).axes
+    records = [VALUES | {"reliability": diagram} for diagram in (one, two)]
+    records.append(VALUES)  # of a version without the diagram
+    axes, shares = reliability_figure(RunResults(ChainConfig(distillation_steps=0), records)).axes
     _, line = axes.get_lines()
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([12 / 20], [13 / 20])
+    np.testing.assert_allclose(shares.patches[0].get_data().values, np.array([9, 20, 1]) / 30)

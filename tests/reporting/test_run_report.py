@@ -3,8 +3,9 @@ import re
 import numpy as np
 from tiny import Grid, leave_result
 
-from distill.reporting.plots import FIGURES, Run
-from distill.reporting.run_report import estimates, report, table
+from distill.reporting.plots import FIGURES
+from distill.reporting.results import RunResults
+from distill.reporting.run_report import estimates, report
 from distill.store.rundir import RunDir
 
 GRID = Grid()
@@ -15,7 +16,7 @@ def numbers(line: str) -> list[float]:
 
 
 def test_the_table_has_means_and_sample_deviations():
-    title, header, *lines = table(GRID.run()).splitlines()
+    title, header, *lines = GRID.run().table().text().splitlines()
     assert "± standard deviation over 3 seeds" in title
     assert header.split() == ["step", "alpha", "0", "alpha", "0.6"]
     mean = GRID.accuracy.mean(0)
@@ -26,25 +27,27 @@ def test_the_table_has_means_and_sample_deviations():
 
 
 def test_a_single_seed_has_no_deviation():
-    title, _, *lines = table(GRID.run(seeds=(2,))).splitlines()
+    title, _, *lines = GRID.run(seeds=(2,)).table().text().splitlines()
     assert "±" not in title
     np.testing.assert_allclose([numbers(line)[1:] for line in lines], GRID.accuracy[1].T, atol=0.5000001e-4)
 
 
 def test_what_is_not_finished_is_a_dash():
     records = [record for record in GRID.records() if (record["arm"], record["step"]) != ("0.6", 2)]
-    assert table(Run(GRID.chain, records)).splitlines()[-1].endswith(" -")
+    assert RunResults(GRID.chain, records).table().text().splitlines()[-1].endswith(" -")
 
 
 def test_the_columns_are_aligned():
-    assert len({len(line) for line in table(GRID.run()).splitlines()[1:]}) == 1
+    assert len({len(line) for line in GRID.run().table().text().splitlines()[1:]}) == 1
 
 
 def test_a_report_is_made_from_the_directory_alone(tmp_path):
     for record in GRID.records():
         leave_result(RunDir(tmp_path), **record)
     (tmp_path / "config.toml").write_text("[chain]\nalpha = [0, 0.6]\nseed = [1, 2, 3]\ndistillation_steps = 2\n")
-    assert report(tmp_path) == table(GRID.run())
+    table, lines = report(RunResults.load(tmp_path)).split("\n\n")
+    assert table == GRID.run().table().text()
+    assert lines.startswith("Best by held-out images")
     for name in FIGURES:
         assert (tmp_path / f"{name}.png").exists()
         assert (tmp_path / f"{name}.svg").exists()
@@ -63,7 +66,7 @@ def test_estimates_are_shown_with_their_outcomes():
         model | {"arm": "auto", "step": 2, "auto": free},
         model | {"arm": "auto probe", "step": 2},
     ]
-    _, header, first, second = estimates(records).splitlines()
+    _, header, first, second = estimates(records).text().splitlines()
     words = [re.split(r" {2,}", line.strip()) for line in (first, second)]
     assert words[0] == [
         "1",
@@ -79,17 +82,11 @@ def test_estimates_are_shown_with_their_outcomes():
     ]
     assert words[1] == ["1", "2", "auto", "any", "0.750", "0.2500", "0.2400", "0.2600", "0.5000", "0.5000"]
     assert len(header) == len(first) == len(second)
-    assert estimates(records[1:3]) == ""
+    assert estimates(records[1:3]).rows == []
 
 
 def test_an_estimate_is_shown_without_its_probe():
     auto = {"alpha_star": 0.5, "standard_error": 0.1, "alpha": 0.5, "takes_probe": False}
     auto |= {"probe_val_brier": 0.25, "predicted_val_brier": 0.24, "val_brier": 0.26}
     record = {"seed": 1, "step": 1, "arm": "auto", "test_acc": 0.625, "auto": auto}
-    assert estimates([record]).split()[-2:] == ["-", "0.6250"]
-
-
-def test_without_a_finished_model_there_is_no_report(tmp_path):
-    (tmp_path / "config.toml").touch()
-    assert report(tmp_path) == ""
-    assert not (tmp_path / "accuracy.png").exists()
+    assert estimates([record]).text().split()[-2:] == ["-", "0.6250"]

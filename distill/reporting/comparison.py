@@ -1,0 +1,71 @@
+"""Several runs side by side: what differs between their options, and their gains in one figure."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+
+from distill.arms import arm_name, arm_title, sort_key
+from distill.errors import ConfigError
+from distill.reporting.plots import draw_gains
+from distill.reporting.results import RunResults, metric_labels
+from distill.reporting.style import line_style, new_figure, styled
+from distill.store.rundir import RunDir
+
+if typing.TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHORT = {"data.label_noise": "label noise", "data.dataset": "data", "data.data_dir": "folder"}
+
+
+def check_same_data(runs: Sequence[RunResults]) -> None:
+    """Raise ConfigError if runs are on different images or labels, as their data.sha256 say."""
+    first = runs[0]
+    for run in runs[1:]:
+        here, there = (RunDir(each.path).recorded_data() for each in (first, run) if each.path is not None)
+        if None not in (here, there) and here != there:
+            names = [f"{each.path} ({each.config.data.dataset})" for each in (first, run) if each.config is not None]
+            raise ConfigError(f"{' and '.join(names)} are on different data: report them one by one")
+
+
+def names(runs: Sequence[RunResults]) -> list[str]:
+    """What each run is called: the options that differ, such as ``label noise 0.4``, or else its folder's name."""
+    options = [{} if run.config is None else run.config.identity for run in runs]
+    differing = [
+        name
+        for name in dict.fromkeys(name for each in options for name in each)
+        if not name.startswith("chain.alpha") and len({str(each.get(name)) for each in options}) > 1
+    ]
+    found = []
+    for run, each in zip(runs, options, strict=True):
+        words = [f"{_shown(name)} {each[name]}" for name in differing if name in each and each[name] is not None]
+        found.append(", ".join(words[:4]) or (run.path.name if run.path is not None else "run"))
+    folders = [str(run.path) for run in runs]
+    return found if len(set(found)) == len(found) else folders
+
+
+def _shown(name: str) -> str:
+    return SHORT.get(name, name.partition(".")[2].replace("_", " "))
+
+
+@styled()
+def gains_figure(runs: Sequence[RunResults], metrics: Sequence[str] = ("test_acc", "test_brier")) -> Figure:
+    """Paired changes from the teacher against step with 95 % intervals: a column per run, a row per metric.
+
+    An arm has the same colour in all panels; the panels of a row share their axis.
+    """
+    from matplotlib.lines import Line2D
+
+    order = sorted({arm_name(arm) for run in runs for arm in run.arms}, key=sort_key)
+    figure = new_figure(max(4, 2.6 * len(runs)), 0.6 + 2.5 * len(metrics))
+    panels = figure.subplots(len(metrics), len(runs), squeeze=False, sharex=True, sharey="row")
+    for column, (run, name) in enumerate(zip(runs, names(runs), strict=True)):
+        for axes, metric in zip(panels[:, column], metrics, strict=True):
+            draw_gains(axes, run, metric, order)
+        panels[0, column].set_title(name, parse_math=False, wrap=True)
+        panels[-1, column].set_xlabel("step")
+    for axes, metric in zip(panels[:, 0], metrics, strict=True):
+        axes.set_ylabel(f"change of the {metric_labels()[metric]}")
+    keys = [Line2D([], [], markersize=4, label=arm_title(arm), **line_style(i)) for i, arm in enumerate(order)]
+    figure.legend(handles=keys, loc="outside upper center", ncols=7)
+    return figure
