@@ -6,7 +6,8 @@
 
 ``features`` compares the whole map with its floor (one Gram product, one eigendecomposition, one product for each
 prediction), and with a refit of scikit-learn's Ridge for each cell. ``lanczos`` measures all of CIFAR-10 with 40 %
-wrong labels, and where a decomposition fits into memory the true errors, LAPACK's times and scikit-learn's refits.
+wrong labels, and where a decomposition fits into memory the true errors, LAPACK's times, scikit-learn's refits, and
+himalaya's cross-validation if it is installed (``pip install himalaya``).
 Prints Markdown, and writes the numbers with hardware and versions as JSON.
 """
 
@@ -179,9 +180,19 @@ def lanczos_map(folder: str, n: int) -> dict[str, Any]:
         "eigh_s": eigen,
         "cholesky_per_lam_s": factor * len(lams),
         "refits_s": refit * risks.size,
+        "himalaya_s": himalaya_seconds(dense, data.y, lams),
         "error_over_certificate": float(np.max(ratios)),
         "risk_difference": float(np.abs(risks - exact).max()),
     }
+
+
+def himalaya_seconds(K: Array, y: Array, lams: Array) -> float | None:
+    """The time in which himalaya chooses among ``lams``, without distillation; None if it is not installed."""
+    try:
+        from himalaya.kernel_ridge import KernelRidgeCV
+    except ImportError:
+        return None
+    return seconds(lambda: KernelRidgeCV(lams, kernel="precomputed", cv=5).fit(K, y))[0]
 
 
 def fitted(spectrum: krr.Spectrum, y: Array, lam: float, alpha: float, steps: list[float]) -> Array:
