@@ -148,8 +148,12 @@ def from_table(table: Table, target: str | None, classification: bool) -> Arrays
                 raise
     classes = tuple(sorted(set(text), key=_class_order))
     labels = np.array([classes.index(cell) for cell in text])
-    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
-    return Arrays(name, X, labels, classes=classes, note=f"column {y_name} has {len(classes)} classes: {shown}")
+    return Arrays(name, X, labels, classes=classes, note=_class_note(y_name, classes))
+
+
+def _class_note(column: str, classes: tuple[str, ...]) -> str:
+    """How labels became classes, for the reader."""
+    return f"the classes of {column} are {', '.join(classes[:5])}" + (", ..." if len(classes) > 5 else "")
 
 
 def _is_number(text: str) -> bool:
@@ -190,10 +194,11 @@ def read_npz(path: Path) -> Arrays:
         for name in labels:
             found[name] = found[name].astype(np.float64)
         return Arrays(path.stem, **found)
-    classes = np.unique(np.concatenate([found[name] for name in labels]))
+    values = np.unique(np.concatenate([found[name] for name in labels]))
     for name in labels:
-        found[name] = np.searchsorted(classes, found[name])
-    return Arrays(path.stem, classes=tuple(map(str, classes)), **found)
+        found[name] = np.searchsorted(values, found[name])
+    classes = tuple(map(str, values))
+    return Arrays(path.stem, classes=classes, note=_class_note("y", classes), **found)
 
 
 def _check_shapes(path: Path, found: dict[str, NDArray], part: str) -> None:

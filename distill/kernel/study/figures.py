@@ -43,7 +43,7 @@ def all_figures(study: Study, file_format: str, dpi: int) -> dict[str, bytes]:
 def lambda_figure(study: Study) -> Figure:
     """Risk against lambda of the teacher and of its first student, and the student's best alpha below."""
     figure = Figure(figsize=(4.2 * len(study.curves), 4.6))
-    panels = figure.subplots(2, len(study.curves), sharex=True, squeeze=False, height_ratios=[2, 1])
+    panels = figure.subplots(2, len(study.curves), sharex=True, sharey="row", squeeze=False, height_ratios=[2, 1])
     for (upper, lower), curves in zip(panels.T, study.curves, strict=True):
         _draw_risks(upper, study, curves)
         lower.axhline(0, color="0.6", linewidth=0.8)

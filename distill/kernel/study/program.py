@@ -45,8 +45,15 @@ def run(args: argparse.Namespace, table: Table | None) -> str:
     figures = {} if args.no_figures else draw(study, args)
     files |= {folder / f"{name}.{args.format}": content for name, content in figures.items()}
     write_files(files)
+    kept = ""
+    if route.basis is not None:
+        kept = "; the basis in its folder lanczos serves runs with other alphas and ridges, and may be deleted"
     return "\n".join(
-        [*describe(study), "", f"{len(figures)} figures and {len(files) - len(figures)} tables in {folder}{os.sep}"]
+        [
+            *describe(study),
+            "",
+            f"{len(figures)} figures and {len(files) - len(figures)} tables in {folder}{os.sep}{kept}",
+        ]
     )
 
 

@@ -160,7 +160,7 @@ def test_a_csv_file_with_classes_in_words(capsys, tmp_path):
     status, out, error = run(capsys, *options)
     assert (status, error) == (0, "")
     assert "flowers: 60 training points with 2 inputs, 2 classes, 20 test points" in out
-    assert "column kind has 2 classes: 'rose', tulip, red" in out
+    assert "the classes of kind are 'rose', tulip, red" in out
     assert "of the whole map, by generalised cross-validation" in out
     status, out, error = run(capsys, *options, "--target", "a")
     assert status == 2
