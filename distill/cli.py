@@ -7,7 +7,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -187,13 +187,15 @@ def _estimate(command: Command) -> None:
 
 
 def _train(command: Command) -> None:
+    config = command.config
+    preview = command.mode == "preview"
+    if not preview and _is_finished(config):  # said before torch is loaded
+        say("nothing left to do: all models are finished; verifying them and writing the report")
     from distill.reporting.results import RunResults
     from distill.reporting.run_report import report
     from distill.running.experiment import memory_errors
     from distill.running.jobs import prepare_with_jobs
 
-    config = command.config
-    preview = command.mode == "preview"
     with memory_errors(config):
         _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
     say(f"\n{report(RunResults.load(config.output))}\n")
@@ -203,20 +205,26 @@ def _train(command: Command) -> None:
     say(f"everything is in {config.output}{os.sep}: results.csv, figures, a folder for each model")
 
 
+def _is_finished(config: Config) -> bool:
+    """Whether all models of this run are finished, as far as their folders show."""
+    from distill.store.rundir import RunDir
+
+    run = RunDir(config.output)
+    try:
+        if config.differences(run.config()):
+            return False
+    except ConfigError:  # there is no such run yet, or its options are damaged
+        return False
+    return all(model.folder.name == "probe" or (model.folder / "result.json").exists() for model in run.models(config))
+
+
 def _run(experiment: Experiment, teachers_only: bool) -> None:
     from distill.running.describe import describe
-    from distill.running.experiment import count_models, job_count
-    from distill.running.progress import Progress
-    from distill.running.run import run_experiment
+    from distill.running.run import progress_of, run_experiment
 
-    config = experiment.config
     say(describe(experiment))
-    models = len(config.chain.seed) if teachers_only else count_models(config)
-    progress = Progress(models, config.train.epochs, job_count(config))
-    try:
+    with closing(progress_of(experiment, teachers_only)) as progress:
         run_experiment(experiment, progress, teachers_only=teachers_only)
-    finally:
-        progress.close()
 
 
 def _print_page(config: Config, seed: int) -> None:

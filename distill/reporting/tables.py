@@ -19,9 +19,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def filled(text: str) -> str:
+def filled(text: str, indent: int = 2) -> str:
     """A sentence in lines that a terminal holds, the second and later ones indented; words are never broken."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 @dataclass(frozen=True)

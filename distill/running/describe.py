@@ -6,9 +6,11 @@ import torch
 
 from distill.arms import arm_name
 from distill.config import Config
+from distill.reporting.tables import filled
 from distill.running.cost import Cost, Done
 from distill.running.experiment import Experiment, count_models, job_count
 from distill.running.jobs import independent_chains
+from distill.running.progress import format_duration
 from distill.running.trial import BURSTS
 from distill.training.models import forked_rng
 from distill.training.optim import updates_per_epoch
@@ -17,7 +19,7 @@ SCATTER_WARNING = 1.5  # warn above this ratio of the slowest burst to the faste
 
 
 def describe(experiment: Experiment) -> str:
-    """An experiment in five lines: device, data, model, chains, output."""
+    """An experiment in five lines, long ones continued: device, data, model, chains, output."""
     config = experiment.config
     data = experiment.dataset(config.chain.seed[0])
     splits = {"train": data.train, "val": data.val, "test": data.test}
@@ -30,17 +32,14 @@ def describe(experiment: Experiment) -> str:
     with forked_rng():
         parameters = sum(p.numel() for p in experiment.network_factory(data)().parameters())
     updates = updates_per_epoch(len(data.train), config.train.batch_size)
-    return "\n".join(
-        [
-            f"device  {experiment.device} ({_hardware(experiment)}), torch {torch.__version__}, "
-            f"{config.train.precision}",
-            f"data    {data.name}: {sizes} images of {c}x{h}x{w}, {len(data.classes)} classes{corrupted}",
-            f"model   {config.model.name}, {parameters:,} parameters",
-            f"chains  {_grid(config)}, {format_model_count(config)} of {format_count(config.train.epochs, 'epoch')} of "
-            f"{format_count(updates, 'update')}",
-            f"output  {config.output}",
-        ]
-    )
+    lines = [
+        f"device  {experiment.device} ({_hardware(experiment)}), torch {torch.__version__}, {config.train.precision}",
+        f"data    {data.name}: {sizes} images of {c}x{h}x{w}, {len(data.classes)} classes{corrupted}",
+        f"model   {config.model.name}, {parameters:,} parameters",
+        f"chains  {_grid(config)}, {format_model_count(config)} of {format_count(config.train.epochs, 'epoch')} of "
+        f"{format_count(updates, 'update')}",
+    ]
+    return "\n".join([*(filled(line, indent=8) for line in lines), f"output  {config.output}"])
 
 
 def _hardware(experiment: Experiment) -> str:
@@ -107,10 +106,3 @@ def format_count(n: int, thing: str) -> str:
 def format_milliseconds(seconds: float) -> str:
     """``3.42 ms`` or ``1,410 ms``."""
     return f"{1e3 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
-
-
-def format_duration(seconds: float) -> str:
-    """``40 s``, ``12 min`` or ``3.4 h``."""
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,9 +1,10 @@
-"""Progress of a run: two bars on a terminal, plain lines elsewhere."""
+"""Progress of a run: two bars on a terminal or in a notebook, plain lines elsewhere."""
 
 import sys
 import time
+from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from distill.program import say
 from distill.store.results import Result, name_model
@@ -12,24 +13,33 @@ from distill.training.listener import Listener
 
 LINE_EVERY = 10.0  # seconds between lines about epochs, without a terminal
 READ_EVERY = 1.0  # seconds between readings of the metrics, which wait for the device
+RUN_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 class Progress(Listener):
     """Bars on standard error (epochs of the whole run; images of the epoch), lines on standard output."""
 
     def __init__(self, models: int, epochs: int, jobs: int = 1):
-        self.bars = sys.stderr.isatty()
+        self.bars = sys.stderr.isatty() or in_notebook()
+        self.models = models
         self.epochs = epochs
-        style = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
-        self.run = tqdm(total=models * epochs, unit="epoch", desc="run", **style)
+        self.jobs = jobs
+        style: dict[str, Any] = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
+        self.run = tqdm(total=models * epochs, unit="epoch", desc="run", bar_format=RUN_BAR, **style)
         # Several jobs train different epochs at once, so their images are not shown.
         self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style | {"disable": not self.bars or jobs > 1})
-        self.last_line = time.monotonic()
-        self.last_read = self.last_line
+        self.started = self.last_line = self.last_read = time.monotonic()
         self.noted: set[str] = set()
+        self.finished = 0  # models
+        self.done = 0  # epochs, finished or not to be trained
+        self.trained = 0  # epochs, since this process began
+        self.images = 0  # of an epoch
 
     def begin(self, finished: int) -> None:
-        self.run.update(finished * self.epochs)
+        self.finished = finished
+        self._advance_to(finished * self.epochs)
+        if 0 < finished < self.models:
+            self.say(f"resuming: {finished} of {self.models} models finished")
 
     def note(self, text: str) -> None:
         if text not in self.noted:  # several models may report the same
@@ -37,13 +47,15 @@ class Progress(Listener):
             self.say(f"note    {text}")
 
     def start_model(self, name: str, images: int, done: int) -> None:
-        self.run.set_description(name)
+        self.images = images
+        self.run.set_description(f"{self.finished + 1} of {self.models}, {name}")
         self.epoch.set_description(f"epoch {done + 1}/{self.epochs}")
-        self.run.update(done)
+        self._advance_to(self.done + done)
         self.epoch.reset(images)
 
     def advance(self, images: int) -> None:
         self.epoch.update(images)
+        self.run.update(images / self.images)  # so that it has a rate before an epoch is over
 
     def end_chunk(self, sums: EpochSums) -> None:
         if self.bars and time.monotonic() - self.last_read > READ_EVERY:
@@ -52,22 +64,39 @@ class Progress(Listener):
             self.last_read = time.monotonic()
 
     def end_epoch(self, name: str, row: dict) -> None:
-        self.run.update()
+        self.trained += 1
+        self._advance_to(self.done + 1)
         self.epoch.reset()
         self.epoch.set_description(f"epoch {min(row['epoch'] + 1, self.epochs)}/{self.epochs}")
         if not self.bars and time.monotonic() - self.last_line > LINE_EVERY:
             val = "" if row["val_acc"] is None else f", held out {row['val_acc']:.4f}"
             self.say(
-                f"{name}, epoch {row['epoch']}/{self.epochs}: loss {row['train_loss']:.5f}, "
-                f"accuracy {row['train_acc']:.4f}{val}, {row['seconds']:.1f} s"
+                f"{self._place(self.finished + 1)}: {name}, epoch {row['epoch']}/{self.epochs}, "
+                f"loss {row['train_loss']:.4f}, accuracy {row['train_acc']:.4f}{val}"
             )
 
     def end_model(self, result: Result) -> None:
-        if result.arm is not None and not result.epochs:  # the probe became the student: its epochs are not trained
-            self.run.update(self.epochs)
-        agrees = "" if result.agreement is None else f", agrees with its teacher on {result.agreement:.4f}"
+        if result.arm is None and not result.epochs:  # a given teacher
+            return
+        self.finished += 1
+        if not result.epochs:  # the probe became the student: its epochs are not trained
+            self._advance_to(self.done + self.epochs)
+        if self.jobs > 1:
+            self.run.set_description(f"{self.finished} of {self.models} models")
         name = name_model(result.seed, result.arm, result.step)
-        self.say(f"{name}: test accuracy {result.test_acc:.4f}{agrees}, {result.seconds:.1f} s")
+        self.say(f"{self._place(self.finished)}: {name}, test accuracy {result.test_acc:.4f}, {result.seconds:.1f} s")
+
+    def _advance_to(self, epochs: int) -> None:
+        self.done = epochs
+        self.run.update(epochs - self.run.n)
+
+    def _place(self, model: int) -> str:
+        """``model 7 of 39, 3 min left``; without the time if bars show it, or if it is not known yet."""
+        left = self.models * self.epochs - self.done
+        if self.bars or not self.trained or not left:
+            return f"model {model} of {self.models}"
+        seconds = left * (time.monotonic() - self.started) / self.trained
+        return f"model {model} of {self.models}, {format_duration(seconds)} left"
 
     def say(self, line: str) -> None:
         """Print a line on standard output, above the bars."""
@@ -79,3 +108,15 @@ class Progress(Listener):
         """Remove the bars."""
         self.epoch.close()
         self.run.close()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, in which tqdm shows the notebook's own bars."""
+    return tqdm.__mro__[1].__module__ == "tqdm.notebook"
+
+
+def format_duration(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,7 @@
 """A whole run: every seed's teacher once, then the students of every arm, in one job or in several."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from torch import nn
@@ -8,9 +9,10 @@ from torch import nn
 from distill.config import Config
 from distill.data.source import Source
 from distill.running.executors import make_executor, train_units
-from distill.running.experiment import Experiment, caller_unaffected, versions
+from distill.running.experiment import Experiment, caller_unaffected, count_models, job_count, versions
 from distill.running.jobs import prepare_with_jobs
 from distill.running.loaded import LoadedRun
+from distill.running.progress import Progress, in_notebook
 from distill.store.rundir import RunDir
 from distill.training.listener import Listener
 
@@ -25,10 +27,15 @@ def run(
 
     ``source`` (see ``from_arrays``) and ``network`` replace the data set and the network of the configuration;
     ``network()`` makes a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
-    Raises UserError (ConfigError, DataError) with a one-line message.
+    Progress goes to ``listener``, by default to bars in a notebook and to nothing elsewhere. Raises UserError
+    (ConfigError, DataError) with a one-line message.
     """
     with caller_unaffected(config):
-        return run_experiment(prepare_with_jobs(config, source, network), listener or Listener())
+        experiment = prepare_with_jobs(config, source, network)
+        if listener is not None or not in_notebook():
+            return run_experiment(experiment, listener or Listener())
+        with closing(progress_of(experiment)) as progress:
+            return run_experiment(experiment, progress)
 
 
 def create_run(config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None) -> Path:
@@ -58,6 +65,13 @@ def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bo
         rundir.write_results()
         rundir.write_finished()
         return LoadedRun.load(rundir.path)
+
+
+def progress_of(experiment: Experiment, teachers_only: bool = False) -> Progress:
+    """The progress of an experiment for a person; the caller closes it."""
+    config = experiment.config
+    models = len(config.chain.seed) if teachers_only else count_models(config)
+    return Progress(models, config.train.epochs, job_count(config))
 
 
 def _check(experiment: Experiment) -> None:

@@ -12,7 +12,9 @@ from distill.running.trial import Trial
 
 def test_describe_shows_device_data_model_chains_and_output(tmp_path):
     experiment = prepare(config(tmp_path, alpha=[0, 0.5], label_noise=0.25), source())
-    lines = dict(line.split(None, 1) for line in describe.describe(experiment).splitlines())
+    text = describe.describe(experiment)
+    assert all(len(line) <= 100 for line in text.splitlines()[:-1])
+    lines = dict(line.split(None, 1) for line in text.replace("\n        ", " ").splitlines())
     assert lines["device"].startswith("cpu")
     assert (
         lines["data"]
@@ -66,6 +68,8 @@ def test_estimate_of_a_run_in_progress_shows_the_remaining_cost(tmp_path, capsys
     assert main([*words, "--distillation-steps", "1"]) == 0
     before = contents(tmp_path)
     capsys.readouterr()
+    assert main([*words, "--distillation-steps", "1"]) == 0
+    assert capsys.readouterr().out.startswith("nothing left to do: all models are finished")
     assert main(["--resume", str(tmp_path / "run"), "--estimate"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"left    0 s: 2 models finished in {tmp_path / 'run'}, 0 in progress"

@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 
 import pytest
@@ -51,19 +52,33 @@ def show_a_run(listener, models=2, epochs=2):
     listener.close()
 
 
-def test_without_a_terminal_progress_is_plain_lines(capsys):
+def test_without_a_terminal_progress_is_plain_lines(capsys, monkeypatch):
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 0.0)
     show_a_run(Progress(2, 2))
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines() == [
-        "seed 1, step 0: test accuracy 0.8750, agrees with its teacher on 0.5000, 0.5 s",
-        "seed 1, alpha 0.5, step 1: test accuracy 0.8750, agrees with its teacher on 0.5000, 0.5 s",
+        "model 1 of 2, 0 s left: seed 1, step 0, test accuracy 0.8750, 0.5 s",
+        "model 2 of 2: seed 1, alpha 0.5, step 1, test accuracy 0.8750, 0.5 s",
     ]
 
 
-def test_a_teachers_line_shows_no_agreement(capsys):
-    Progress(1, 1).end_model(result(agreement=None, test_acc=0.875, seconds=2.0))
-    assert capsys.readouterr().out == "seed 1, step 0: test accuracy 0.8750, 2.0 s\n"
+def test_a_given_teacher_is_no_model_of_the_run(capsys):
+    Progress(1, 1).end_model(result(agreement=None, epochs=0))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_time_left_is_that_of_the_epochs_left(capsys, monkeypatch):
+    clock = iter([100.0] + [160.0] * 9)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "LINE_EVERY", -1.0)
+    listener = Progress(4, 10)
+    listener.begin(1)  # of ten epochs
+    listener.end_epoch("student", ROW)  # a minute for one epoch, and 29 are left
+    assert capsys.readouterr().out.splitlines() == [
+        "resuming: 1 of 4 models finished",
+        "model 2 of 4, 29 min left: student, epoch 1/10, loss 0.1235, accuracy 0.7500",
+    ]
 
 
 def test_without_a_terminal_an_epoch_is_printed_every_ten_seconds(capsys, monkeypatch):
@@ -71,10 +86,9 @@ def test_without_a_terminal_an_epoch_is_printed_every_ten_seconds(capsys, monkey
     listener = Progress(1, 2)
     listener.end_epoch("student", ROW)
     listener.end_epoch("student", ROW | {"epoch": 2, "val_acc": 0.5})
-    assert capsys.readouterr().out.splitlines() == [
-        "student, epoch 1/2: loss 0.12346, accuracy 0.7500, 1.2 s",
-        "student, epoch 2/2: loss 0.12346, accuracy 0.7500, held out 0.5000, 1.2 s",
-    ]
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"model 1 of 1, \S+ s left: student, epoch 1/2, loss 0.1235, accuracy 0.7500", first)
+    assert second == "model 1 of 1: student, epoch 2/2, loss 0.1235, accuracy 0.7500, held out 0.5000"
 
 
 def test_on_a_terminal_there_are_two_bars_and_the_lines_go_to_standard_output(on_terminal, capsys):
