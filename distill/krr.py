@@ -60,4 +60,10 @@ from distill.kernel.spectral import (
     shrinkage as shrinkage,
     sparsification_ratios as sparsification_ratios,
 )
+from distill.kernel.theory import (
+    FilterRisk as FilterRisk,
+    filter_risk as filter_risk,
+    fresh_label_variances as fresh_label_variances,
+    predictive_variances as predictive_variances,
+)
 from distill.kernel.tiles import KernelTiles as KernelTiles, rbf as rbf

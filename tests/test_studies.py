@@ -9,6 +9,7 @@ from distill.errors import UserError
 from distill.reporting.comparison import gains_figure
 from distill.reporting.statistics import over_seeds
 from distill.store.rundir import RunDir
+from studies import theory
 from studies.analyse import cost, format_change, read, tables
 
 
@@ -73,3 +74,26 @@ def test_an_unfinished_run_is_one_line(study):
     (study.path / "seed_2/alpha_auto/step_2/result.json").unlink()
     with pytest.raises(UserError, match="is not finished: seed 2 lacks 1 model"):
         read(study.path)
+
+
+def test_the_figures_of_the_theory(tmp_path, monkeypatch):
+    monkeypatch.setattr(theory, "SPIKES", (30.0,))
+    monkeypatch.setattr(theory, "MOST_FITS", 2)
+    theory.main(["--output", str(tmp_path / "figures")])
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {"fresh_labels.png", "spikes.png", "predictive_variance.png"}
+
+
+def test_a_folder_for_the_figures_that_cannot_be_made_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as end:
+        theory.main(["--output", str(tmp_path / "file")])
+    assert end.value.code == 2
+    assert "--output: " in capsys.readouterr().err
+
+
+def test_students_for_each_spike_reach_the_floor_of_the_covariance_but_not_of_a_sample():
+    excess = theory.excess_risks(1, None)
+    assert excess[0] > 1e-3 > 1e-12 > excess[1]
+    sample = theory.excess_risks(1, 3000)
+    assert 1e-5 < sample[1] < sample[0] < 1e-3

@@ -89,7 +89,7 @@ def blend_filters(d: ArrayLike, lam: float, alpha: ArrayLike, steps: ArrayLike) 
         elif step == math.inf:
             row[:] = last / gap if last else 0.0  # even if the gap is too small for float64
         else:
-            power, series = _geometric(gap, step - len(w))
+            power, series = geometric(gap, step - len(w))
             with np.errstate(over="ignore", invalid="ignore"):
                 row[:] = power * w[-1] + last * series
     check_divergence(out, steps)
@@ -108,7 +108,7 @@ def check_divergence(fits: FloatArray, steps: list[float], first: FloatArray | N
             raise DivergentChainError(f"the chain diverges: step {step:g} exceeds 1e308")
 
 
-def _geometric(gap: FloatArray, m: float) -> tuple[FloatArray, FloatArray]:
+def geometric(gap: FloatArray, m: float) -> tuple[FloatArray, FloatArray]:
     """q^m and 1 + q + ... + q^(m-1) for q = 1 - gap, m >= 1."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         # q^m = exp(m log q); 1 - q^m = -expm1(m log q) keeps its digits where q^m is near 1
