@@ -1,7 +1,7 @@
 """Arms: the chains of a grid. An arm lists the target of each of its students in turn.
 
-Each kind of student target is a small class here. To add one, write the class and, if the command line should name it,
-give it an entry in ``ALPHA_WORDS``. Names, order, counts and shared students follow from it. Loads no other module.
+Each kind of student target is a small class here. To add one, write the class and its entry in ``TARGETS``. Names,
+order, counts and shared students follow from it. Loads no other module.
 """
 
 from __future__ import annotations
@@ -22,23 +22,28 @@ PROBE = " probe"  # ends the name of the arm that a probe belongs to
 class Fixed:
     """A student fitted to ``alpha * given + (1 - alpha) * teacher_target(teacher's probabilities)``.
 
-    Other kinds whose alpha is known in advance are subclasses with another ``name``, ``help`` and ``teacher_target``.
-    A name has no dash, which separates the alphas of a schedule.
+    The other kinds of ``--target`` are subclasses, with an entry in ``TARGETS``. A name has no dash, which separates
+    the targets of a schedule.
     """
 
-    help: ClassVar[str] = ""  # for --help, of a kind that is in ALPHA_WORDS
+    kind: ClassVar[str] = ""  # begins the names, but for soft targets
+    help: ClassVar[str] = "the teacher's probabilities"
+    only_alpha: ClassVar[float | None] = None  # of a kind that takes no other
+    loss: ClassVar[str | None] = None  # the only loss that it is for
+    fewest_classes: ClassVar[int] = 2
 
-    alpha: float  # weight of the given labels, in [0, 1]
+    alpha: float  # weight of the given labels; the teacher gets 1 - alpha
 
     @property
     def name(self) -> str:
-        """The name in tables and folders: ``0.6``, ``1``."""
-        return repr(float(self.alpha)).removesuffix(".0")
+        """The name in tables and folders: ``0.6``, ``1``, ``hard_0.6``, ``top2``."""
+        value = repr(float(self.alpha)).removesuffix(".0") if self.only_alpha is None else ""
+        return "_".join(filter(None, (self.kind, value)))
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether the teacher has any weight."""
-        return self.alpha < 1
+        """Whether the teacher's part of the target has any weight."""
+        return self.alpha != 1
 
     @property
     def trainings(self) -> int:
@@ -49,15 +54,89 @@ class Fixed:
         """The teacher's part of the target, (m, classes), from its probabilities ``soft`` (m, classes)."""
         return soft
 
+    def keeps(self, predicted: Tensor, given: Tensor) -> Tensor | None:
+        """Which training images to train on, (n,) bool, from the teacher's classes and the given labels; None: all."""
+        return None
+
+    def diagnose(self, logits: Tensor, given: Tensor, true: Tensor) -> dict[str, float]:
+        """Numbers for result.json, from the teacher's logits (n, classes) on the training images and their labels."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Hard(Fixed):
+    """A student fitted to ``alpha * given + (1 - alpha) *`` the teacher's most probable class."""
+
+    kind = "hard"
+    help = "the teacher's most probable class"
+
+    def teacher_target(self, soft: Tensor) -> Tensor:
+        return soft.new_zeros(soft.shape).scatter_(1, soft.argmax(1, keepdim=True), 1)
+
+    def diagnose(self, logits: Tensor, given: Tensor, true: Tensor) -> dict[str, float]:
+        return {"right": _share(logits.argmax(1) == true)}
+
+
+@dataclass(frozen=True)
+class Consensus(Fixed):
+    """A student trained on the images whose given label is the teacher's most probable class.
+
+    Das et al., ICML 2025, arXiv 2406.11206.
+    """
+
+    kind = "consensus"
+    help = "only images whose given label is the teacher's most probable class"
+    only_alpha = 1.0
+
+    def keeps(self, predicted: Tensor, given: Tensor) -> Tensor | None:
+        return predicted == given
+
+    def diagnose(self, logits: Tensor, given: Tensor, true: Tensor) -> dict[str, float]:
+        kept = logits.argmax(1) == given
+        return {"kept": int(kept.sum()), "right": _share((given == true)[kept])}
+
+
+@dataclass(frozen=True)
+class Top2(Fixed):
+    """A student fitted to one half for each of the teacher's two most probable classes.
+
+    Jeong & Chung, ICLR 2025, arXiv 2402.10482.
+    """
+
+    kind = "top2"
+    help = "one half for each of the teacher's two most probable classes (needs --loss gce)"
+    only_alpha = 0.0
+    loss = "gce"
+    fewest_classes = 3
+
+    def teacher_target(self, soft: Tensor) -> Tensor:
+        return soft.new_zeros(soft.shape).scatter_(1, soft.topk(2).indices, 0.5)
+
+    def diagnose(self, logits: Tensor, given: Tensor, true: Tensor) -> dict[str, float]:
+        return {"right": _share((logits.topk(2).indices == true[:, None]).any(1))}
+
+
+def _share(right: Tensor) -> float:
+    return right.double().mean().item() if len(right) else 0.0
+
+
+TARGETS: dict[str, type[Fixed]] = {"soft": Fixed, "hard": Hard, "consensus": Consensus, "top2": Top2}
+
 
 @dataclass(frozen=True)
 class Estimated:
     """A student whose alpha Algorithm 1 estimates on held-out images when its step is reached."""
 
-    name = "auto"
-    help = "estimated at each step on held-out images (needs --val-size)"
-    uses_teacher = True
-    trainings = 2  # the probe, and the student unless the probe is taken
+    help: ClassVar[str] = "estimated at each step on held-out images (needs --val-size)"
+    uses_teacher: ClassVar[bool] = True
+    trainings: ClassVar[int] = 2  # the probe, and the student unless the probe is taken
+
+    of: type[Fixed] = Fixed  # the kind of its target
+
+    @property
+    def name(self) -> str:
+        """The name in tables and folders: ``auto``, ``hard_auto``."""
+        return "_".join(filter(None, (self.of.kind, "auto")))
 
 
 Target = Fixed | Estimated
@@ -65,12 +144,17 @@ Arm = tuple[Target, ...]
 TEACHER: Arm = ()  # the arm of the teacher that all arms of a seed share
 
 # The words that ``--alpha`` and ``--alpha-schedule`` take besides numbers.
-ALPHA_WORDS: dict[str, Target] = {"auto": Estimated()}
+ALPHA_WORDS: dict[str, type[Estimated]] = {"auto": Estimated}
 
 
-def target(value: float | str) -> Target:
-    """The target that a number, or a word of ``ALPHA_WORDS``, stands for."""
-    return ALPHA_WORDS[value] if isinstance(value, str) else Fixed(value)
+def target(value: float | str, kind: type[Fixed] = Fixed) -> Target:
+    """The target of a kind with an alpha: a number, or a word of ``ALPHA_WORDS``.
+
+    At alpha = 1 all kinds that take an alpha are the same: the given labels.
+    """
+    if isinstance(value, str):
+        return ALPHA_WORDS[value](kind)
+    return Fixed(value) if value == 1 else kind(value)
 
 
 class Student(NamedTuple):
@@ -127,20 +211,29 @@ def arm_name(arm: Arm) -> str | None:
 
 
 def arm_title(name: str | None) -> str:
-    """How figures and tables call an arm: ``alpha = 0.6``, ``auto``, ``teacher``."""
+    """How figures and tables call an arm: ``alpha = 0.6``, ``auto``, ``hard, alpha = 0.6``, ``top2``, ``teacher``."""
     if name is None:
         return "teacher"
-    return name if name in ALPHA_WORDS else f"alpha = {name}"
+    for kind in TARGETS:
+        if f"{kind}_" in name:
+            return f"{kind}, {arm_title(name.replace(f'{kind}_', ''))}"
+    return name if name in (*ALPHA_WORDS, *TARGETS) else f"alpha = {name}"
 
 
-def sort_key(name: str | None) -> list[tuple[int, float, str]]:
-    """A key that sorts arms by name: the teacher first, then by alpha, words last."""
-    parts = [] if name is None else re.split(r"(?<!e)-", name)  # the minus of 1e-05 separates nothing
+def arm_folder(name: str) -> str:
+    """The name of an arm's folder in a seed's: ``alpha_0.6``, ``alpha_auto``, ``hard_0.6``, ``top2``."""
+    return name if name.partition("_")[0] in TARGETS else f"alpha_{name}"
+
+
+def sort_key(name: str | None) -> list[tuple[str, int, float, str]]:
+    """A key that sorts arms by name: the teacher first, then by kind of target and alpha, words last."""
+    parts = [] if name is None else re.split(r"(?<=[^e_-])-", name)  # other dashes are signs: 1e-05, -0.5, hard_-0.5
     return [_part_key(part.removesuffix(PROBE)) for part in parts]
 
 
-def _part_key(part: str) -> tuple[int, float, str]:
+def _part_key(part: str) -> tuple[str, int, float, str]:
+    kind, _, alpha = part.rpartition("_")
     try:
-        return (0, float(part), "")
+        return (kind, 0, float(alpha), "")
     except ValueError:
-        return (1, 0.0, part)
+        return (kind, 1, 0.0, alpha)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from distill import losses
+from distill.arms import TARGETS
 from distill.grid import (
     PREVIEW as PREVIEW,
     ChainConfig as ChainConfig,
@@ -40,10 +42,28 @@ class Config:
             self.chain.teacher_select == "last" or self.data.val_size > 0,
             "teacher_select best needs held-out images: give --val-size",
         )
+        self._check_targets()
         if self.chain.estimates_alpha:
             self._require_held_out("alpha auto")
         if PREVIEW in self.chain.alphas:
             self.check_preview("alpha preview")
+
+    def _check_targets(self) -> None:
+        """Refuse targets that do not fit the loss."""
+        loss = self.train.loss.partition(":")[0]
+        for name in self.chain.target:
+            needed = TARGETS[name].loss
+            require(needed in (None, loss), f"target {name} needs --loss {needed}, not {loss}")
+            require(
+                name == "soft" or self.train.temperature == 1,
+                f"temperature softens the teacher's probabilities, of which target {name} takes only the order",
+            )
+        if self.chain.outside:
+            require(
+                losses.LOSSES[loss].takes_any_alpha,
+                f"alpha {self.chain.outside[0]:g} is outside [0, 1], which needs --loss {losses.with_any_alpha()}: "
+                f"{loss} may be unbounded below with a negative target",
+            )
 
     def check_preview(self, name: str = "--preview") -> None:
         """Raise ConfigError if a run of this configuration cannot be previewed; ``name`` is what asks for it."""

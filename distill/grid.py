@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from distill import arms
+from distill import arms, losses
 from distill.arguments import Range
-from distill.arms import Arm
+from distill.arms import Arm, Fixed
 from distill.options import Section, option, require
 
 LARGEST_GRID = 10_000  # models
+ALPHA = Range(-100.0, 100.0)
 PREVIEW = "preview"  # an "alpha" without students: train the teacher and forecast its chain
 
 
@@ -18,20 +19,35 @@ class ChainConfig(Section):
 
     section = "chain"
 
+    target: tuple[str, ...] = option(
+        ("soft",),
+        "what the teacher teaches; several make a grid. "
+        + "; ".join(f"{name}: {kind.help}" for name, kind in arms.TARGETS.items()),
+        choices=tuple(arms.TARGETS),
+    )
     alpha: tuple[float | str, ...] | None = option(
         None,
-        "weight of the given labels in [0, 1]; the teacher gets 1 - alpha; several values make a grid. "
+        "weight of the given labels; the teacher gets 1 - alpha; several values make a grid. It is in [0, 1], but any "
+        f"number with --loss {losses.with_any_alpha()}. "
         + "".join(f"{word}: {kind.help}. " for word, kind in arms.ALPHA_WORDS.items())
         + "preview: the same as --preview [default: 0.6]",
-        Range(0.0, 1.0),
+        ALPHA,
         words=(*arms.ALPHA_WORDS, PREVIEW),
     )
     alpha_schedule: tuple[tuple[float | str, ...], ...] = option(
         (),
         f"an alpha (or {' or '.join(arms.ALPHA_WORDS)}) for each student in turn; the last one repeats. Repeat the "
         "option for several schedules; those that begin alike share models",
-        Range(0.0, 1.0),
+        ALPHA,
         words=tuple(arms.ALPHA_WORDS),
+    )
+    alpha_range: tuple[float, ...] = option(
+        (0.0, 1.0), "lowest and highest alpha that auto may choose; 0, the probe's, must be within", ALPHA
+    )
+    student_init: str = option(
+        "fresh",
+        "initial parameters of a student: fresh ones, its teacher's, or the same as those of step 0",
+        choices=("fresh", "teacher", "same"),
     )
     seed: tuple[int, ...] = option(
         (1,),
@@ -54,28 +70,31 @@ class ChainConfig(Section):
     def resolved(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
         if self.alpha is None or (self.alpha == () and self.alpha_schedule):
-            values["alpha"] = () if self.alpha_schedule else (0.6,)
+            values["alpha"] = () if self.alpha_schedule or not self._takes_alpha else (0.6,)
         if self.teacher_ckpt is not None and self.teacher_step is None:
             values["teacher_step"] = 0
         return values
 
     def check(self) -> None:
+        self._check_values()
         self._check_alphas()
         if self.teacher_ckpt is None:
             require(self.teacher_step is None, "teacher_step needs --teacher-ckpt FILE")
         else:
             require(self.distillation_steps >= 1, "a given teacher needs at least one distillation step")
         self._check_size()
-        seen: set[Arm] = set()
-        for arm in self.arms:
-            name = arms.arm_name(arm) or ""
-            require(len(name) <= 200, f"too many alphas for the name of a folder: alpha {name[:50]}...")
-            require(arm not in seen, f"two chains of the grid are the same: alpha {name}")
-            seen.add(arm)
+        for kind in self.target:
+            seen: set[Arm] = set()
+            for arm in self._arms(kind):
+                name = arms.arm_name(arm) or ""
+                require(len(name) <= 200, f"too many alphas for the name of a folder: alpha {name[:50]}...")
+                require(arm not in seen, f"two chains of the grid are the same: alpha {name}")
+                seen.add(arm)
 
     def _check_size(self) -> None:
         """Refuse a grid that is too large to be meant, before anything is made of it."""
-        chains = len(self.alphas) + len(self.alpha_schedule)
+        alphas = len(self.alphas) + len(self.alpha_schedule)
+        chains = sum(alphas if arms.TARGETS[kind].only_alpha is None else 1 for kind in self.target)
         models = len(self.seed) * (1 + chains * self.distillation_steps)
         require(
             models <= LARGEST_GRID,
@@ -83,10 +102,12 @@ class ChainConfig(Section):
             f"make up to {models:,} models, and a run has {LARGEST_GRID:,} at most",
         )
 
-    def _check_alphas(self) -> None:
-        for name in ("alpha", "seed"):
+    def _check_values(self) -> None:
+        """Refuse options without a value, and values that are given twice."""
+        for name in ("target", "alpha", "seed"):
             values = getattr(self, name)
-            require(values or (name == "alpha" and self.alpha_schedule), f"{name} needs at least one value")
+            optional = name == "alpha" and (self.alpha_schedule or not self._takes_alpha)
+            require(values or optional, f"{name} needs at least one value")
             require(len(set(values)) == len(values), f"{name} has a value twice: {' '.join(map(str, values))}")
         for schedule in self.alpha_schedule:
             require(schedule, "alpha_schedule needs at least one value")
@@ -94,10 +115,33 @@ class ChainConfig(Section):
                 len(schedule) <= max(self.distillation_steps, 1),
                 f"alpha_schedule has {len(schedule)} alphas for {self.distillation_steps} students",
             )
+
+    def _check_alphas(self) -> None:
+        targets = " and ".join(self.target)
+        require(
+            self._takes_alpha or not (self.alphas or self.alpha_schedule),
+            f"target {targets} takes no alpha; leave --alpha out",
+        )
         require(
             PREVIEW not in self.alphas or (len(self.alphas) == 1 and not self.alpha_schedule),
             "alpha preview trains no student and must be the only alpha; give other alphas in a second command",
         )
+        require(
+            self.target == ("soft",) or (self.distillation_steps > 0 and PREVIEW not in self.alphas),
+            f"target {targets} is for students, and this run trains none: leave --target out",
+        )
+        require(
+            len(self.alpha_range) == 2 and self.alpha_range[0] <= 0 < self.alpha_range[1],
+            f"alpha_range must be two numbers, LOW <= 0 < HIGH, not {' '.join(f'{x:g}' for x in self.alpha_range)}",
+        )
+        require(
+            self.estimates_alpha or self.alpha_range == (0, 1), "alpha_range is for --alpha auto, which is not given"
+        )
+
+    @property
+    def _takes_alpha(self) -> bool:
+        """Whether any kind of target takes an alpha."""
+        return any(arms.TARGETS[kind].only_alpha is None for kind in self.target)
 
     @property
     def alphas(self) -> tuple[float | str, ...]:
@@ -107,22 +151,35 @@ class ChainConfig(Section):
     @property
     def arms(self) -> tuple[Arm, ...]:
         """Every chain of the grid, as the target of each of its students; empty without students."""
+        return tuple(dict.fromkeys(arm for kind in self.target for arm in self._arms(kind)))
+
+    def _arms(self, kind: str) -> list[Arm]:
+        """The chains with a kind of target."""
         n = self.distillation_steps
         if n < 1:
-            return ()
+            return []
+        target = arms.TARGETS[kind]
+        if target.only_alpha is not None:
+            return [(target(target.only_alpha),) * n]
         schedules = [(alpha,) for alpha in self.alphas if alpha != PREVIEW] + list(self.alpha_schedule)
-        return tuple(self._arm(schedule, n) for schedule in schedules)
+        return [self._arm(schedule, n, target) for schedule in schedules]
 
     @staticmethod
-    def _arm(schedule: tuple[float | str, ...], n: int) -> Arm:
+    def _arm(schedule: tuple[float | str, ...], n: int, kind: type[Fixed]) -> Arm:
         """``n`` targets; the last alpha of the schedule repeats."""
-        targets = [arms.target(alpha) for alpha in schedule[:n]]
+        targets = [arms.target(alpha, kind) for alpha in schedule[:n]]
         return (*targets, *targets[-1:] * (n - len(targets)))
 
     @property
     def estimates_alpha(self) -> bool:
         """Whether any alpha is estimated."""
         return arms.estimates_alpha(self.arms)
+
+    @property
+    def outside(self) -> list[float]:
+        """The alphas outside [0, 1]: those that are given, and the limits of those that are estimated."""
+        given = (*self.alphas, *(alpha for schedule in self.alpha_schedule for alpha in schedule), *self.alpha_range)
+        return [alpha for alpha in given if not isinstance(alpha, str) and not 0 <= alpha <= 1]
 
     @property
     def first_step(self) -> int:

@@ -35,13 +35,15 @@ class Loss:
 
     ``function(logits, target, **options)`` takes two (n, classes) tensors and returns (n,). If it is linear in the
     target up to a term without logits, training uses one blended target; otherwise ``Objective`` adds two weighted
-    losses. ``takes_temperature`` permits T^2 * loss(logits / T, target) as the loss against the teacher.
+    losses. ``takes_temperature`` permits T^2 * loss(logits / T, target) as the loss against the teacher, and
+    ``takes_any_alpha`` alphas outside [0, 1], which make targets negative.
     """
 
     function: Callable[..., Tensor]
     help: str
     linear_in_target: bool = True
     takes_temperature: bool = False
+    takes_any_alpha: bool = False
     options: dict[str, Option] = field(default_factory=dict)
 
 
@@ -72,7 +74,7 @@ def generalised_cross_entropy(logits: Tensor, target: Tensor, q: float) -> Tenso
 
 
 LOSSES: dict[str, Loss] = {
-    "mse": Loss(squared_error, "squared error of the softmax, mean over classes"),
+    "mse": Loss(squared_error, "squared error of the softmax, mean over classes", takes_any_alpha=True),
     "ce": Loss(cross_entropy, "cross entropy", takes_temperature=True),
     "kl": Loss(kl_divergence, "ce less the target's entropy", takes_temperature=True),
     "gce": Loss(
@@ -138,6 +140,11 @@ def loss_function(text: str) -> LossFunction:
     """The function of the loss that ``text`` names, with its options filled in. Raises ConfigError like ``parse``."""
     loss, options = parse(text)
     return partial(loss.function, **options)
+
+
+def with_any_alpha() -> str:
+    """The names of the losses that take alphas outside [0, 1], for a message."""
+    return " and ".join(name for name, loss in LOSSES.items() if loss.takes_any_alpha)
 
 
 def with_temperature() -> str:

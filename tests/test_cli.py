@@ -70,6 +70,9 @@ TYPED = {
     "graph": (False, False, ""),
     "fast_dev_run": (True, True, ""),
     "alpha": ("0 0.35 1 auto", (0.0, 0.35, 1.0, "auto"), "--val-size 10"),
+    "target": ("soft hard", ("soft", "hard"), ""),
+    "alpha_range": ("-2 2", (-2.0, 2.0), "--alpha auto --val-size 10"),
+    "student_init": ("teacher", "teacher", ""),
     "alpha_schedule": ("0 0.35", ((0.0, 0.35),), ""),
     "seed": ("1 2 3", (1, 2, 3), ""),
     "distillation_steps": ("3", 3, ""),
@@ -133,10 +136,11 @@ def test_a_written_configuration_runs_again(tmp_path):
     [
         ("--max-epoch 3", "unknown option --max-epoch (did you mean --max-epochs?)"),
         ("--disstillation_steps 3", "did you mean --distillation-steps?"),
-        ("--alpha 1.2", "alpha must be a number in [0, 1], not 1.2"),
-        ("--alpha -0.1", "alpha must be a number in [0, 1], not -0.1"),
-        ("--alpha nan", "alpha must be a number in [0, 1], not nan"),
-        ("--alpha 0.5 inf", "alpha must be a number in [0, 1], not inf"),
+        ("--alpha 1.2 --loss ce", "alpha 1.2 is outside [0, 1], which needs --loss mse"),
+        ("--alpha -0.1 --loss ce", "alpha -0.1 is outside [0, 1], which needs --loss mse"),
+        ("--alpha 101", "alpha must be a number in [-100, 100], not 101"),
+        ("--alpha nan", "alpha must be a number in [-100, 100], not nan"),
+        ("--alpha 0.5 inf", "alpha must be a number in [-100, 100], not inf"),
         ("--alpha half", "preview value: 'half'"),
         ("--alpha", "--alpha"),
         ("--alpha 0.5 0.5", "alpha has a value twice"),
@@ -182,7 +186,7 @@ def test_help_lists_every_option(capsys):
     assert {f"--{name.replace('_', '-')}" for name in SECTION_OF} | {"--config", "--resume", "--no-augment"} <= listed
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--alpha", "2"]])
+@pytest.mark.parametrize("words", [["--help"], ["--alpha", "200"]])
 def test_what_needs_no_torch_imports_none(words):
     program = (
         "import sys\nfrom distill.cli import main\n"

@@ -15,16 +15,16 @@ from distill.options import field_type
 
 nan, inf = math.nan, math.inf
 ILLEGAL = [
-    ({"alpha": 1.01}, "alpha must be a number in [0, 1], not 1.01"),
-    ({"alpha": -0.1}, "alpha must be"),
+    ({"alpha": 1.01, "loss": "gce"}, "alpha 1.01 is outside [0, 1], which needs --loss mse"),
+    ({"alpha": -100.1}, "alpha must be a number in [-100, 100]"),
     ({"alpha": nan}, "alpha must be"),
-    ({"alpha": [0.5, 2.0]}, "alpha must be"),
+    ({"alpha": [0.5, inf]}, "alpha must be"),
     ({"alpha": []}, "alpha needs at least one value"),
     ({"alpha": [0.5, 1, 0.5]}, "alpha has a value twice: 0.5 1.0 0.5"),
     ({"alpha": "half"}, "chain.alpha must be of type float or auto"),
     ({"alpha_schedule": ["preview"], "val_size": 9}, "chain.alpha_schedule must be of type float or auto"),
     ({"alpha_schedule": [[0.2], []]}, "alpha_schedule needs at least one value"),
-    ({"alpha_schedule": [0.2, 1.2]}, "alpha_schedule must be a number in [0, 1], not 1.2"),
+    ({"alpha_schedule": [0.2, 120]}, "alpha_schedule must be a number in [-100, 100], not 120.0"),
     ({"alpha_schedule": [0.2] * 4, "distillation_steps": 3}, "alpha_schedule has 4 alphas for 3 students"),
     ({"alpha_schedule": [[0.2, 0.4], [0.2, 0.4, 0.4]]}, "two chains of the grid are the same: alpha 0.2-0.4"),
     ({"alpha": [0.1, 0.2], "alpha_schedule": [0.2, 0.2]}, "two chains of the grid are the same: alpha 0.2"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.arms import PROBE, Fixed
+from distill.arms import PROBE, Estimated, Fixed, target
 from distill.chains.model_training import STATE, FinishedModel, ModelSpec, train_model
 from distill.chains.session import Session
 from distill.files import open_file, write_atomically
@@ -37,8 +37,8 @@ class Choice:
 
     alpha_star: float | None  # of least error, not clipped; None if f and g agree to rounding
     standard_error: float | None  # of alpha_star, over resampled held-out images
-    alpha: float  # what the student is trained with: alpha_star in [0, 1], or 0 if the probe is taken
-    takes_probe: bool  # the probe becomes the student: alpha_star is at most its error, or alpha has no effect
+    alpha: float  # what the student is trained with: alpha_star clipped to the range, or 0 if the probe is taken
+    takes_probe: bool  # the probe becomes the student: alpha_star is 0 within its error, or alpha has no effect
     probe_val_brier: float
     predicted_val_brier: float  # of alpha * f + (1 - alpha) * g
 
@@ -49,12 +49,22 @@ class Choice:
         return cls(**{name: content[name] for name in ESTIMATE})
 
 
-def choose(first: Array, probe: Array, labels: NDArray[np.int64], rng: np.random.Generator) -> Choice:
-    """Alpha for a student, from held-out probabilities f and g (n, classes) float64 and true labels (n,) int64."""
+def choose(
+    first: Array,
+    probe: Array,
+    labels: NDArray[np.int64],
+    rng: np.random.Generator,
+    within: tuple[float, ...] = (0.0, 1.0),
+) -> Choice:
+    """Alpha for a student, from held-out probabilities f and g (n, classes) float64 and true labels (n,) int64.
+
+    It is clipped to ``within``, two numbers, of which the first is at most 0.
+    """
     truth = np.eye(first.shape[1])[labels]
     best, error = _estimate(first, probe, truth, rng)
-    takes_probe = best is None or error is None or best <= error
-    alpha = 0.0 if takes_probe or best is None else min(best, 1.0)
+    alpha = 0.0 if best is None else min(max(best, within[0]), within[1])
+    takes_probe = best is None or error is None or alpha == 0 or abs(best) <= error
+    alpha = 0.0 if takes_probe else alpha
 
     def brier(p: Array) -> float:
         return float(np.mean(((p - truth) ** 2).sum(1)))
@@ -106,7 +116,7 @@ def train(session: Session, spec: ModelSpec, first: FinishedModel, listener: Lis
     if choice.takes_probe:
         _take_probe(probe, spec, choice, listener)
     else:
-        train_model(session, replace(spec, target=Fixed(choice.alpha)), listener, asdict(choice))
+        train_model(session, replace(spec, target=target(choice.alpha, _kind(spec))), listener, asdict(choice))
     choice_file.unlink()
     return FinishedModel(session, spec.folder)
 
@@ -119,8 +129,14 @@ def _probe(session: Session, spec: ModelSpec) -> ModelSpec:
         folder=spec.folder / "probe",
         name=name_model(session.seed, arm, spec.step),
         arm=arm,
-        target=Fixed(0.0),
+        target=target(0.0, _kind(spec)),
     )
+
+
+def _kind(spec: ModelSpec) -> type[Fixed]:
+    """The kind of a student's target whose alpha is estimated."""
+    assert isinstance(spec.target, Estimated)
+    return spec.target.of
 
 
 def _choose(
@@ -131,7 +147,11 @@ def _choose(
     rng = generator(session.seed, "bootstrap", spec.step)
     labels = session.val.labels.cpu().numpy()
     choice = choose(
-        first.val_logits.double().softmax(1).numpy(), probe.val_logits.double().softmax(1).numpy(), labels, rng
+        first.val_logits.double().softmax(1).numpy(),
+        probe.val_logits.double().softmax(1).numpy(),
+        labels,
+        rng,
+        session.config.chain.alpha_range,
     )
     listener.note(f"{spec.name}: {format_choice(choice, len(labels))}")
     return choice

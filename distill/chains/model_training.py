@@ -25,8 +25,10 @@ from distill.store.records import DamagedRecordError
 from distill.store.results import Result, name_model, read_record
 from distill.store.rundir import STATE, Model, RunDir, check_options, options_of_models, to_csv
 from distill.training import augment
+from distill.training.batches import ImageStore
 from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
+from distill.training.models import Classifier
 
 EPOCH_COLUMNS = (
     *("epoch", "lr", "train_loss", "train_truth_loss", "train_teacher_loss", "train_reg", "train_acc"),
@@ -54,6 +56,11 @@ class FinishedModel:
     def test_logits(self) -> Tensor:
         """(n, classes) float32 on the test split."""
         return self.session.predict(self.model, self.session.test)
+
+    @cached_property
+    def train_logits(self) -> Tensor:
+        """(n, classes) float32 on the training images, not augmented."""
+        return self.session.predict(self.model, self.session.train)
 
     @cached_property
     def val_logits(self) -> Tensor:
@@ -91,7 +98,7 @@ class Training:
     def __init__(self, session: Session, spec: ModelSpec) -> None:
         self.folder = spec.folder
         self.selects_best = session.selects_best
-        self.trainer = Trainer(session.new_model(spec.step), session.config.train, session.device)
+        self.trainer = Trainer(_initial_model(session, spec), session.config.train, session.device)
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.best: dict[str, Tensor] | None = None  # parameters of the epoch most accurate on the held-out images
         self.trained_on = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
@@ -152,6 +159,15 @@ class Training:
         return self.trainer.model
 
 
+def _initial_model(session: Session, spec: ModelSpec) -> Classifier:
+    """A model on the CPU with the initial parameters that ``--student-init`` names."""
+    init = session.config.chain.student_init
+    model = session.new_model(0 if init == "same" else spec.step)
+    if init == "teacher" and spec.teacher is not None:
+        model.load_state_dict(spec.teacher.model.state_dict())
+    return model
+
+
 def metrics_csv(rows: list[dict[str, Any]]) -> str:
     """The text of metrics.csv."""
     return to_csv(list(EPOCH_COLUMNS), rows)
@@ -166,10 +182,11 @@ def train_model(
     """
     if spec.is_finished:
         return checked_model(session, spec)
+    images = _training_images(session, spec)
     training = Training(session, spec)
-    listener.start_model(spec.name, len(session.train), training.trainer.epochs)
+    listener.start_model(spec.name, len(images), training.trainer.epochs)
     for epoch in range(training.trainer.epochs, session.config.train.epochs):
-        row = _train_epoch(session, spec, training.trainer, epoch, listener)
+        row = _train_epoch(session, spec, images, training.trainer, epoch, listener)
         training.record(row)
         listener.end_epoch(spec.name, row)
     parent = None
@@ -194,14 +211,30 @@ def checked_model(session: Session, spec: ModelSpec) -> FinishedModel:
     return model
 
 
-def _train_epoch(session: Session, spec: ModelSpec, trainer: Trainer, epoch: int, listener: Listener) -> dict[str, Any]:
+def _training_images(session: Session, spec: ModelSpec) -> ImageStore:
+    """The images to train on: all, unless the student's target keeps a part of them. Raises ConfigError for too few."""
+    if spec.teacher is None or not isinstance(spec.target, Fixed):
+        return session.train
+    given = session.train.labels
+    kept = spec.target.keeps(spec.teacher.train_logits.argmax(1).to(given.device), given)
+    if kept is None:
+        return session.train
+    if kept.sum() < session.config.train.batch_size:
+        raise ConfigError(
+            f"{spec.name}: the teacher predicts the given label of {int(kept.sum())} of {len(given):,} images, fewer "
+            f"than a batch of {session.config.train.batch_size}: lower --batch-size, or train the teacher for longer"
+        )
+    return session.train.take(kept)
+
+
+def _train_epoch(
+    session: Session, spec: ModelSpec, images: ImageStore, trainer: Trainer, epoch: int, listener: Listener
+) -> dict[str, Any]:
     """Train one epoch and score the held-out images; returns the epoch's row of metrics.csv."""
     started = time.perf_counter()
     data = session.data
     width = data.train.images.shape[-1]
-    plan = augment.plan(
-        session.seed, spec.step, epoch, len(session.train), width, session.config.data.augment, data.flip
-    )
+    plan = augment.plan(session.seed, spec.step, epoch, len(images), width, session.config.data.augment, data.flip)
     with RNG_LOCK:
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
@@ -214,7 +247,7 @@ def _train_epoch(session: Session, spec: ModelSpec, trainer: Trainer, epoch: int
             teacher = spec.teacher.model
             target = spec.target
     try:
-        train_metrics = trainer.epoch(session.train, plan, len(data.classes), teacher, target, listener)
+        train_metrics = trainer.epoch(images, plan, len(data.classes), teacher, target, listener)
     except NotFiniteLossError as error:
         raise ConfigError(f"{spec.name}, epoch {epoch + 1}: {error}; {error.advice}") from None
     val_loss = None
@@ -275,6 +308,9 @@ def finish_model(
         "reliability": metrics.reliability(predictions.test_logits, session.test.labels),
         "confusions": metrics.confusions(predictions.test_logits, session.test.labels),
     }
+    if spec.teacher is not None and isinstance(spec.target, Fixed) and spec.target.kind:
+        labels = predictions.given_labels, predictions.true_labels
+        record["target"] = {"kind": spec.target.kind, **spec.target.diagnose(spec.teacher.train_logits, *labels)}
     if estimate is not None:
         record["auto"] = estimate | {"val_brier": result.val_brier}
     run.write_result(spec.folder, record)

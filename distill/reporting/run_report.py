@@ -1,5 +1,6 @@
 """The report of a run: its tables, and its figures as files."""
 
+from statistics import fmean
 from typing import Any
 
 from distill.arms import PROBE, arm_title
@@ -20,12 +21,13 @@ def report(run: RunResults) -> str:
     for name, figure in FIGURES.items():
         draw(run.path / name, figure, run)
     parts = [run.table().text(), "\n".join(map(filled, answer(run)))]
-    return "\n\n".join([*parts, *(table.text() for table in [estimates(run.records)] if table.rows)])
+    tables = [targets(run.records), estimates(run.records)]
+    return "\n\n".join([*parts, *(table.text() for table in tables if table.rows)])
 
 
 def formatted(run: RunResults, kind: str) -> str:
     """The tables of a run in a format of ``FORMATS``."""
-    tables = [run.table(), gains_table(run.paired()), estimates(run.records)]
+    tables = [run.table(), gains_table(run.paired()), targets(run.records), estimates(run.records)]
     return "\n\n".join(FORMATS[kind](table) for table in tables if table.rows)
 
 
@@ -79,6 +81,24 @@ def gains_table(gains: list[Gain], metric: str = "test accuracy") -> Table:
         rows.append([arm_title(gain.arm), gain.step, found.mean, *ends])
     header = ["arm", "step", "change", "95 % from", "to", "p"]
     return Table(f"Change of the {metric} from the teacher, paired by seed ({'; '.join(methods)}{many})", header, rows)
+
+
+def targets(records: list[dict[str, Any]]) -> Table:
+    """What the targets of other kinds than soft were worth, a row per arm and step, means over seeds.
+
+    ``records`` are the contents of result.json, in order.
+    """
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for record in records:
+        if "target" in record and not record["arm"].endswith(PROBE):
+            found.setdefault((record["arm"], record["step"]), []).append(record["target"])
+    rows: list[list[Any]] = []
+    for (arm, step), values in found.items():
+        kept = [value["kept"] for value in values if "kept" in value]
+        images = round(fmean(kept)) if kept else None
+        rows.append([arm_title(arm), step, fmean(value["right"] for value in values), images])
+    title = "Share of right targets (top2: one of the two is right), and the number of training images if not all"
+    return Table(title, ["arm", "step", "right", "images"], rows)
 
 
 def estimates(records: list[dict[str, Any]]) -> Table:

@@ -57,8 +57,9 @@ def _grid(config: Config) -> str:
     seeds = " ".join(map(str, chain.seed))
     if not chain.arms:
         return f"seed {seeds}: {teacher} alone"
-    alphas = " ".join(str(arm_name(arm)) for arm in chain.arms)
-    return f"seed {seeds}, alpha {alphas}: {teacher} + {format_count(chain.distillation_steps, 'student')} each"
+    names = " ".join(str(arm_name(arm)) for arm in chain.arms)
+    what = "alpha" if chain.target == ("soft",) else "targets"
+    return f"seed {seeds}, {what} {names}: {teacher} + {format_count(chain.distillation_steps, 'student')} each"
 
 
 def format_cost(cost: Cost) -> str:

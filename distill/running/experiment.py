@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.arms import trainings
+from distill.arms import Fixed, trainings
 from distill.chains.chain import Chain
 from distill.chains.checkpoints import load_parameters, network_factory
 from distill.chains.session import Session
@@ -61,6 +61,11 @@ class Experiment:
                 val=None if dataset.val is None else _spread(dataset.val, 2 * batch),
                 test=_spread(dataset.test, 2 * batch),
             )
+        for target in {target for arm in self.config.chain.arms for target in arm if isinstance(target, Fixed)}:
+            if len(dataset.classes) < target.fewest_classes:
+                raise ConfigError(
+                    f"target {target.name} needs {target.fewest_classes} classes, and the data have fewer"
+                )
         if len(dataset.train) < batch:
             raise ConfigError(
                 f"{len(dataset.train)} training images are fewer than a batch of {batch}: lower --batch-size"

@@ -230,7 +230,7 @@ def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
     outcomes: dict[str | None, Outcome] = {}  # by arm: unfinished chains may share all their finished students
     first = score(teacher.folder)
     for arm in teacher.chain.arms:
-        if any(type(target) not in (Fixed, Estimated) for target in arm):
+        if any(type(target) is not Fixed and target != Estimated() for target in arm):
             continue  # the twin knows no other targets
         folders = [teacher.rundir.model(teacher.seed, each.arm, each.position) for each in students_of(arm)]
         folders = list(takewhile(lambda folder: (folder / "result.json").exists(), folders))

@@ -117,7 +117,7 @@ def _list_of(check: Callable[[Any], bool], length: int | None = None) -> Callabl
 ESTIMATE: dict[str, Callable[[Any], bool]] = {
     "alpha_star": _or_none(_is_number),
     "standard_error": _or_none(_is_number),
-    "alpha": _is_share,
+    "alpha": _is_number,
     "takes_probe": lambda value: type(value) is bool,
     "probe_val_brier": _is_number,
     "predicted_val_brier": _is_number,
@@ -127,7 +127,7 @@ _BINS = _list_of(_is_number, metrics.ECE_BINS)
 SHAPE: dict[str, Callable[[Any], bool]] = {
     **{name: _or_none(_is_number) for name in columns()},
     **dict.fromkeys(("seed", "step", "epochs"), _is_count),
-    "alpha": _or_none(_is_share),
+    "alpha": _or_none(_is_number),
     "arm": _or_none(_is_text),
     "test_acc": _is_share,
     "seconds": _is_number,
@@ -142,6 +142,7 @@ SHAPE: dict[str, Callable[[Any], bool]] = {
     "channels": lambda value: _is_count(value) and value > 0,
     "model": _has({}),
     "configuration": _has({}),
+    "target": _has({"kind": _is_text, "right": _is_share}),
     "confusions": _has({}),
     "reliability": _has(dict.fromkeys(("count", "confidence", "correct"), _BINS)),
     "auto": _has(ESTIMATE | {"val_brier": _is_number}),
@@ -184,7 +185,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def name_model(seed: int, arm: str | None, step: int) -> str:
     """``seed 1, alpha 0.6, step 2``, or ``seed 1, step 0`` for the teacher."""
-    return f"seed {seed}, {'' if arm is None else f'alpha {arm}, '}step {step}"
+    if arm is None:
+        return f"seed {seed}, step {step}"
+    title = f"alpha {arm}" if arm in arms.ALPHA_WORDS else arms.arm_title(arm).replace(" =", "")
+    return f"seed {seed}, {title}, step {step}"
 
 
 def sort_key(result: Result) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.arms import PROBE, Estimated, students
+from distill.arms import PROBE, Estimated, arm_folder, students
 from distill.config import Config
 from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
@@ -28,7 +28,7 @@ from distill.store.results import Result, columns, name_model, read_record, sort
 
 STATE = "training_state.pt"
 MOST_HASHED = 2**24  # bytes of a model.pt that is read whole whenever a run begins
-ALPHAS = ("chain.alpha", "chain.alpha_schedule")
+ARMS = ("chain.alpha", "chain.alpha_schedule", "chain.target")
 
 
 def to_csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -78,15 +78,15 @@ class Model(NamedTuple):
 
 
 def options_of_models(config: Config) -> dict[str, Any]:
-    """The options that affect results, as read back from JSON, without the alphas, which a model's folder names."""
-    options = {name: value for name, value in config.identity.items() if name not in ALPHAS}
+    """The options that affect results, as read back from JSON, without the arms, which a model's folder names."""
+    options = {name: value for name, value in config.identity.items() if name not in ARMS}
     return json.loads(json.dumps(options))
 
 
 def check_options(file: Path, recorded: dict[str, Any] | None, config: Config) -> None:
     """Raise ConfigError if the options that ``file`` records are not this run's. An old version recorded none."""
     here = options_of_models(config)
-    there = here if recorded is None else {name: value for name, value in recorded.items() if name not in ALPHAS}
+    there = here if recorded is None else {name: value for name, value in recorded.items() if name not in ARMS}
     differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     if differing:
         raise DamagedRecordError(
@@ -105,7 +105,7 @@ class RunDir:
         """The folder of one model. ``arm`` is the arm up to it, and None for the teacher that all arms share."""
         folder = self.path / f"seed_{seed}"
         if arm is not None:
-            folder = folder / f"alpha_{arm}"
+            folder = folder / arm_folder(arm)
         return folder / f"step_{step}"
 
     def labels(self, seed: int) -> Path:
@@ -182,9 +182,9 @@ class RunDir:
         if not file.exists() or not any(self.path.glob("seed_*/**/*.pt")):
             return
         held = read_config(file)
-        # A run that has no student yet, because it was only previewed, may continue with other alphas.
-        previewed = not any(self.path.glob("seed_*/alpha_*"))
-        ignored = ALPHAS if previewed else ()
+        # A run that has no student yet, because it was only previewed, may continue with other arms.
+        previewed = not any(self.path.glob("seed_*/*/step_*"))
+        ignored = ARMS if previewed else ()
         if differing := config.differences(held, ignored):
             raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
         try:

@@ -32,6 +32,13 @@ class ImageStore:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, kept: Tensor) -> ImageStore:
+        """The images that a mask (n,) bool keeps."""
+        images = self.images[kept.to(self.images.device)]
+        if self.images.is_pinned():
+            images = images.pin_memory()
+        return ImageStore(images, self.labels[kept], self.device)
+
 
 @dataclass(frozen=True)
 class Batch:

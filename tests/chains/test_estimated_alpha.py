@@ -53,6 +53,18 @@ def test_no_alpha_on_a_grid_is_better(seed, towards):
     assert all(at_best <= brier(a * f + (1 - a) * g, labels) + 1e-12 for a in (star - 0.01, star + 0.01))
 
 
+@given(st.integers(0, 10**6), st.floats(-3, 3))
+def test_a_wider_range_clips_less_and_the_unit_interval_as_before(seed, towards):
+    f, g, labels = predictions(seed, towards=towards)
+    narrow, wide = choose(f, g, labels, rng()), choose(f, g, labels, rng(), (-0.5, 2.0))
+    assert (wide.alpha_star, wide.standard_error) == (narrow.alpha_star, narrow.standard_error)
+    star, error = narrow.alpha_star, narrow.standard_error
+    assert narrow.takes_probe == (star <= error)
+    assert narrow.alpha == (0 if narrow.takes_probe else min(star, 1.0))
+    assert wide.takes_probe == (abs(star) <= error)
+    assert wide.alpha == (0 if wide.takes_probe else max(-0.5, min(star, 2.0)))
+
+
 def test_the_alpha_of_a_known_mixture_is_recovered():
     """Labels drawn from 0.3 f + 0.7 g: with many of them alpha* is 0.3, within its error."""
     draws = np.random.default_rng(0)
@@ -121,7 +133,7 @@ def choices(monkeypatch, *outcomes):
     """Estimates that come out as (alpha_star, takes_probe), one after the other."""
     given = iter(outcomes)
 
-    def choose(first, probe, labels, rng):
+    def choose(first, probe, labels, rng, within):
         star, takes = next(given)
         return estimated_alpha.Choice(star, 0.1, 0.0 if takes else star, takes, 0.5, 0.4)
 
@@ -219,7 +231,7 @@ def test_a_note_says_that_alpha_has_no_effect(tmp_path, monkeypatch):
     ],
 )
 def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch, outcomes, file, occurrence):
-    def by_step(first, probe, labels, rng):  # the outcome of a step whenever it is asked for
+    def by_step(first, probe, labels, rng, within):  # the outcome of a step whenever it is asked for
         star, takes = outcomes[rng.bit_generator.seed_seq.spawn_key[1] - 1]
         return estimated_alpha.Choice(star, 0.1, star, takes, 0.5, 0.4)
 
@@ -229,9 +241,9 @@ def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, mo
         distill.run(config(tmp_path / "parts", **AUTO), source=source())
     if file == "choice.json":  # it was written down: nothing is estimated again for this step
 
-        def only_later_steps(first, probe, labels, rng):
+        def only_later_steps(first, probe, labels, rng, within):
             assert rng.bit_generator.seed_seq.spawn_key[1] != occurrence
-            return by_step(first, probe, labels, rng)
+            return by_step(first, probe, labels, rng, within)
 
         monkeypatch.setattr(estimated_alpha, "choose", only_later_steps)
     distill.run(config(tmp_path / "parts", **AUTO), source=source())

@@ -1,11 +1,12 @@
 import re
 
 import numpy as np
-from tiny import Grid, leave_result
+import pytest
+from tiny import VALUES, Grid, leave_result
 
 from distill.reporting.plots import FIGURES
 from distill.reporting.results import RunResults
-from distill.reporting.run_report import estimates, report
+from distill.reporting.run_report import estimates, report, targets
 from distill.store.rundir import RunDir
 
 GRID = Grid()
@@ -90,3 +91,15 @@ def test_an_estimate_is_shown_without_its_probe():
     auto |= {"probe_val_brier": 0.25, "predicted_val_brier": 0.24, "val_brier": 0.26}
     record = {"seed": 1, "step": 1, "arm": "auto", "test_acc": 0.625, "auto": auto}
     assert estimates([record]).text().split()[-2:] == ["-", "0.6250"]
+
+
+def test_targets_are_shown_by_arm_and_step_as_means_over_seeds():
+    values = [("consensus", 0.9, 30), ("consensus", 0.7, 20), ("hard_0.5", 0.5, None), ("hard_auto probe", 0.1, None)]
+    records = [
+        VALUES | {"seed": i, "arm": arm, "step": 1, "target": {"kind": "", "right": right} | ({"kept": n} if n else {})}
+        for i, (arm, right, n) in enumerate(values)
+    ]
+    table = targets(records)
+    assert table.header == ["arm", "step", "right", "images"]
+    assert table.rows == [["consensus", 1, pytest.approx(0.8), 25], ["hard, alpha = 0.5", 1, 0.5, None]]
+    assert targets([VALUES]).rows == []
