@@ -10,6 +10,7 @@ over rows, which are computed block by block.
 """
 
 import copy
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from scipy.linalg import blas
 
 from distill.kernel import spectral
 from distill.kernel.arrays import EPS, LARGEST_ENTRY, FloatArray, NotFiniteError, as_floats, real_numbers
+from distill.kernel.eigenchain import EigenChain
 from distill.kernel.linalg import Spectrum, decompose
 from distill.kernel.riskmap import risk_map
 
@@ -158,34 +160,28 @@ class FeatureChain:
 
     def degrees_of_freedom(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
         """Effective degrees of freedom, (len(steps),): sum s w/(s + lam), and 1 for an intercept."""
-        B = spectral.diagonals(self.spectrum.d, lam, alpha, steps)
-        return spectral.degrees_of_freedom(B) + self.sums.intercept
+        return self.eigen.estimates(lam, alpha, steps).freedom
 
     def generalised_cross_validation(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
         """GCV(tau), (len(steps),), as ``krr.generalised_cross_validation``: without held-out points."""
-        left = 1 - spectral.diagonals(self.spectrum.d, lam, alpha, steps)
-        inside, outside = self.projections()
-        inside = (inside**2).reshape(len(inside), -1).sum(axis=1)
-        error = ((left**2 * inside).sum(axis=1) + (outside**2).sum()) / (self.sums.rows * max(1, outside.size))
-        share = 1 - self.degrees_of_freedom(lam, alpha, steps) / self.sums.rows
-        return np.divide(error, share**2, out=np.full(len(left), np.inf), where=share > EPS)
+        return self.eigen.estimates(lam, alpha, steps).gcv
 
     def gcv_residuals(self, lam: float, k: int) -> FloatArray:
         """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in another basis, (k, p + 1[, m]), for best alphas."""
-        A = spectral.shrinkage(self.spectrum.d, lam)
-        inside, outside = self.projections()
-        residuals = []
-        for j in range(1, k + 1):
-            share = 1 - ((A**j).sum() + self.sums.intercept) / self.sums.rows
-            left = (1 - A**j).reshape(-1, *[1] * (inside.ndim - 1)) * inside
-            residuals.append(np.concatenate([left, outside[None]]) / share)
-        return np.array(residuals)
+        return self.eigen.gcv_residuals(lam, k)
 
-    def projections(self) -> tuple[FloatArray, FloatArray]:
-        """The targets' components along Phi's left singular vectors (p[, m]), and the norms of the rest () or (m,)."""
+    @cached_property
+    def eigen(self) -> EigenChain:
+        """The problem along Phi's singular vectors; the rows of points X (q, p) are (X - mean_x) W."""
         d = self.spectrum.d
-        u = spectral.product(self.spectrum.V.T, self.sums.cross)
-        root = np.sqrt(d).reshape(-1, *[1] * (u.ndim - 1))
+        z = spectral.product(self.spectrum.V.T, self.sums.cross)
+        root = np.sqrt(d).reshape(-1, *[1] * (z.ndim - 1))
         spans = root > np.sqrt(len(d) * EPS * d[0])
-        inside = np.divide(u, root, out=np.zeros_like(u), where=spans)
-        return inside, np.sqrt(np.maximum(self.sums.square - (inside**2).sum(axis=0), 0))
+        inside = np.divide(z, root, out=np.zeros_like(z), where=spans)
+        outside = np.sqrt(np.maximum(self.sums.square - (inside**2).sum(axis=0), 0))
+        offset = np.asarray(self.sums.mean_y, np.float64)
+        return EigenChain(self.sums.rows, d, z, inside, outside, self._traces, offset)
+
+    def _traces(self, filters: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Of filters of all eigenvalues; the intercept adds one that is never shrunk."""
+        return filters.sum(axis=1) + self.sums.intercept, np.zeros(len(filters))

@@ -26,6 +26,7 @@ from distill.kernel.arguments import as_count, as_ridges, as_schedule, as_steps,
 from distill.kernel.arrays import EPS, FloatArray, check_overflow
 from distill.kernel.basis_files import BasisFiles, locked
 from distill.kernel.bounds import limit_error, step_errors
+from distill.kernel.eigenchain import EigenChain
 from distill.kernel.linalg import (
     LOW_PRECISION,
     NEGATIVE_TOLERANCE,
@@ -36,7 +37,6 @@ from distill.kernel.linalg import (
     Spectrum,
     eigh,
 )
-from distill.kernel.riskmap import rotated_risk_map
 
 LATEST_STEP = 1000  # the last finite step with an error bound, which is a sum over all earlier steps
 Schedules = ArrayLike | Sequence[ArrayLike]  # numbers and schedules
@@ -221,13 +221,12 @@ class BlockLanczos:
         loss: str = "squared",
     ) -> FloatArray:
         """The risk of every chain at q new points, as ``krr.risk_map``; ``K_new`` (q, n) is an array or operator."""
-        theta, U = self._eigenpairs()
+        U = self._eigenpairs()[1]
         operator = aslinearoperator(K_new)
         if operator.shape[1] != len(self.y):
             raise ValueError(f"K_new must have a column for each of the {len(self.y)} points, not {operator.shape}")
         rotated = np.asarray(operator.matmat(self._Q[:, : self.size])) @ U
-        z = self._targets(U).reshape(-1, *self.y.shape[1:])
-        return rotated_risk_map(theta, z, rotated, target, alphas, lams, steps, loss=loss)
+        return self.eigen.risk_map(rotated, target, alphas, lams, steps, loss)
 
     def errors(self, alphas: Schedules, lams: ArrayLike, steps: ArrayLike) -> FloatArray:
         """Upper bounds of ‖error‖ / ‖fitted values‖ of every chain, (len(alphas), len(lams), len(steps)).
@@ -278,21 +277,20 @@ class BlockLanczos:
         self, lam: float, alpha: ArrayLike, steps: ArrayLike
     ) -> tuple[FloatArray, FloatArray]:
         """GCV(tau) and its standard errors, from those of the traces, (len(steps),) each; see ``krr``."""
-        n = len(self.y)
-        theta, U = self._eigenpairs()
-        left = 1 - spectral.diagonals(theta, lam, alpha, steps)
-        z = self._targets(U)
-        error = (left**2 @ z**2).sum(axis=1) / self.y.size
-        trace, deviation = self.degrees_of_freedom(lam, alpha, steps)
-        share = 1 - trace / n
-        return error / share**2, 2 * error / share**3 * deviation / n
+        estimates = self.eigen.estimates(lam, alpha, steps)
+        return estimates.gcv, estimates.gcv_error
 
     def gcv_residuals(self, lam: float, k: int) -> FloatArray:
-        """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in this basis, (k, size, m), for best alphas."""
+        """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in this basis, (k, size + 1[, m]), for best alphas."""
+        return self.eigen.gcv_residuals(lam, k)
+
+    @property
+    def eigen(self) -> EigenChain:
+        """The problem along the vectors Q U; the rows of new points are K_new Q U."""
         theta, U = self._eigenpairs()
-        left = spectral.residual_filters(theta, lam, k)
-        shares = self.trace(left)[0] / len(self.y)
-        return (left / shares[:, None])[..., None] * self._targets(U)
+        z = self._targets(U).reshape(-1, *self.y.shape[1:])
+        nothing = np.zeros(z.shape[1:])
+        return EigenChain(len(self.y), theta, z, z, nothing, self.trace, np.zeros(()))
 
     @property
     def _columns(self) -> int:

@@ -102,7 +102,7 @@ def spectrum_figure(study: Study) -> Figure:
     """The eigenvalues, and the degrees of freedom of the chosen alpha's chain against lambda."""
     figure = Figure(figsize=(8.4, 3.4))
     left, right = figure.subplots(1, 2)
-    d = study.route.d
+    d = study.route.chain.d
     shown = np.unique(np.geomspace(1, len(d), min(len(d), MOST_VALUES)).astype(int))
     left.plot(shown, np.maximum(d[shown - 1], d[0] * 1e-17), color="black", linewidth=1.2)
     left.axhline(study.best.lam, color="#0072B2", linestyle="--", linewidth=1, label=r"chosen $\lambda$")

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, table: Table | None) -> str:
         folder / "map.csv": map_csv(study),
         folder / "lambda.csv": lambda_csv(study),
         folder / "eigenvalues.csv": "k,eigenvalue\n"
-        + "".join(f"{k},{float(d)!r}\n" for k, d in enumerate(route.d, start=1)),
+        + "".join(f"{k},{float(d)!r}\n" for k, d in enumerate(route.chain.d, start=1)),
     }
     figures = {} if args.no_figures else draw(study, args)
     files |= {folder / f"{name}.{args.format}": content for name, content in figures.items()}

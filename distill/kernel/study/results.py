@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from distill.kernel.arrays import FloatArray
+from distill.kernel.eigenchain import EigenChain, Estimates
 from distill.kernel.mixing import AUTO_FITS, auto_schedule, best_alpha
 from distill.kernel.spectral import DivergentChainError
 from distill.kernel.study.data import Part, Problem
-from distill.kernel.study.routes import Estimates, Grid, Route
+from distill.kernel.study.routes import Grid, Route
 from distill.kernel.toy.program import NamedChain
 
 VALIDATION = "held-out points"
@@ -90,24 +91,28 @@ class Study:
 
 def run_study(problem: Problem, route: Route, grid: Grid, alphas: list[float | str], schedule: list[float]) -> Study:
     """Compute everything; ``alphas`` and ``schedule`` are the columns of the table."""
+    chain = route.chain
     val = _judge(route, problem.val)
     test = _judge(route, problem.test)
     maps = {}
     for name, judge in (("val", val), ("test", test)):
         if judge is not None:
-            maps[f"{name}_loss"] = route.risk_map(judge.rows, judge.target, grid)
+            points = (judge.rows, judge.target, grid.alphas, grid.lams, grid.steps)
+            maps[f"{name}_loss"] = chain.risk_map(*points, "squared")
             if problem.classes:
-                maps[f"{name}_error"] = route.risk_map(judge.rows, judge.target, grid, "zero_one")
-    maps |= _cross_validation(route, grid)
-    if route.basis is not None:
+                maps[f"{name}_error"] = chain.risk_map(*points, "zero_one")
+    maps |= _cross_validation(chain, grid)
+    if route.basis is None:
+        del maps["gcv_error"], maps["freedom_error"]
+    else:
         maps["bound"] = route.basis.errors(grid.alphas, grid.lams, grid.steps)
     choosing = maps["gcv" if val is None else "val_loss"]
     best = _lowest(choosing, grid)
     curves = [
-        _curves(route, grid, val, judge) for judge in ([None] if val is None else [val]) + ([test] if test else [])
+        _curves(chain, grid, val, judge) for judge in ([None] if val is None else [val]) + ([test] if test else [])
     ]
-    chains = _named_chains(route, val, best.lam, alphas, schedule)
-    tables = [_chain(route, test or val, best.lam, chain.alpha, grid.steps) for chain in chains]
+    chains = _named_chains(chain, val, best.lam, alphas, schedule)
+    tables = [_chain(chain, test or val, best.lam, named.alpha, grid.steps) for named in chains]
     i = int(curves[0].mixed.argmin())
     cells = {
         "chosen": best,
@@ -138,11 +143,11 @@ def _measure(route: Route, val: Judge | None, test: Judge | None, cell: Cell) ->
     values = {}
     for name, judge in (("held out", val), ("test", test)):
         if judge is not None:
-            losses, accuracies = _chain(route, judge, cell.lam, cell.alpha, [cell.step])
+            losses, accuracies = _chain(route.chain, judge, cell.lam, cell.alpha, [cell.step])
             values[name] = float(losses[0])
             if not math.isnan(accuracies[0]):
                 values[f"accuracy, {name}"] = float(accuracies[0])
-    values["GCV"] = float(_chain(route, None, cell.lam, cell.alpha, [cell.step])[0][0])
+    values["GCV"] = float(_chain(route.chain, None, cell.lam, cell.alpha, [cell.step])[0][0])
     if route.basis is not None:
         values["error bound"] = route.basis.errors([cell.alpha], [cell.lam], [cell.step]).item()
     return values
@@ -159,48 +164,36 @@ def _lowest(risks: FloatArray, grid: Grid, steps: int | None = None) -> Cell:
     return Cell(float(grid.alphas[i]), float(grid.lams[j]), grid.steps[s])
 
 
-def _cross_validation(route: Route, grid: Grid) -> dict[str, FloatArray]:
-    """Maps of GCV and of degrees of freedom, with standard errors if they are estimates."""
-    names = ("gcv", "gcv_error", "freedom", "freedom_error")
-    maps = {name: np.full(grid.shape, np.inf) for name in names}
-    for i, alpha in enumerate(grid.alphas):
-        for j, lam in enumerate(grid.lams):
-            for s, estimates in _estimates(route, lam, alpha, grid.steps):
-                for name in names:
-                    maps[name][i, j, s] = getattr(estimates, name)
-    if route.basis is None:
-        del maps["gcv_error"], maps["freedom_error"]
+def _cross_validation(chain: EigenChain, grid: Grid) -> dict[str, FloatArray]:
+    """Maps of GCV and of degrees of freedom, and of their standard errors."""
+    maps = {field.name: np.full(grid.shape, np.inf) for field in fields(Estimates)}
+    for i, j, s in np.ndindex(grid.shape):
+        try:
+            estimates = chain.estimates(float(grid.lams[j]), grid.alphas[i], grid.steps[s])
+        except DivergentChainError:
+            continue
+        for name, values in maps.items():
+            values[i, j, s] = getattr(estimates, name)[0]
     return maps
 
 
-def _estimates(route: Route, lam: float, alpha: float, steps: list[float]) -> Iterator[tuple[list[int], Estimates]]:
-    """Estimates for all steps at once, or for the finite ones if the chain has no limit."""
-    finite = [s for s, step in enumerate(steps) if step < math.inf]
-    for chosen in (list(range(len(steps))), finite):
-        try:
-            yield chosen, route.generalised_cross_validation(lam, alpha, [steps[s] for s in chosen])
-            return
-        except DivergentChainError:
-            continue
-
-
-def _residuals(route: Route, judge: Judge | None, lam: float, k: int) -> FloatArray:
+def _residuals(chain: EigenChain, judge: Judge | None, lam: float, k: int) -> FloatArray:
     """target - the prediction of A^j y, j = 1..k, at held-out points, or their estimate by GCV."""
     if judge is None:
-        return route.gcv_residuals(lam, k)
-    return judge.target - route.powers(judge.rows, lam, k)
+        return chain.gcv_residuals(lam, k)
+    return judge.target - chain.predict(judge.rows, lam, 0.0, range(1, k + 1))
 
 
-def _curves(route: Route, grid: Grid, val: Judge | None, judge: Judge | None) -> LambdaCurves:
+def _curves(chain: EigenChain, grid: Grid, val: Judge | None, judge: Judge | None) -> LambdaCurves:
     """The curves with alpha chosen by ``val`` and risks at the points of ``judge``; by GCV in the place of None."""
     rows = []
     for lam in grid.lams:
-        first, second = _residuals(route, val, lam, 2)
+        first, second = _residuals(chain, val, lam, 2)
         alpha = best_alpha(-first, -second, np.zeros_like(first))
         alpha = 1.0 if math.isnan(alpha) else alpha
         if judge is not val:
-            first, second = _residuals(route, judge, lam, 2)
-        scale = first.size if judge is not None else route.n * max(1, route.components[0].size)
+            first, second = _residuals(chain, judge, lam, 2)
+        scale = first.size if judge is not None else chain.n * chain.components[0].size
         mixed = alpha * first + (1 - alpha) * second
         rows.append([*((residual**2).sum() / scale for residual in (first, second, mixed)), alpha])
     name = GCV if judge is None else VALIDATION if judge is val else TEST
@@ -208,12 +201,12 @@ def _curves(route: Route, grid: Grid, val: Judge | None, judge: Judge | None) ->
 
 
 def _named_chains(
-    route: Route, val: Judge | None, lam: float, alphas: list[float | str], schedule: list[float]
+    chain: EigenChain, val: Judge | None, lam: float, alphas: list[float | str], schedule: list[float]
 ) -> list[NamedChain]:
     chains = []
     for alpha in dict.fromkeys(alphas):
         if isinstance(alpha, str):
-            best = tuple(auto_schedule(_residuals(route, val, lam, AUTO_FITS)))
+            best = tuple(auto_schedule(_residuals(chain, val, lam, AUTO_FITS)))
             chains.append(NamedChain(alpha, alpha, alpha, best))
         else:
             chains.append(NamedChain(f"alpha = {alpha:g}", f"{alpha!r}", f"{alpha!r}", alpha))
@@ -223,7 +216,7 @@ def _named_chains(
 
 
 def _chain(
-    route: Route, judge: Judge | None, lam: float, alpha: ArrayLike, steps: list[float]
+    chain: EigenChain, judge: Judge | None, lam: float, alpha: ArrayLike, steps: list[float]
 ) -> tuple[FloatArray, FloatArray]:
     """Losses and accuracies (steps,) of a chain; inf and NaN at steps where it diverges."""
     losses = np.full(len(steps), np.inf)
@@ -231,9 +224,9 @@ def _chain(
     for s, step in enumerate(steps):
         try:
             if judge is None:
-                losses[s] = route.generalised_cross_validation(lam, alpha, [step]).gcv[0]
+                losses[s] = chain.estimates(lam, alpha, [step]).gcv[0]
                 continue
-            predictions = route.predict(judge.rows, lam, alpha, [step])
+            predictions = chain.predict(judge.rows, lam, alpha, [step])
         except DivergentChainError:
             continue
         losses[s] = judge.losses(predictions)[0]

@@ -1,29 +1,24 @@
-"""Routes to the eigenbasis of a problem: through the features' Gram matrix, an eigendecomposition, or block Lanczos.
-
-Whatever the route, predictions at new points are rows (D + lam)^-1 w(D) z + offset, with the points' ``rows`` in the
-eigenbasis and the blend filters w of ``distill.kernel.spectral``.
-"""
+"""Routes to the eigenbasis of a problem: through the features' Gram matrix, an eigendecomposition, or block Lanczos."""
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from tqdm import tqdm
 
 from distill.environment import available_memory
 from distill.errors import ConfigError
 from distill.kernel import spectral
-from distill.kernel.arrays import EPS, FloatArray
+from distill.kernel.arrays import FloatArray
+from distill.kernel.eigenchain import EigenChain, exact_traces
 from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.kernels import RADIAL, kernel_function
 from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
 from distill.kernel.linalg import MatrixTooLargeError, decompose, require_memory
-from distill.kernel.riskmap import rotated_risk_map
 from distill.kernel.study.data import Part, Problem, Rows
 from distill.kernel.tiles import Kernel, KernelTiles, matrix
 from distill.kernel.toy.options import MEDIAN
@@ -34,8 +29,6 @@ PAIRS = 2000  # of points, for the median distance
 LAMS = np.geomspace(1e-6, 1, 25)  # times the largest eigenvalue
 LANCZOS_LAMS = np.geomspace(1e-5, 1, 16)
 GIB = 2**30
-
-Traces = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 
 
 @dataclass(frozen=True)
@@ -54,69 +47,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Route:
-    """The eigenbasis of a problem with k eigenvectors, n points and targets (n,) or (n, m)."""
+    """A problem in an eigenbasis, and how the basis was computed."""
 
     solver: str
     text: str  # for the reader
-    n: int
-    d: FloatArray  # (k,) eigenvalues, large to small
-    z: FloatArray  # (k[, m]) what filters are applied to
-    components: FloatArray  # (k[, m]) of the targets, along orthonormal eigenvectors
-    outside: float  # squared norm of the targets outside the eigenvectors' span
-    rows: Callable[[Rows], FloatArray]  # from inputs (q, p) to (q, k)
-    offset: FloatArray  # () or (m,), the intercept
-    traces: Traces  # of filters (f, k): estimates (f,) and standard errors (f,)
+    chain: EigenChain
+    rows: Callable[[Rows], FloatArray]  # from inputs (q, p) to rows (q, k) in the basis
     basis: BlockLanczos | None = None
-
-    def risk_map(self, rows: FloatArray, target: FloatArray, grid: Grid, loss: str = "squared") -> FloatArray:
-        """The risk of every chain at points with these ``rows`` (q, k), (alphas, lams, steps)."""
-        z = self.z
-        return rotated_risk_map(
-            self.d, z, rows, target, grid.alphas, grid.lams, grid.steps, loss=loss, offset=self.offset
-        )
-
-    def predict(self, rows: FloatArray, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
-        """Predictions of a chain, (steps, q[, m])."""
-        filters = spectral.blend_filters(self.d, lam, alpha, steps) / (self.d + lam)
-        return spectral.apply_filters(rows, filters, self.z) + self.offset
-
-    def powers(self, rows: FloatArray, lam: float, k: int) -> FloatArray:
-        """Predictions of A y, ..., A^k y, (k, q[, m])."""
-        return spectral.apply_filters(rows, spectral.power_filters(self.d, lam, k), self.z) + self.offset
-
-    def generalised_cross_validation(self, lam: float, alpha: ArrayLike, steps: list[float]) -> "Estimates":
-        """GCV and the degrees of freedom of a chain at ``steps``."""
-        B = spectral.diagonals(self.d, lam, alpha, steps)
-        squares = (self.components**2).reshape(len(self.d), -1)
-        error = (((1 - B) ** 2) @ squares.sum(axis=1) + self.outside) / (self.n * squares.shape[1])
-        trace, deviation = self.traces(B)
-        share = 1 - trace / self.n
-        with np.errstate(divide="ignore", over="ignore"):
-            gcv = np.where(share > EPS, error / share**2, np.inf)
-            return Estimates(gcv, 2 * gcv / share * deviation / self.n, trace, deviation)
-
-    def gcv_residuals(self, lam: float, k: int) -> FloatArray:
-        """As ``krr.gcv_residuals``, (k, k' [, m]), for the best alphas without held-out points."""
-        A = spectral.shrinkage(self.d, lam) ** np.arange(1, k + 1)[:, None]
-        share = 1 - self.traces(A)[0] / self.n
-        left = spectral.filtered(spectral.residual_filters(self.d, lam, k), self.components).reshape(k, -1)
-        beyond = np.full((k, 1), math.sqrt(self.outside))
-        return np.hstack([left, beyond]) / share[:, None]
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """GCV and degrees of freedom with their standard errors (0 if exact), (steps,) each."""
-
-    gcv: FloatArray
-    gcv_error: FloatArray
-    freedom: FloatArray
-    freedom_error: FloatArray
-
-
-def exact_traces(B: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Traces of filters of all eigenvalues."""
-    return B.sum(axis=1), np.zeros(len(B))
 
 
 def choose_gamma(args: argparse.Namespace, X: Rows) -> float:
@@ -162,33 +99,19 @@ def make_route(
     if solver == "lanczos":
         return _by_lanczos(args, train, kernel, name, alphas, steps, folder)
     route = _by_features(train, args.intercept) if solver == "features" else _by_eigh(train, kernel, name)
-    lams = route.d[0] * LAMS if args.lam is None else np.array(args.lam)
+    lams = route.chain.d[0] * LAMS if args.lam is None else np.array(args.lam)
     return route, Grid(alphas, lams, steps)
 
 
 def _by_features(train: Part, intercept: bool) -> Route:
-    chain = FeatureChain(FeatureSums(intercept=intercept).add(train.X, train.y))
-    sums = chain.sums
-    spectrum = chain.spectrum
-    p = len(spectrum.d)
-    inside, outside = chain.projections()
-    added = 1.0 if intercept else 0.0
+    features = FeatureChain(FeatureSums(intercept=intercept).add(train.X, train.y))
+    p = train.X.shape[1]
+    text = f"linear kernel{' and intercept' if intercept else ''}, by the {p} x {p} Gram matrix of the features"
 
-    def traces(B: FloatArray) -> tuple[FloatArray, FloatArray]:
-        return B.sum(axis=1) + added, np.zeros(len(B))
+    def rows(X: Rows) -> FloatArray:
+        return spectral.product(X.astype(np.float64) - features.sums.mean_x, features.spectrum.V)
 
-    return Route(
-        "features",
-        f"linear kernel{' and intercept' if intercept else ''}, by the {p} x {p} Gram matrix of the features",
-        sums.rows,
-        spectrum.d,
-        spectral.product(spectrum.V.T, sums.cross),
-        inside,
-        float((outside**2).sum()),
-        lambda X: spectral.product(X.astype(np.float64) - sums.mean_x, spectrum.V),
-        np.asarray(sums.mean_y, np.float64),
-        traces,
-    )
+    return Route("features", text, features.eigen, rows)
 
 
 def _by_eigh(train: Part, kernel: Kernel, name: str) -> Route:
@@ -200,12 +123,13 @@ def _by_eigh(train: Part, kernel: Kernel, name: str) -> Route:
     X = train.X.astype(np.float64)
     spectrum = decompose(matrix(kernel, X, X), overwrite=True)
     z = spectral.components(spectrum, train.y)
+    chain = EigenChain(n, spectrum.d, z, z, np.zeros(z.shape[1:]), exact_traces, np.zeros(()))
     text = f"{name}, by an eigendecomposition of {n:,} x {n:,} numbers"
 
     def rows(X_new: Rows) -> FloatArray:
         return spectral.product(matrix(kernel, X_new.astype(np.float64), X), spectrum.V)
 
-    return Route("eigh", text, n, spectrum.d, z, z, 0.0, rows, np.zeros(()), exact_traces)
+    return Route("eigh", text, chain, rows)
 
 
 def _by_lanczos(
@@ -245,16 +169,14 @@ def _by_lanczos(
             complain(f"note: {error}; they are left out")
             lams = reached
             basis = error.basis
-    spectrum = basis.spectrum()
-    z = spectral.components(spectrum, train.y)
+    vectors = basis.spectrum().V
     text = f"{name}, by block Lanczos with {basis.size} vectors, kernel matrix in {tiles.dtype.name}"
 
     def rows(X_new: Rows) -> FloatArray:
         tiles = KernelTiles(kernel, X, X_new.astype(dtype, copy=False), dtype=dtype, memory=0)
-        return np.asarray(tiles.matmat(spectrum.V))
+        return np.asarray(tiles.matmat(vectors))
 
-    route = Route("lanczos", text, n, spectrum.d, z, z, 0.0, rows, np.zeros(()), basis.trace, basis)
-    return route, Grid(alphas, lams, steps)
+    return Route("lanczos", text, basis.eigen, rows, basis), Grid(alphas, lams, steps)
 
 
 def _precision(args: argparse.Namespace, n: int, memory: float) -> type[np.floating]:

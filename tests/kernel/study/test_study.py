@@ -104,7 +104,7 @@ def test_the_best_alpha_has_the_sign_of_the_slope_of_the_teachers_risk(tmp_path)
     assert (slope[clear] < 0).any()
     np.testing.assert_array_equal(np.sign(1 - curves.alpha[clear]), -np.sign(slope[clear]))
     for j in np.flatnonzero(clear):
-        chain = study.route.predict(study.route.rows(study.problem.val.X), lams[j], 0.0, [1, 2])
+        chain = study.route.chain.predict(study.route.rows(study.problem.val.X), lams[j], 0.0, [1, 2])
         square = ((chain[0] - chain[1]) ** 2).mean()
         assert 1 - curves.alpha[j] == pytest.approx(-lams[j] * slope[j] / (2 * square), rel=1e-2)
 
