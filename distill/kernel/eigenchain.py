@@ -63,12 +63,13 @@ class EigenChain:
         """GCV (see ``krr.generalised_cross_validation``) and the degrees of freedom tr B of a chain."""
         B = spectral.diagonals(self.d, lam, alpha, steps)
         squares = (self.components**2).reshape(len(self.d), -1)
-        error = ((1 - B) ** 2 @ squares.sum(axis=1) + (self.outside**2).sum()) / (self.n * squares.shape[1])
-        trace, deviation = self.traces(B)
-        share = 1 - trace / self.n
-        gcv = np.divide(error, share**2, out=np.full(len(B), np.inf), where=share > EPS)
-        slope = np.divide(2 * gcv, share * self.n, out=np.zeros(len(B)), where=share > EPS)
-        return Estimates(gcv, slope * deviation, trace, deviation)
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = ((1 - B) ** 2 @ squares.sum(axis=1) + (self.outside**2).sum()) / (self.n * squares.shape[1])
+            trace, deviation = self.traces(B)
+            share = 1 - trace / self.n
+            gcv = np.divide(error, share**2, out=np.full(len(B), np.inf), where=share > EPS)
+            slope = np.divide(2 * gcv, share * self.n, out=np.zeros(len(B)), where=share > EPS)
+            return Estimates(np.where(np.isnan(gcv), np.inf, gcv), slope * deviation, trace, deviation)
 
     def gcv_residuals(self, lam: float, k: int) -> FloatArray:
         """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in this basis, (k, k' [, m]), for best alphas."""

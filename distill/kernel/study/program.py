@@ -109,7 +109,7 @@ def summary_table(study: Study) -> str:
     rows = [["", "fit", "alpha", "lambda", *study.summary[0].values]]
     for row in study.summary:
         cell = row.cell
-        fit = INFINITY if cell.step == math.inf else f"{cell.step:g}"
+        fit = INFINITY if cell.step == math.inf else str(int(cell.step))
         values = [f"{value:{FORMATS.get(name, '.5g')}}" for name, value in row.values.items()]
         rows.append([row.name, fit, "" if cell.step == 1 else f"{cell.alpha:.4g}", f"{cell.lam:.4g}", *values])
     headings, *cells = rows
@@ -119,7 +119,7 @@ def summary_table(study: Study) -> str:
 def accuracy_table(study: Study) -> str:
     """Accuracies by step and chain."""
     assert study.accuracies is not None
-    cells = [[INFINITY if step == math.inf else f"{step:g}" for step in study.grid.steps]]
+    cells = [[INFINITY if step == math.inf else str(int(step)) for step in study.grid.steps]]
     cells += [["diverges" if math.isnan(a) else f"{a:.4f}" for a in row] for row in study.accuracies]
     headings = ["fit", *(chain.heading for chain in study.chains)]
     return aligned(headings, cells)

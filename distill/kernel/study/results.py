@@ -29,7 +29,8 @@ class Judge:
 
     def losses(self, predictions: FloatArray) -> FloatArray:
         """Mean squared errors of predictions (steps, q[, m]): (steps,)."""
-        return ((predictions - self.target) ** 2).reshape(len(predictions), -1).mean(axis=1)
+        with np.errstate(over="ignore"):
+            return ((predictions - self.target) ** 2).reshape(len(predictions), -1).mean(axis=1)
 
     def accuracies(self, predictions: FloatArray) -> FloatArray:
         """The share of points whose largest output is that of the target, (steps,)."""

@@ -151,6 +151,16 @@ def test_files_hold_what_the_screen_says(capsys, tmp_path):
     assert len(eigenvalues) == 101
 
 
+def test_chains_that_overflow_are_never_chosen(capsys, tmp_path):
+    options = [*DIGITS, "--distillation-steps", 10**9, "--alpha", -0.5, 0.3, "--no-figures", "--output", tmp_path]
+    status, out, error = run(capsys, *options)
+    assert (status, error) == (0, "")
+    assert "nan" not in out
+    assert "diverges" in out
+    chosen = next(line.split() for line in out.splitlines() if line.strip().startswith("chosen"))
+    assert all(math.isfinite(float(value)) for value in chosen[2:])
+
+
 def test_a_csv_file_with_classes_in_words(capsys, tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "flowers.csv"
