@@ -46,6 +46,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     args.data_options = {f.name: values.pop(f.name) for f in DATA_FIELDS if f.name in values}
     if len(args.alpha or ()) > MOST_CHAINS:
         raise ConfigError(f"--alpha has {len(args.alpha):,} values, and a table {MOST_CHAINS} columns at most")
+    if args.data_options.get("dataset") == "features":  # as the network half calls an NPZ file
+        if args.data is None:
+            raise ConfigError("--dataset features needs the file: --data FILE.npz")
+        del args.data_options["dataset"]
     if args.data is not None and "dataset" in args.data_options:
         raise ConfigError("--data and --dataset both say where the data come from: leave one out")
     for name in DATASET_ONLY:

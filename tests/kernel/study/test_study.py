@@ -246,6 +246,8 @@ BAD_OPTIONS = [
     (["--dataset", "digits", "--intercept"], "--intercept needs --kernel linear"),
     (["--dataset", "digits", "--solver", "features"], "--solver features is for --kernel linear"),
     (["--dataset", "digits", "--tolerance", 0], "--tolerance"),
+    (["--dataset", "features"], "needs the file: --data FILE.npz"),
+    (["--dataset", "features", "--data", "text.npz"], "not an NPZ file"),
     (["--dataset", "nowhere"], "dataset must be one of"),
     (["--data", "some.csv", "--labels", "coarse"], "--labels is for --dataset"),
     (["--solver", "eigh"], "--solver is for real data"),
