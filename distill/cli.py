@@ -40,7 +40,8 @@ class Command:
     mode: str  # a key of MODES
     config: Config  # in the modes "report" and "verify" the default
     directories: tuple[Path, ...] = ()  # in the modes "report" and "verify" the runs
-    format: str | None = None  # of the tables that the mode "report" prints; None: text, and figures are drawn
+    format: str | None = None  # of the tables that the mode "report" prints; None: text, and files are written
+    page: Path | None = None  # the file of the page, in the mode "report"; None: beside the run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,7 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--preview", action="store_true", help="train only the teachers, and forecast their chains (needs --val-size)"
     )
     mode.add_argument(
-        "--report", nargs="+", type=to_path, metavar="DIR", help="print the tables and draw the figures of runs"
+        "--report",
+        nargs="+",
+        type=to_path,
+        metavar="DIR",
+        help="print the tables of runs, draw figures and write report.html, or the page alone to --output FILE",
     )
     mode.add_argument(
         "--verify", nargs="+", type=to_path, metavar="DIR", help="verify the files of runs; write nothing"
@@ -100,9 +105,10 @@ def parse(argv: list[str]) -> Command:
     if form is not None and reads != ["report"]:
         raise ConfigError("--format is for the tables of --report")
     if directories:
+        page = options.pop("output", None) if reads == ["report"] else None
         if options or file is not None or resume is not None:
             raise ConfigError(f"--{reads[0]} reads everything from the run directory; leave other options out")
-        return Command(reads[0], Config(), directories, form)
+        return Command(reads[0], Config(), directories, form, None if page is None else to_path(page))
     if resume is not None:
         config = _resumed(resume, file, options)
     else:
@@ -202,7 +208,7 @@ def _train(command: Command) -> None:
     for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
         if preview or (config.output / f"seed_{seed}" / "preview.png").exists():
             _print_page(config, seed)
-    say(f"everything is in {config.output}{os.sep}: results.csv, figures, a folder for each model")
+    say(f"everything is in {config.output}{os.sep}: report.html, results.csv, figures, a folder for each model")
 
 
 def _is_finished(config: Config) -> bool:
@@ -236,16 +242,19 @@ def _print_page(config: Config, seed: int) -> None:
 
 
 def _report(command: Command) -> int:
+    from distill.reporting.comparison import check_same_data
     from distill.reporting.results import RunResults
-    from distill.reporting.run_report import formatted, report
+    from distill.reporting.run_report import reports
+    from distill.reporting.run_tables import formatted
 
-    problems = []
-    for run in [RunResults.load(path) for path in command.directories]:
-        if not run:
-            say(f"{run.path}: no model is finished yet")
-        else:
-            say(report(run) if command.format is None else formatted(run, command.format))
-        problems += run.problems
+    runs = [RunResults.load(path) for path in command.directories]
+    if command.format is None:
+        check_same_data(runs)
+        say(reports(runs, command.page))
+    else:
+        for run in runs:
+            say(formatted(run, command.format))
+    problems = [problem for run in runs for problem in run.problems]
     for problem in problems:
         complain(f"{program()}: error: {one_line(problem)}")
     return 2 if problems else 0

@@ -51,6 +51,13 @@ def reset_captures():
         graph.GRAPHS.reset()
 
 
+@pytest.fixture(autouse=True)
+def no_page(request, monkeypatch):
+    """Runs inside the tests' process draw no report.html, which takes a second, unless the test is marked ``page``."""
+    if request.node.get_closest_marker("page") is None and "distill.reporting.run_report" in sys.modules:
+        monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: None)
+
+
 def patterned_images(labels: np.ndarray, classes: int, size: int, seed: int) -> np.ndarray:
     """(n, 3, size, size) uint8 that a small network learns in a few epochs: a bright band whose height and colour
     tell the class, under noise. Mirroring and small shifts leave the class readable."""

@@ -157,7 +157,7 @@ def _draw_calibration(
 
 def describe(artist: typing.Any, texts: Sequence[str]) -> None:
     """Give each marker of a line a text that the page shows under the pointer."""
-    artist.texts = list(texts)
+    artist.texts_of_markers = list(texts)
 
 
 def draw_arms(axes: Axes, run: RunResults, metric: str, band: bool = True) -> None:

@@ -12,7 +12,7 @@ import distill
 from distill.config import ChainConfig
 from distill.errors import UserError
 from distill.reporting.results import RunResults
-from distill.reporting.run_report import answer, formatted, gains_table
+from distill.reporting.run_tables import answer, formatted, gains_table
 from distill.store.rundir import RunDir
 
 GRID = Grid()

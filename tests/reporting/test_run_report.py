@@ -6,7 +6,8 @@ from tiny import VALUES, Grid, leave_result
 
 from distill.reporting.plots import FIGURES
 from distill.reporting.results import RunResults
-from distill.reporting.run_report import estimates, report, targets
+from distill.reporting.run_report import report
+from distill.reporting.run_tables import estimates, targets
 from distill.store.rundir import RunDir
 
 GRID = Grid()

@@ -1,0 +1,243 @@
+"""report.html: the page of one run, or of several side by side. It is self-contained and works without JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from distill.errors import ConfigError, one_line
+from distill.files import write_derived
+from distill.program import complain
+from distill.reporting import comparison, page_tables, plots
+from distill.reporting.page_tables import Heat
+from distill.reporting.results import Key, RunResults, name_key
+from distill.reporting.run_tables import answer, estimates, gains_table, targets
+from distill.reporting.svg import inline_svg
+from distill.reporting.tables import Spread, Table
+from distill.store.rundir import RunDir
+
+if typing.TYPE_CHECKING:
+    from jinja2 import Environment
+
+PAGE = "report.html"
+SCORES = ("test_acc", "test_nll", "test_brier", "test_ece")
+NOISE = ("memorised", "recovered", "clean_acc")
+LARGEST_FORECAST = 200_000  # bytes of a preview.svg that the page holds
+
+
+@cache
+def _environment() -> Environment:
+    import jinja2
+
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,  # names of classes, files and folders may hold anything
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["spread"] = lambda cell: isinstance(cell, Spread)
+    environment.tests["heat"] = lambda cell: isinstance(cell, Heat)
+    environment.tests["links"] = lambda cell: isinstance(cell, list)
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of the folder ``templates``, with everything escaped that is not Markup."""
+    return _environment().get_template(template).render(**values)
+
+
+@dataclass
+class Part:
+    """A part of a run's page."""
+
+    title: str
+    note: str = ""
+    figures: list[tuple[Any, str]] = field(default_factory=list)  # SVG or image as Markup, and its caption
+    tables: list[Table] = field(default_factory=list)
+    sorts: bool = False  # whether the tables can be sorted
+    lines: list[str] = field(default_factory=list)
+    code: str = ""
+
+
+def write_page(runs: Sequence[RunResults], file: Path) -> bool:
+    """Write the page of runs. A failure is a note on standard error and ends no run; returns whether it was written."""
+    try:
+        write_derived(file, page(runs, file.parent))
+    except Exception as error:
+        complain(f"note: no page {one_line(str(file))} ({type(error).__name__}: {one_line(error)})")
+        return False
+    return True
+
+
+def page(runs: Sequence[RunResults], base: Path) -> str:
+    """The page of runs, as HTML; ``base`` is the folder that its links begin in. Raises ConfigError."""
+    views = [
+        {"name": name, "sentence": sentence(run), "answer": answer(run) if run else [], "parts": parts(run, base, i)}
+        for i, (run, name) in enumerate(zip(runs, comparison.names(runs), strict=True))
+    ]
+    title = f"{runs[0].path}" if len(runs) == 1 else f"{len(runs)} runs side by side"
+    return render(PAGE, title=title, views=views, overview=overview(runs) if len(runs) > 1 else None)
+
+
+def sentence(run: RunResults) -> str:
+    """What was run, in one sentence."""
+    config = run.config
+    assert config is not None
+    assert run.path is not None
+    data = config.data
+    total = sum(model.folder.name != "probe" for model in RunDir(run.path).models(config))
+    finished = sum(result.arm is None or not result.arm.endswith("probe") for result in run)
+    size = "all" if data.train_size is None else f"{data.train_size:,}"
+    noise = f", {data.label_noise:.0%} of their labels corrupted ({data.label_noise_kind})" if data.label_noise else ""
+    held = f", {data.val_size:,} images held out" if data.val_size else ""
+    arms = page_tables.chosen_arms(run)
+    students = f"alpha {arms}, {config.chain.distillation_steps} students each" if arms else "the teacher alone"
+    seeds = " ".join(map(str, config.chain.seed))
+    return (
+        f"{config.model.name} on {data.dataset} ({size} training images{noise}{held}): {students}, seed {seeds}, "
+        f"{config.train.epochs} epochs per model; {finished} of {total} models are finished."
+    )
+
+
+def chosen(run: RunResults) -> tuple[Key | None, str]:
+    """The arm and step that the page looks at closely, and how it was chosen: None without a student."""
+    try:
+        best = run.best().key
+        how = "chosen by the held-out images"
+    except ConfigError:
+        last = max((result.step for result in run if result.arm is not None), default=0)
+        gains = run.paired(step=last)
+        if not gains:
+            return None, "no student is finished yet"
+        gain = max(gains, key=lambda gain: gain.difference.mean)
+        return (gain.arm, gain.step), "no images were held out: the largest gain on the test images at the last step"
+    return (None, "the held-out images choose the teacher itself") if best == run.teacher else (best, how)
+
+
+def parts(run: RunResults, base: Path, number: int) -> list[Part]:
+    """The parts of a run's page, from top to bottom; those without data say why."""
+    assert run.path is not None
+    found = [Part("What is missing", lines=run.problems)] if run.problems else []
+    if run:
+        found += [*_scores(run, number), *_noise(run, number), *_confusions(run)]
+    found.append(Part("Models", tables=[page_tables.models_table(run, base)], sorts=True))
+    if run:
+        found += [*_forecast(run), Part("Cost by step", tables=[page_tables.cost_table(run)])]
+    return [*found, _origin(run)]
+
+
+def _figure(run: RunResults, draw: Callable[..., Any], label: str, name: str, *arguments: Any) -> list[tuple[Any, str]]:
+    from markupsafe import Markup
+
+    figure = draw(run, *arguments)
+    return [] if figure is None else [(Markup(inline_svg(figure, label, name)), label)]
+
+
+def _scores(run: RunResults, number: int) -> list[Part]:
+    gains = run.paired()
+    accuracy = "Test accuracy against step, and the gain over the teacher of the same seed with 95 % intervals"
+    scores = "Accuracy, NLL, Brier score and ECE on the test images against step, with a band of one standard deviation"
+    curves = "Learning curves, means over seeds: a column per arm, a line per step"
+    bins = "Reliability diagrams: accuracy against confidence, and the share of the test images in each bin"
+    found = [
+        Part(
+            "Gain over the teacher",
+            figures=_figure(run, plots.accuracy_figure, accuracy, f"a{number}"),
+            tables=[gains_table(gains)] if gains else [],
+            sorts=True,
+        ),
+        Part("Scores against step", figures=_figure(run, plots.diagnostics_figure, scores, f"s{number}", SCORES, 2)),
+        Part("Alpha and step", tables=[page_tables.alpha_step_map(run)]),
+    ]
+    drawn = _figure(run, plots.curves_figure, curves, f"c{number}")
+    found.append(Part("Learning curves", "" if drawn else "No metrics.csv can be read.", figures=drawn))
+    if any("reliability" in record for record in run.records):
+        found.append(Part("Calibration", figures=_figure(run, plots.reliability_figure, bins, f"r{number}")))
+    for title, table in (("Targets", targets(run.records)), ("Estimated alphas", estimates(run.records))):
+        if table.rows:
+            found.append(Part(title, tables=[table], sorts=True))
+    return found
+
+
+def _noise(run: RunResults, number: int) -> list[Part]:
+    if not any(result.memorised is not None for result in run):
+        return []
+    label = "Shares of the wrong labels that are memorised and recovered, and accuracy on the right ones"
+    drawn = _figure(run, plots.diagnostics_figure, label, f"n{number}", NOISE, 3)
+    return [Part("Wrong labels", "Of the training images, not augmented.", figures=drawn)]
+
+
+def _confusions(run: RunResults) -> list[Part]:
+    """The confusion matrices of the teacher and of the chosen model, and the accuracy by class."""
+    model, how = chosen(run)
+    title = "Classes"
+    if model is None:
+        return [Part(title, f"Not compared: {how}.")]
+    teacher, best = (page_tables.confusion(run, key) for key in (run.teacher, model))
+    classes = run.records[0]["classes"]
+    if teacher is None or best is None or len(teacher) != len(classes) or len(best) != len(classes):
+        return [Part(title, "Not compared: these models keep no test predictions, as those of an older version.")]
+    name = name_key(model)
+    return [
+        Part(
+            title,
+            f"{name}, beside the teacher, over all seeds ({how}).",
+            tables=[
+                page_tables.class_table(teacher, best, classes, name),
+                page_tables.confusion_table(teacher, classes, "Teacher"),
+                page_tables.confusion_table(best, classes, name[0].upper() + name[1:]),
+            ],
+            sorts=True,
+        )
+    ]
+
+
+def _forecast(run: RunResults) -> list[Part]:
+    from markupsafe import Markup, escape
+
+    assert run.path is not None
+    for seed in run.seeds:
+        file = run.path / f"seed_{seed}" / "preview.svg"
+        if file.is_file() and file.stat().st_size <= LARGEST_FORECAST:
+            label = f"Forecast of the kernel twins for seed {seed} and, in the last row, the outcome beside it"
+            content = base64.b64encode(file.read_bytes()).decode()
+            image = Markup(f'<img alt="{escape(label)}" src="data:image/svg+xml;base64,{content}">')
+            return [Part("Forecast", figures=[(image, label)])]
+    return []
+
+
+def _origin(run: RunResults) -> Part:
+    """Where the run came from, and how to repeat it."""
+    assert run.path is not None
+    try:
+        data = RunDir(run.path).recorded_data() or "not recorded"
+    except (OSError, ConfigError):
+        data = "damaged"
+    parents = {record["parent"]["path"] for record in run.records if record["arm"] is None and record["parent"]}
+    lines = [f"SHA-256 of the data: {data}", *(f"Given teacher: {path}" for path in sorted(parents))]
+    repeat = shlex.join(["python", "self_distiller.py", "--config", str(run.path / "config.toml"), "--output", "NEW"])
+    tables = [page_tables.processes_table(run), page_tables.options_table(run)]
+    return Part("Origin", "This command repeats the run in the folder NEW:", code=repeat, tables=tables, lines=lines)
+
+
+def overview(runs: Sequence[RunResults]) -> Part:
+    """Several runs side by side: the answer of each, and their gains in one figure."""
+    from markupsafe import Markup
+
+    label = "Change from the teacher of the same seed against step, with 95 % intervals: a column per run"
+    names = comparison.names(runs)
+    none = ["no model is finished yet", ""]
+    rows = [[name, *(answer(run) if run else none)] for name, run in zip(names, runs, strict=True)]
+    finished = [run for run in runs if run]
+    drawn = [(Markup(inline_svg(comparison.gains_figure(finished), label, "o")), label)] if finished else []
+    return Part(
+        "Side by side", figures=drawn, tables=[Table("Best of each run", ["run", "arm and step", "gain"], rows)]
+    )

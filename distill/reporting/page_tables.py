@@ -1,0 +1,180 @@
+"""The tables of a run's page: its models, classes, confusions, costs and processes."""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from distill.arms import PROBE, arm_name, arm_title
+from distill.reporting.results import Key, RunResults
+from distill.reporting.statistics import spread
+from distill.reporting.tables import Spread, Table
+from distill.store.rundir import STATE, Model, RunDir, read_metrics
+
+if typing.TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MOST_CLASSES = 15  # of a confusion matrix that is shown whole
+WORST = 10  # confusions listed of a larger one
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link to a file or folder beside the page."""
+
+    text: str
+    href: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A cell whose background shows a share in [0, 1]."""
+
+    text: str
+    share: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def link(path: Path, base: Path, text: str) -> Link:
+    """A link from a page in the folder ``base``."""
+    relative = os.path.relpath(path, base).replace(os.sep, "/")
+    return Link(text, quote(relative))
+
+
+def models_table(run: RunResults, base: Path) -> Table:
+    """A row for each arm and step: accuracy over seeds, what is finished, seconds, links into the run's folders."""
+    assert run.path is not None
+    assert run.config is not None
+    rows: dict[Key, list[Model]] = {}
+    for model in RunDir(run.path).models(run.config):
+        rows.setdefault((model.arm, model.step), []).append(model)
+    table = []
+    for (arm, step), models in rows.items():
+        results = [run.by_key.get((model.seed, arm, step)) for model in models]
+        found = [result for result in results if result is not None]
+        accuracy = Spread(*spread([result.test_acc for result in found]), len(found)) if found else None
+        seconds = spread([result.seconds for result in found])[0] if found else None
+        links = [link(model.folder, base, f"seed {model.seed}") for model in models if model.folder.exists()]
+        title = arm_title(arm)
+        if arm is not None and arm.endswith(PROBE):
+            title = f"{arm_title(arm.removesuffix(PROBE))}, probe"
+        table.append([title, step, accuracy, len(found), _state(run, models, len(found)), seconds, links])
+    return Table("Models", ["arm", "step", "test accuracy", "seeds", "state", "seconds each", "folders"], table)
+
+
+def _state(run: RunResults, models: Sequence[Model], finished: int) -> str:
+    """``finished``, or what is not."""
+    parts = []
+    for model in models:
+        if (model.folder / "result.json").exists():
+            if (model.seed, model.arm, model.step) not in run.by_key:
+                parts.append(f"seed {model.seed} damaged")
+        elif (model.folder / STATE).exists():
+            parts.append(f"seed {model.seed} in training, epoch {len(read_metrics(model.folder))}")
+        elif model.folder.name != "probe":
+            parts.append(f"seed {model.seed} not begun")
+    return "; ".join(parts) if parts else ("finished" if finished else "not trained")
+
+
+def alpha_step_map(run: RunResults) -> Table:
+    """Mean test accuracy by arm (rows) and step (columns), shaded from the worst to the best."""
+    arms = run.by_arm()
+    means = {arm: {step: spread(values)[0] for step, values in steps.items()} for arm, steps in arms.items()}
+    all_means = [mean for steps in means.values() for mean in steps.values()]
+    low, high = min(all_means), max(all_means)
+    steps = sorted({step for found in means.values() for step in found})
+    rows = []
+    for arm, found in means.items():
+        cells = [_heat(found.get(step), low, high) for step in steps]
+        rows.append([arm_title(arm), *cells])
+    return Table("Mean test accuracy", ["arm", *(f"step {step}" for step in steps)], rows)
+
+
+def _heat(mean: float | None, low: float, high: float) -> Heat | None:
+    return None if mean is None else Heat(f"{mean:.4f}", (mean - low) / (high - low) if high > low else 0.0)
+
+
+def confusion(run: RunResults, model: Key) -> NDArray[np.int64] | None:
+    """The confusion matrix of an arm and step, summed over the seeds that keep predictions; None if none does."""
+    kept = [run.predictions(seed, *model) for seed in run.seeds]
+    found = [each.confusion() for each in kept if each is not None]
+    return sum(found[1:], start=found[0]) if found and len({matrix.shape for matrix in found}) == 1 else None
+
+
+def confusion_table(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Table:
+    """A confusion matrix: true classes down, predicted ones across; of many classes the most frequent confusions."""
+    if len(classes) <= MOST_CLASSES:
+        totals = matrix.sum(1).clip(1)
+        rows = [
+            [name, *(Heat(f"{count:,}", float(count / total)) for count in row)]
+            for name, row, total in zip(classes, matrix, totals, strict=True)
+        ]
+        return Table(f"{title}: true class down, predicted across", ["true", *classes], rows)
+    worst = [(int(count), i, j) for (i, j), count in _off_diagonal(matrix)]
+    rows = [[classes[i], classes[j], count] for count, i, j in sorted(worst, reverse=True)[:WORST]]
+    return Table(f"{title}: the {len(rows)} most frequent confusions", ["true", "predicted", "images"], rows)
+
+
+def _off_diagonal(matrix: NDArray[np.int64]) -> list[tuple[tuple[int, int], int]]:
+    return [((i, j), n) for i, row in enumerate(matrix.tolist()) for j, n in enumerate(row) if i != j and n]
+
+
+def class_table(teacher: NDArray[np.int64], best: NDArray[np.int64], classes: Sequence[str], name: str) -> Table:
+    """The accuracy of each class, of the teacher and of the best model."""
+    rows = []
+    for i, label in enumerate(classes):
+        n = int(teacher[i].sum())
+        before, after = (float(matrix[i, i] / max(1, matrix[i].sum())) for matrix in (teacher, best))
+        rows.append([label, n, before, after, after - before])
+    return Table("Accuracy by class", ["class", "test images", "teacher", name, "change"], rows)
+
+
+def cost_table(run: RunResults) -> Table:
+    """Trainings and seconds by step."""
+    rows = []
+    for step in sorted({result.step for result in run}):
+        seconds = [result.seconds for result in run if result.step == step and result.epochs]
+        if seconds:
+            rows.append([step, len(seconds), spread(seconds)[0], sum(seconds)])
+    total = [row[3] for row in rows]
+    title = f"{sum(row[1] for row in rows)} trainings, {sum(total):,.0f} s altogether"
+    return Table(title, ["step", "trainings", "seconds each", "seconds"], rows)
+
+
+def options_table(run: RunResults) -> Table:
+    """The options that affect results."""
+    assert run.config is not None
+    options = run.config.identity.items()
+    rows = [[name, " ".join(map(str, each)) if isinstance(each, tuple) else str(each)] for name, each in options]
+    return Table("Options", ["option", "value"], rows)
+
+
+def processes_table(run: RunResults) -> Table:
+    """The processes that worked on the run: when, with which versions, where."""
+    assert run.path is not None
+    names = ("started", "finished", "commit", "python", "torch", "numpy", "device", "machine", "threads")
+    entries = RunDir(run.path).environments()
+    rows = [[name, *(_shown(entry.get(name)) for entry in entries[-3:])] for name in names]
+    header = ["", *(f"process {i + 1}" for i in range(max(0, len(entries) - 3), len(entries)))]
+    return Table("Processes", header, rows if entries else [])
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def chosen_arms(run: RunResults) -> str:
+    """The arms in words: ``alpha 0, 0.3 and auto``."""
+    names = [str(arm_name(arm)) for arm in run.arms if arm]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

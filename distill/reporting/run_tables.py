@@ -1,0 +1,119 @@
+"""What a run shows in words and tables: the best arm and step, gains, estimated alphas."""
+
+from statistics import fmean
+from typing import Any
+
+from distill.arms import PROBE, arm_title
+from distill.errors import ConfigError
+from distill.reporting.results import Gain, RunResults
+from distill.reporting.statistics import LEVEL, Difference
+from distill.reporting.tables import FORMATS, Table
+
+
+def formatted(run: RunResults, kind: str) -> str:
+    """The tables of a run in a format of ``FORMATS``; a line if no model is finished."""
+    if not run:
+        return f"{run.path}: no model is finished yet"
+    tables = [run.table(), gains_table(run.paired()), targets(run.records), estimates(run.records)]
+    return "\n\n".join(FORMATS[kind](table) for table in tables if table.rows)
+
+
+def answer(run: RunResults) -> list[str]:
+    """Two sentences: the arm and step that the held-out images choose, and how much test accuracy it gains.
+
+    Without held-out images the second is on the largest gain at the last step, corrected for the number of arms.
+    """
+    try:
+        best = run.best()
+    except ConfigError:
+        none = "No images were held out (--val-size), so no arm and step can be chosen"
+        gains = run.paired(step=max((result.step for result in run), default=0))
+        return [none, *([_largest(gains)] if gains else [])]
+    line = f"Best by held-out images: {best.name} (held-out accuracy {best.val_acc:.4f})"
+    if best.key == run.teacher:
+        return [line, "No gain over the teacher: no student is better on the held-out images"]
+    gain = run.difference("test_acc", best.key, run.teacher)
+    return [line] if gain is None else [line, f"Gain over the teacher: {format_gain(gain, gain.p)}"]
+
+
+def _largest(gains: list[Gain]) -> str:
+    """The largest gain of the arms at one step."""
+    gain = max(gains, key=lambda gain: gain.difference.mean)
+    if len(gains) == 1:
+        return f"Gain of {gain.name} over the teacher: {format_gain(gain.difference, gain.p_holm)}"
+    of = f"Largest gain over the teacher of {len(gains)} arms at step {gain.step}: {arm_title(gain.arm)}"
+    return f"{of}, {format_gain(gain.difference, gain.p_holm, len(gains))}"
+
+
+def format_gain(gain: Difference, p: float, arms: int = 1) -> str:
+    """``+0.1473, 95 % interval +0.0642 to +0.2305 (Student's t over 3 seeds)``, and whether it is beyond noise.
+
+    ``p`` is the p-value, corrected by Holm's method if there were several ``arms`` to choose from.
+    """
+    if not gain.has_interval:
+        return f"{gain} ({gain.method})"
+    corrected = f", p = {p:.2g} corrected for {arms} arms by Holm's method" if arms > 1 else ""
+    noise = "" if p < 1 - LEVEL else "; no gain beyond noise"
+    return f"{gain} ({gain.method}{corrected}){noise}"
+
+
+def gains_table(gains: list[Gain], metric: str = "test accuracy") -> Table:
+    """Paired gains with their intervals, and p-values corrected by Holm's method."""
+    methods = sorted({gain.difference.method for gain in gains})
+    many = f"; p corrected for {len(gains)} comparisons by Holm's method" if len(gains) > 1 else ""
+    rows = []
+    for gain in gains:
+        found = gain.difference
+        ends = [value if found.has_interval else None for value in (found.low, found.high, gain.p_holm)]
+        rows.append([arm_title(gain.arm), gain.step, found.mean, *ends])
+    header = ["arm", "step", "change", "95 % from", "to", "p"]
+    return Table(f"Change of the {metric} from the teacher, paired by seed ({'; '.join(methods)}{many})", header, rows)
+
+
+def targets(records: list[dict[str, Any]]) -> Table:
+    """What the targets of other kinds than soft were worth, a row per arm and step, means over seeds.
+
+    ``records`` are the contents of result.json, in order.
+    """
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for record in records:
+        if "target" in record and not record["arm"].endswith(PROBE):
+            found.setdefault((record["arm"], record["step"]), []).append(record["target"])
+    rows: list[list[Any]] = []
+    for (arm, step), values in found.items():
+        kept = [value["kept"] for value in values if "kept" in value]
+        images = round(fmean(kept)) if kept else None
+        rows.append([arm_title(arm), step, fmean(value["right"] for value in values), images])
+    title = "Share of right targets (top2: one of the two is right), and the number of training images if not all"
+    return Table(title, ["arm", "step", "right", "images"], rows)
+
+
+def estimates(records: list[dict[str, Any]]) -> Table:
+    """The estimated alphas and their outcomes, a row per seed and step.
+
+    ``records`` are the contents of result.json.
+    """
+    models = {(record["seed"], record["arm"], record["step"]): record for record in records}
+    header = ["seed", "step", "arm", "alpha*", "trained with", "probe", "predicted", "student", "probe's", "student's"]
+    rows = []
+    for record in records:
+        if "auto" in record:
+            # The user may have deleted the probe.
+            probe = models.get((record["seed"], f"{record['arm']}{PROBE}", record["step"]))
+            rows.append(_estimate_row(record, probe))
+    heading = "Estimated alpha; held-out Brier scores: probe (alpha 0), predicted, student; test accuracies"
+    return Table(heading, header, rows)
+
+
+def _estimate_row(record: dict[str, Any], probe: dict[str, Any] | None) -> list[Any]:
+    auto = record["auto"]
+    star = "any"
+    if auto["alpha_star"] is not None:
+        star = f"{auto['alpha_star']:.3f} ± {auto['standard_error']:.3f}"
+    return [
+        *(record[name] for name in ("seed", "step", "arm")),
+        star,
+        "the probe" if auto["takes_probe"] else f"{auto['alpha']:.3f}",
+        *(auto[name] for name in ("probe_val_brier", "predicted_val_brier", "val_brier")),
+        *(None if model is None else model["test_acc"] for model in (probe, record)),
+    ]

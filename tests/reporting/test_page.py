@@ -1,0 +1,196 @@
+"""report.html: what it says, that it is self-contained, and that hostile names stay text."""
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import Grid, config, leave_result, source
+
+import distill
+from distill import cli
+from distill.reporting.page import page, write_page
+from distill.reporting.page_tables import confusion_table
+from distill.reporting.plots import accuracy_figure
+from distill.reporting.results import RunResults
+from distill.reporting.svg import inline_svg
+from distill.store.rundir import RunDir
+
+GRID = Grid()
+HOSTILE = "<script>alert(1)</script>"
+pytestmark = pytest.mark.page
+
+
+class Page(HTMLParser):
+    """The text of a page, its elements with their attributes, and the ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with wrong labels, held-out images, an estimated alpha, and a class with a hostile name."""
+    path = tmp_path_factory.mktemp("page") / "a run & more"
+    data = source()
+    options = {"label_noise": 0.25, "val_size": 6, "alpha": [0.3, "auto"], "distillation_steps": 1, "seed": [1, 2]}
+    named = data.__class__(**vars(data) | {"classes": (HOSTILE, "bee", "cat")})
+    distill.run(config(path, **options), source=named)
+    return path
+
+
+@pytest.fixture(scope="module")
+def shown(run):
+    return page([RunResults.load(run)], run)
+
+
+def test_the_page_has_all_parts(shown):
+    text = Page(shown).text
+    for part in (
+        *("Gain over the teacher", "Scores against step", "Alpha and step", "Learning curves", "Calibration"),
+        *("Estimated alphas", "Wrong labels", "Classes", "Models", "Cost by step", "Origin"),
+    ):
+        assert part in text
+    assert "Best by held-out images: " in text
+    assert "chosen by the held-out images" in text or "the held-out images choose the teacher" in text
+    assert "2 of 2" not in text
+    assert "6 of 6 models are finished" in text
+
+
+def test_the_page_needs_nothing_from_anywhere(shown):
+    found = Page(shown)
+    for tag, attributes in found.elements:
+        for name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+            target = attributes.get(name) or ""
+            assert not re.match(r"(?i)[a-z][a-z0-9+.-]*:|//", target) or target.startswith("data:"), (tag, target)
+        assert tag != "link"
+        assert not any(name.startswith("on") for name in attributes)
+    assert "url(http" not in shown
+    assert len(shown) < 500_000
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for identifier in re.findall(r"(?:href=\"|url\()#([\w-]+)", shown):
+        assert identifier in ids
+
+
+def test_hostile_names_are_text(shown):
+    assert HOSTILE not in shown
+    assert HOSTILE in Page(shown).text
+    assert [tag for tag, _ in Page(shown).elements].count("script") == 1
+
+
+def test_links_lead_into_the_folders_of_the_run(shown, run):
+    from urllib.parse import unquote
+
+    links = [a["href"] for tag, a in Page(shown).elements if tag == "a" and not (a["href"] or "").startswith("#")]
+    assert links
+    assert all((run / unquote(link)).is_dir() for link in links)
+
+
+def test_the_markers_of_a_figure_have_their_values():
+    svg = inline_svg(accuracy_figure(GRID.run()), "a label", "x")
+    root = ET.fromstring(svg)
+    titles = [title.text for title in root.iter("title")]
+    assert f"alpha = 0.6, step 2: {GRID.accuracy[:, 1, 2].mean():.4f}" in [text.partition(" ±")[0] for text in titles]
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == "a label"
+    assert "test accuracy" in [text.text for text in root.iter("text")]
+    colours = set(re.findall(r"(?:fill|stroke):([^;\"]+)", svg))
+    assert {colour for colour in colours if colour.startswith("#")} == set()  # variables only
+
+
+def test_a_matrix_of_many_classes_lists_the_most_frequent_confusions():
+    matrix = np.zeros((30, 30), int)
+    matrix[3, 5] = 7
+    matrix[4, 4] = 100
+    table = confusion_table(matrix, [f"class {i}" for i in range(30)], "Teacher")
+    assert table.rows == [["class 3", "class 5", 7]]
+
+
+def test_a_run_in_progress_says_what_is_missing(tmp_path):
+    rundir = RunDir(tmp_path)
+    (tmp_path / "config.toml").write_text("[chain]\nalpha = [0.3]\nseed = [1, 2]\ndistillation_steps = 1\n")
+    empty = Page(page([RunResults.load(tmp_path)], tmp_path)).text
+    assert "0 of 4 models are finished" in empty
+    leave_result(rundir, test_acc=0.5, classes=["a"])
+    (tmp_path / "seed_2/step_0").mkdir(parents=True)
+    (tmp_path / "seed_2/step_0/training_state.pt").touch()
+    text = Page(page([RunResults.load(tmp_path)], tmp_path)).text
+    assert "1 of 4 models are finished" in text
+    assert "seed 2 in training, epoch 0" in text
+    assert "seed 1 not begun; seed 2 not begun" in text
+
+
+def test_several_runs_are_side_by_side(run, shown, tmp_path, capsys):
+    output = tmp_path / "both.html"
+    assert cli.main(["--report", str(run), str(run), "--output", str(output)]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert "2 runs side by side" in Page(text).text
+    assert capsys.readouterr().out.endswith(f"the page is {output}\n")
+    assert not (run / "accuracy.png").exists()  # with --output nothing else is written
+
+
+def test_runs_on_other_data_are_refused_by_name(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    distill.run(config(other, distillation_steps=0, max_epochs=1), source=source(seed=1))
+    assert cli.main(["--report", str(run), str(other)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{run} (custom) and {other} (custom) are on different data" in error
+
+
+def test_a_damaged_record_is_named_and_the_others_are_shown(run, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    file = copy / "seed_2/alpha_0.3/step_1/result.json"
+    file.write_text("{")
+    results = (copy / "results.csv").read_bytes()
+    assert cli.main(["--report", str(copy)]) == 2
+    out, err = capsys.readouterr()
+    assert "Test accuracy" in out
+    assert err.count("\n") == 1
+    assert str(file) in err
+    assert "seed 2 damaged" in (copy / "report.html").read_text(encoding="utf-8")
+    assert (copy / "results.csv").read_bytes() == results
+
+
+def test_a_page_that_fails_is_a_note(run, tmp_path, capsys):
+    assert not write_page([RunResults.load(run)], tmp_path / "no" / "report.html")
+    assert capsys.readouterr().err.startswith(f"note: no page {tmp_path / 'no' / 'report.html'} (")
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--report", "FOLDER"], "holds no run (no config.toml in it)"),
+        (["--format", "csv"], "--format is for the tables of --report"),
+        (["--verify", "FOLDER", "--format", "csv"], "--format is for the tables of --report"),
+        (["--report", "FOLDER", "--lr", "1"], "leave other options out"),
+        (["--report", "FOLDER", "--format", "pdf"], "invalid choice"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, words, what):
+    assert cli.main([str(tmp_path) if word == "FOLDER" else word for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert what in error
+
+
+def test_the_page_of_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+    assert cli.main(["--report", str(run), "--output", str(tmp_path / "no" / "x.html")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(Path("no") / "x.html") in error
