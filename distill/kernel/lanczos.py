@@ -174,13 +174,16 @@ class BlockLanczos:
         Q = self._Q[:, :new]
         product -= Q @ (Q.T @ product)
         following, coupling, lost = _orthonormal_columns(product, floor=10 * len(Q) ** 0.5 * EPS * size)
-        # Columns that nearly vanished have lost their orthogonality. Once more is enough.
+        # Columns that nearly vanished have lost their orthogonality. Once more is enough, by a small matrix near I.
         following -= Q @ (Q.T @ following)
-        following, again, vanished = _orthonormal_columns(following)
+        squares, rotation = np.linalg.eigh(following.T @ following)
+        kept = squares > 0.01
+        root = np.sqrt(np.maximum(squares, 0.0))
+        coupling = root[:, None] * (rotation.T @ coupling)
         self._T = T
-        self._next = following
-        self._lost = math.hypot(self._lost, lost, vanished * float(np.linalg.norm(coupling)))
-        self._coupling = again @ coupling
+        self._next = following @ (rotation[:, kept] / root[kept])
+        self._coupling = coupling[kept]
+        self._lost = math.hypot(self._lost, lost, float(np.linalg.norm(coupling[~kept])))
         self._pairs = None
         self.passes += 1
         if self._files is not None:
