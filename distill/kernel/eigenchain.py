@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from distill.kernel import spectral
 from distill.kernel.arrays import EPS, FloatArray
+from distill.kernel.linalg import Spectrum
 from distill.kernel.riskmap import rotated_risk_map
 
 # Of filters (f, k): the traces (f,) of the matrices with these eigenvalues, and their standard errors (f,).
@@ -78,3 +79,9 @@ class EigenChain:
         inside = spectral.filtered(left, self.components)
         outside = np.broadcast_to(self.outside, (k, 1, *self.outside.shape))
         return np.concatenate([inside, outside], axis=1) / share.reshape(-1, *[1] * self.components.ndim)
+
+
+def eigen_chain(spectrum: Spectrum, y: ArrayLike) -> EigenChain:
+    """The problem in the eigenbasis of K, with targets (n,) or (n, m); the rows of new points are K_new V."""
+    z = spectral.components(spectrum, y)
+    return EigenChain(len(z), spectrum.d, z, z, np.zeros(z.shape[1:]), exact_traces, np.zeros(()))

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from distill.kernel import solvers, spectral, tiles
 from distill.kernel.arguments import as_sample_weight, as_schedule, as_targets
 from distill.kernel.arrays import LARGEST_FLOAT, MOST_ENTRIES, FloatArray
+from distill.kernel.eigenchain import EigenChain, eigen_chain
 from distill.kernel.estimator_lanczos import ALL, Points
 from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.lanczos import BlockLanczos
@@ -228,7 +229,7 @@ class SelfDistilledBase(BaseEstimator):
         coefficients = basis.coefficients(self.lam, self.alphas_, steps)
         if points.root is not None:
             coefficients = self._unweighted(coefficients, points.root[keep])
-        d = basis.eigenvalues
+        d = basis.eigen.d
         # K may have eigenvalues near 0 that the basis does not show.
         least = self.lam or (d[-1] if basis.exact else 0)
         return solvers.Chain(coefficients, (d[0] + self.lam) / least if least > 0 else math.inf, "lanczos")
@@ -241,17 +242,12 @@ class SelfDistilledBase(BaseEstimator):
             return self._choose_by_lanczos()
         K, targets, _ = self._problem()
         if self.validation_fraction is None:
-            return self._choose_by_cross_validation(K, targets)
-        return self._choose_on_held_out(K, targets, self.validation_fraction)
-
-    def _choose_by_cross_validation(self, K: FloatArray, targets: FloatArray) -> FloatArray:
-        self._warn_of_few_points(len(K))
-        spectrum = decompose(K)
-        if self.n_steps == math.inf:
-            B = np.array([spectral.limit_diagonal(spectrum.d, self.lam, alpha) for alpha in LIMIT_ALPHAS])
-            scores = spectral.generalised_cross_validation(spectrum, targets, B)
-            return LIMIT_ALPHAS[[np.argmin(scores)]]
-        return self._greedy_schedule(spectral.gcv_residuals(spectrum, targets, self.lam, AUTO_FITS))
+            self._warn_of_few_points(len(K))
+            return self._choose(eigen_chain(decompose(K), targets))
+        train, held_out = self._held_out(len(K), self.validation_fraction)
+        spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
+        rows = spectral.product(K[np.ix_(held_out, train)], spectrum.V)
+        return self._choose(eigen_chain(spectrum, targets[train]), rows, targets[held_out])
 
     @staticmethod
     def _warn_of_few_points(n: int) -> None:
@@ -265,15 +261,13 @@ class SelfDistilledBase(BaseEstimator):
     def _choose_by_features(
         self, sums: FeatureSums, X: FloatArray, targets: FloatArray, weight: FloatArray | None
     ) -> FloatArray:
-        """As the two methods below, from sums over the points."""
-        target = None
-        if self.validation_fraction is not None:
-            train, held_out = self._held_out(len(X), self.validation_fraction)
-            sums = self._sum_up(X[train], targets[train], None if weight is None else weight[train])
-            target = targets[held_out]
-        else:
+        if self.validation_fraction is None:
             self._warn_of_few_points(sums.rows)
-        return self._choose(FeatureChain(sums), None if target is None else X[held_out], target)
+            return self._choose(FeatureChain(sums).eigen)
+        train, held_out = self._held_out(len(X), self.validation_fraction)
+        chain = FeatureChain(self._sum_up(X[train], targets[train], None if weight is None else weight[train]))
+        rows = spectral.product(X[held_out] - chain.sums.mean_x, chain.spectrum.V)
+        return self._choose(chain.eigen, rows, targets[held_out])
 
     def _choose_by_lanczos(self) -> FloatArray:
         points, keep, targets = self._weighted()
@@ -284,28 +278,26 @@ class SelfDistilledBase(BaseEstimator):
             alphas = LIMIT_ALPHAS.tolist()
         if self.validation_fraction is None:
             self._warn_of_few_points(len(targets))
-            return self._choose(points.basis(points.matrix(keep), targets, alphas, self.lam, steps))
+            return self._choose(points.basis(points.matrix(keep), targets, alphas, self.lam, steps).eigen)
         train, held_out = self._held_out(len(targets), self.validation_fraction)
         rows, new = (part if isinstance(keep, slice) else keep[part] for part in (train, held_out))
         basis = points.basis(points.matrix(rows), targets[train], alphas, self.lam, steps)
-        return self._choose(basis, points.matrix(new, rows), targets[held_out])
+        return self._choose(basis.eigen, basis.rows(points.matrix(new, rows)), targets[held_out])
 
     def _choose(
-        self, chain: FeatureChain | BlockLanczos, new: Any = None, target: FloatArray | None = None
+        self, chain: EigenChain, rows: FloatArray | None = None, target: FloatArray | None = None
     ) -> FloatArray:
-        """The schedule by generalised cross-validation, or with ``target`` at ``new`` points."""
+        """The schedule by generalised cross-validation, or on points with ``rows`` and ``target``."""
         if self.n_steps == math.inf:
-            if target is None:
-                # of block Lanczos, values and standard errors
-                gcv = [chain.generalised_cross_validation(self.lam, alpha, math.inf) for alpha in LIMIT_ALPHAS]
-                scores = np.array([np.ravel(values)[0] for values in gcv])
+            if rows is None or target is None:
+                scores = np.array([chain.estimates(self.lam, alpha, math.inf).gcv[0] for alpha in LIMIT_ALPHAS])
             else:
-                scores = chain.risk_map(new, target, LIMIT_ALPHAS, self.lam, math.inf)
+                scores = chain.risk_map(rows, target, LIMIT_ALPHAS, self.lam, math.inf, "squared")
             return LIMIT_ALPHAS[[np.argmin(scores)]]
-        if target is None:
+        if rows is None or target is None:
             return self._greedy_schedule(chain.gcv_residuals(self.lam, AUTO_FITS))
-        powers = chain.coefficients(self.lam, 0.0, range(1, AUTO_FITS + 1))
-        return self._greedy_schedule(target - chain.predict(new, powers))
+        powers = chain.predict(rows, self.lam, 0.0, range(1, AUTO_FITS + 1))  # of A y, A² y, ...
+        return self._greedy_schedule(target - powers)
 
     def _held_out(self, n: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """The positions of the points to train on and to hold out."""
@@ -314,17 +306,6 @@ class SelfDistilledBase(BaseEstimator):
             raise ValueError(f"validation_fraction={fraction} holds out all {n} points")
         order = check_random_state(self.random_state).permutation(n)
         return order[n_held_out:], order[:n_held_out]
-
-    def _choose_on_held_out(self, K: FloatArray, targets: FloatArray, fraction: float) -> FloatArray:
-        train, held_out = self._held_out(len(K), fraction)
-        spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
-        K_new = K[np.ix_(held_out, train)]
-        target = targets[held_out]
-        if self.n_steps == math.inf:
-            scores = risk_map(spectrum, targets[train], K_new, target, LIMIT_ALPHAS, self.lam, math.inf)
-            return LIMIT_ALPHAS[[np.argmin(scores)]]
-        powers = spectral.power_coefficients(spectrum, targets[train], self.lam, AUTO_FITS)
-        return self._greedy_schedule(target - spectral.predict(K_new, powers))
 
     def _greedy_schedule(self, residuals: FloatArray) -> FloatArray:
         if self.n_steps == 1:

@@ -190,11 +190,6 @@ class BlockLanczos:
             state = {"T": T, "coupling": self._coupling, "next": self._next, "start": self._start}
             self._files.save(Q.T, state | {"lost": np.array(self._lost), "passes": np.array(self.passes)})
 
-    @property
-    def eigenvalues(self) -> FloatArray:
-        """Theta (k,), large to small: the largest of them approximate the largest of K."""
-        return self._eigenpairs()[0]
-
     def coefficients(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
         """The dual coefficients of one chain, (len(steps), n[, m]), as ``krr.dual_coefficients``."""
         theta, U = self._eigenpairs()
@@ -224,12 +219,15 @@ class BlockLanczos:
         loss: str = "squared",
     ) -> FloatArray:
         """The risk of every chain at q new points, as ``krr.risk_map``; ``K_new`` (q, n) is an array or operator."""
+        return self.eigen.risk_map(self.rows(K_new), target, alphas, lams, steps, loss)
+
+    def rows(self, K_new: Any) -> FloatArray:
+        """K_new Q U, (q, size): new points in the basis of ``eigen``; ``K_new`` (q, n) is an array or operator."""
         U = self._eigenpairs()[1]
         operator = aslinearoperator(K_new)
         if operator.shape[1] != len(self.y):
             raise ValueError(f"K_new must have a column for each of the {len(self.y)} points, not {operator.shape}")
-        rotated = np.asarray(operator.matmat(self._Q[:, : self.size])) @ U
-        return self.eigen.risk_map(rotated, target, alphas, lams, steps, loss)
+        return np.asarray(operator.matmat(self._Q[:, : self.size])) @ U
 
     def errors(self, alphas: Schedules, lams: ArrayLike, steps: ArrayLike) -> FloatArray:
         """Upper bounds of ‖error‖ / ‖fitted values‖ of every chain, (len(alphas), len(lams), len(steps)).
