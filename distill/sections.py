@@ -69,6 +69,11 @@ class DataConfig(Section):
     augment: bool = option(
         True, "random crops (zero padding of an eighth of the width) and flips (no flips for digits)"
     )
+    cutout: int = option(
+        0,
+        "with augmentation, make a square of this many pixels a side black, at a random place (DeVries & Taylor 2017)",
+        Range(0, 2**16),
+    )
 
     def check(self) -> None:
         require(
@@ -86,6 +91,7 @@ class DataConfig(Section):
         require(
             self.labels == "fine" or self.dataset == "cifar100", f"labels coarse is for cifar100, not {self.dataset}"
         )
+        require(self.augment or not self.cutout, "cutout is a part of the augmentation; leave --no-augment out")
         kind = noise.NOISE_KINDS[self.label_noise_kind]
         require(
             not (kind.sets_rate and self.label_noise),
@@ -127,9 +133,27 @@ class ModelConfig(Section):
     pretrained: bool = option(False, "start every model from torchvision's ImageNet parameters, with a new last layer")
     network: str | None = option(
         None,
-        "package.module:function that returns your own network when called with (channels, classes), in the place of "
-        "--resnet",
+        "another network in the place of --resnet: wrn-D-K, a wide residual network (such as wrn-28-10); "
+        "torchvision:NAME, such as torchvision:mobilenet_v3_small; or package.module:function, your own, which is "
+        "called with (channels, classes)",
     )
+
+    @property
+    def wide(self) -> tuple[int, int] | None:
+        """Depth and width of a wide residual network, or None for another one."""
+        found = re.fullmatch(r"wrn-(\d{1,4})-(\d{1,4})", self.network or "")
+        return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def torchvision(self) -> str | None:
+        """The name of torchvision's network, or None for another one."""
+        package, _, name = (self.network or "").partition(":")
+        return name if package == "torchvision" else None
+
+    @property
+    def is_function(self) -> bool:
+        """Whether ``network`` names the user's function."""
+        return self.network is not None and self.wide is None and self.torchvision is None
 
     @property
     def is_small(self) -> bool:
@@ -155,15 +179,26 @@ class ModelConfig(Section):
 
     def resolved(self) -> dict[str, Any]:
         if self.network is not None:
-            return {"resnet": CUSTOM_MODEL}
+            stem = {"stem": self.stem or "imagenet"} if self.torchvision else {}
+            return {"resnet": CUSTOM_MODEL, **stem}
         if self.is_small:
             return {"stem": self.stem or "cifar", "width": 16 if self.width is None else self.width}
         return {} if self.is_python else {"stem": self.stem or "imagenet"}
 
     def check(self) -> None:
         if self.network is not None:
-            require(":" in self.network, f"network must be package.module:function, not {self.network}")
-            for name in ("stem", "width", "pretrained"):
+            if self.wide is not None:
+                depth, width = self.wide
+                require(
+                    depth >= 10 and depth % 6 == 4 and width >= 1,
+                    f"network {self.network}: the depth of wrn-D-K must be 10, 16, 22, 28, ..., and K at least 1",
+                )
+            else:
+                require(
+                    ":" in self.network,
+                    f"network must be wrn-D-K, torchvision:NAME or package.module:function, not {self.network}",
+                )
+            for name in ("width",) if self.torchvision else ("stem", "width", "pretrained"):
                 require(not getattr(self, name), f"{name} is for the ResNets; leave it out with --network")
         elif self.is_small:
             require(self.stem == "cifar", f"resnet {self.resnet} has a CIFAR stem; --stem is for 18, 34, 50, 101")
@@ -196,10 +231,25 @@ class TrainConfig(Section):
     reg_coef: float = option(1e-4, "coefficient of the regulariser", NOT_NEGATIVE)
     optimizer: str = option("adam", "algorithm of the updates", choices=("adam", "adamw", "sgd"))
     lr: float = option(1e-4, "learning rate; with a schedule, the highest", POSITIVE)
+    nesterov: bool = option(False, "Nesterov momentum, for sgd")
     momentum: float | None = option(None, "momentum of sgd [default: 0.9]", Range(0.0, 1.0, without="high"))
     weight_decay: float = option(0.0, "weight decay of the optimiser", NOT_NEGATIVE)
     lr_schedule: str = option("constant", "schedule of the learning rate", choices=("constant", "cosine", "onecycle"))
     warmup_epochs: int = option(0, "epochs of linear warm-up before the schedule", Range(0, 10**6))
+    label_smoothing: float = option(
+        0.0,
+        "share of each given label that is spread over all classes (Szegedy et al. 2016)",
+        Range(0.0, 1.0, without="high"),
+    )
+    clip_grad: float | None = option(
+        None, "scale the gradient of the loss (without the regulariser) down to this L2 norm if it is larger", POSITIVE
+    )
+    ema: float | None = option(
+        None,
+        "keep, and evaluate, an exponential moving average of all parameters with this decay, which begins lower: "
+        "(1 + t) / (10 + t) after t updates",
+        Range(0.0, 1.0, without="high"),
+    )
     precision: str = option(
         "fp32",
         "fp32: float32 throughout; tf32: float32 products on tensor cores (CUDA); bf16: autocast, with float32 "
@@ -232,6 +282,10 @@ class TrainConfig(Section):
         )
         require(
             self.momentum is None or self.optimizer == "sgd", f"momentum is for --optimizer sgd, not {self.optimizer}"
+        )
+        require(
+            not self.nesterov or bool(self.momentum),
+            "nesterov needs --optimizer sgd with a --momentum that is not 0",
         )
         require(
             self.warmup_epochs < self.max_epochs,

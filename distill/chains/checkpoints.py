@@ -115,7 +115,7 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
 
 def network_factory(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:
     """The function that makes the networks that ``config`` names. Raises ConfigError if it cannot be imported."""
-    if config.network is None:
+    if config.network is None or not config.is_function:
         return lambda: models.build(config, channels, classes)
     name = config.network
     function = named_object(name, "--network")

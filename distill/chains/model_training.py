@@ -140,7 +140,7 @@ class Training:
     def record(self, row: dict[str, Any]) -> None:
         """Write the metrics of an epoch and the state after it."""
         if self.selects_best and row["val_acc"] > max((r["val_acc"] for r in self.rows), default=-1):
-            self.best = {name: tensor.cpu().clone() for name, tensor in self.trainer.model.state_dict().items()}
+            self.best = {name: tensor.cpu().clone() for name, tensor in self.trainer.kept.state_dict().items()}
         self.rows.append(row)
         state = {
             **{"fit": self.trainer.state_dict(), "rows": self.rows, "best": self.best},
@@ -155,8 +155,8 @@ class Training:
     def selected(self) -> nn.Module:
         """The model to keep: that of the last epoch, or of the best."""
         if self.best is not None:
-            self.trainer.model.load_state_dict(self.best)
-        return self.trainer.model
+            self.trainer.kept.load_state_dict(self.best)
+        return self.trainer.kept
 
 
 def _initial_model(session: Session, spec: ModelSpec) -> Classifier:
@@ -234,7 +234,8 @@ def _train_epoch(
     started = time.perf_counter()
     data = session.data
     width = data.train.images.shape[-1]
-    plan = augment.plan(session.seed, spec.step, epoch, len(images), width, session.config.data.augment, data.flip)
+    config = session.config.data
+    plan = augment.plan(session.seed, spec.step, epoch, len(images), width, config.augment, data.flip, config.cutout)
     with RNG_LOCK:
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
@@ -253,7 +254,7 @@ def _train_epoch(
     val_loss = None
     val_acc = None
     if session.val is not None:
-        val_loss, val_logits = session.score(trainer.model, session.val)
+        val_loss, val_logits = session.score(trainer.kept, session.val)
         val_acc = metrics.accuracy(val_logits, session.val.labels)
     return {
         "epoch": epoch + 1,

@@ -1,10 +1,10 @@
-"""Augmentation: random crops after zero padding, and random horizontal flips.
+"""Augmentation: random crops after zero padding, random horizontal flips, and cutout.
 
 Equals torchvision's RandomCrop(32, padding=4) and RandomHorizontalFlip(), for a whole batch at once. An epoch's draws
 depend on (seed, step, epoch) alone and are made on the CPU. Pixels stay uint8, so every device gives the same images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,28 +23,33 @@ class Plan:
     flip: Tensor  # (n,) bool
     pad: int  # pixels of zero padding on each side
     augments: bool  # if not, images are only put in order
+    cutout: int = 0  # pixels, the side of the black square; 0: none
+    centre: Tensor = field(default_factory=lambda: torch.zeros((0, 2)))  # (n, 2), as shares of height and width
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, part: slice) -> "Plan":
-        return Plan(self.order[part], self.top[part], self.left[part], self.flip[part], self.pad, self.augments)
+        return replace(self, **{name: getattr(self, name)[part] for name in TENSORS})
 
     def to(self, device: torch.device) -> "Plan":
         """The same plan with its tensors on a device."""
-        order, top, left, flip = (t.to(device) for t in (self.order, self.top, self.left, self.flip))
-        return Plan(order, top, left, flip, self.pad, self.augments)
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
 
 
-def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, flip: bool) -> Plan:
+TENSORS = ("order", "top", "left", "flip", "centre")
+
+
+def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, flip: bool, cutout: int = 0) -> Plan:
     """The draws for one epoch over ``n`` images, ``size`` pixels wide. The padding is size // 8 (4 for CIFAR)."""
     rng = generator(seed, "epoch", step, epoch)
     pad = size // 8 if augment else 0
     order = rng.permutation(n)
     top, left = rng.integers(0, 2 * pad + 1, size=(2, n))
     flips = rng.random(n) < (0.5 if augment and flip else 0.0)
-    as_tensor = torch.from_numpy
-    return Plan(as_tensor(order), as_tensor(top), as_tensor(left), as_tensor(flips), pad, augment)
+    centre = rng.random((n, 2))
+    order, top, left, flips, centre = map(torch.from_numpy, (order, top, left, flips, centre))
+    return Plan(order, top, left, flips, pad, augment, cutout, centre)
 
 
 def apply(images: Tensor, plan: Plan) -> Tensor:
@@ -58,4 +63,17 @@ def apply(images: Tensor, plan: Plan) -> Tensor:
     padded = F.pad(images, (plan.pad,) * 4)  # (b, c, h + 2 pad, w + 2 pad)
     image = torch.arange(b, device=images.device)[:, None, None, None]
     channel = torch.arange(c, device=images.device)[None, :, None, None]
-    return padded[image, channel, rows[:, None, :, None], cols[:, None, None, :]]
+    cropped = padded[image, channel, rows[:, None, :, None], cols[:, None, None, :]]
+    if plan.cutout:
+        cropped[_square(plan, h, w)[:, None].expand_as(cropped)] = 0
+    return cropped
+
+
+def _square(plan: Plan, height: int, width: int) -> Tensor:
+    """(b, h, w) bool: a square of ``cutout`` pixels a side around the centre, as far as it is in the image."""
+    inside = []
+    for length, share in ((height, plan.centre[:, 0]), (width, plan.centre[:, 1])):
+        first = (share * length).long()[:, None] - plan.cutout // 2
+        at = torch.arange(length, device=share.device)
+        inside.append((at >= first) & (at < first + plan.cutout))
+    return inside[0][:, :, None] & inside[1][:, None, :]

@@ -6,6 +6,7 @@ waits for the device.
 On a CUDA device the updates on a chunk's whole batches are replayed as a CUDA graph (``cuda_graph``).
 """
 
+import copy
 import math
 from typing import Any
 
@@ -20,7 +21,7 @@ from distill.training.batches import Batch, ImageStore, chunk_size, chunks
 from distill.training.cuda_graph import GRAPHS, CapturedUpdates
 from distill.training.device import autocast, place
 from distill.training.listener import Listener
-from distill.training.objective import Objective, one_hot
+from distill.training.objective import Objective, one_hot, smoothed
 from distill.training.optim import learning_rate, make_optimizer, updates_per_epoch
 from distill.training.predict import soft_targets
 
@@ -52,7 +53,10 @@ class Trainer:
         self.epochs = 0
         self.lr = train.lr  # of the last update
         self.rates_on_device = GRAPHS.can_capture(device)
-        self.captures = self.rates_on_device and train.graph
+        # With an average, whose decay a replayed graph would not change, updates run eagerly.
+        self.captures = self.rates_on_device and train.graph and train.ema is None
+        self.average = None if train.ema is None else copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.updates = 0  # that the average has seen
         self.captured: tuple[Objective, CapturedUpdates] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,7 +64,15 @@ class Trainer:
         optimizer = self.optimizer.state_dict()
         if self.rates_on_device:  # otherwise they are plain numbers already
             optimizer["param_groups"] = [group | {"lr": self.lr} for group in optimizer["param_groups"]]
-        return {"model": self.model.state_dict(), "optimizer": optimizer, "epochs": self.epochs}
+        state = {"model": self.model.state_dict(), "optimizer": optimizer, "epochs": self.epochs}
+        if self.average is not None:
+            state |= {"average": self.average.state_dict(), "updates": self.updates}
+        return state
+
+    @property
+    def kept(self) -> nn.Module:
+        """The model to evaluate and to keep: with ``ema`` the average."""
+        return self.model if self.average is None else self.average
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a result of ``state_dict``, made on this device or another."""
@@ -72,6 +84,9 @@ class Trainer:
                 if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
                     held[name] = torch.empty_like(p).copy_(value)
         self.epochs = state["epochs"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+            self.updates = state["updates"]
 
     def epoch(
         self,
@@ -96,7 +111,8 @@ class Trainer:
         self.model.train()
         for images, labels in chunks(store, plan[: updates * batch_size], size):
             soft = soft_targets(teacher, images, self.train)
-            chunk = Batch(images, one_hot(labels, classes), None if soft is None else target.teacher_target(soft))
+            given = smoothed(one_hot(labels, classes), self.train.label_smoothing)
+            chunk = Batch(images, given, None if soft is None else target.teacher_target(soft))
             logits, regs = self._train_on(chunk, objective, rates[sums.updates :], size // batch_size, listener)
             sums.add(logits, labels, chunk, regs)
             listener.end_chunk(sums)
@@ -172,10 +188,26 @@ class Trainer:
         logits = logits.float()
         self.optimizer.zero_grad()
         objective(logits, batch.given, batch.soft).mean().backward()
+        if self.train.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.train.clip_grad)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         reg = optim.update(self.optimizer, self.parameters, self.train.reg, self.train.reg_coef)
+        self._update_average()
         return logits.detach(), reg
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Move the average, if there is one, towards the model; what are no floats is copied."""
+        if self.average is None or self.train.ema is None:
+            return
+        decay = min(self.train.ema, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for held, value in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+            if value.is_floating_point():
+                held.lerp_(value, 1 - decay)
+            else:
+                held.copy_(value)
 
 
 class EpochSums:

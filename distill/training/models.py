@@ -3,16 +3,19 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from distill.config import CIFAR_RESNETS, ModelConfig
-from distill.errors import ConfigError
+from distill.config import ModelConfig
+from distill.errors import ConfigError, suggestion
 from distill.randomness import RNG_LOCK
 from distill.training.convolutions import ProductConv2d, is_plain
+
+OUTPUTS = nn.Linear | nn.Conv2d  # the types of a network's last layer
 
 
 class Classifier(nn.Module):
@@ -49,26 +52,65 @@ def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:
 
     Raises ConfigError if pretrained parameters are not available.
     """
-    if config.resnet in CIFAR_RESNETS:
+    if config.wide is not None:
+        return WideResNet(*config.wide, channels, classes)
+    if config.torchvision is not None:
+        return _torchvision_network(config, config.torchvision, channels, classes)
+    if config.is_small:
         assert config.width is not None  # the configuration has resolved it
         return CifarResNet(config.resnet, config.width, channels, classes)
     return _torchvision_resnet(config, channels, classes)
 
 
-def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.Module:
+def _from_torchvision(name: str, pretrained: bool) -> nn.Module:
+    """torchvision's network of this name, for its 1,000 classes, with its or new parameters. Raises ConfigError."""
     from torchvision import models  # slower to import than torch itself, and small networks do not need it
 
-    name = f"resnet{config.resnet}"
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ConfigError(f"network torchvision:{name} is no classifier of torchvision{suggestion(name, known)}")
+    # Without auxiliary classifiers, whose networks return more than logits.
+    auxiliary = name in ("googlenet", "inception_v3") and not pretrained
+    plain = {"aux_logits": False, "init_weights": True} if auxiliary else {}
     try:
         with redirect_stderr(sys.stdout):  # torch announces the download on stderr, which is for one-line errors
-            network = models.get_model(name, weights="DEFAULT" if config.pretrained else None)
+            return models.get_model(name, weights="DEFAULT" if pretrained else None, **plain)
     except Exception as error:  # no connection, a broken download or a damaged file: each raises another type
-        if not config.pretrained:
+        if not pretrained:
             raise
         raise ConfigError(
             f"--pretrained: the parameters of {name} are not available ({' '.join(str(error).split())}); "
             f"put torchvision's file into {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
         ) from None
+
+
+def _torchvision_network(config: ModelConfig, name: str, channels: int, classes: int) -> nn.Module:
+    """torchvision's network of this name with a new last layer, and a new first one if it must differ."""
+    network: Any = _from_torchvision(name, config.pretrained)
+    if hasattr(network, "aux_logits"):
+        network.aux_logits = False
+    last, layer = [(path, module) for path, module in network.named_modules() if isinstance(module, OUTPUTS)][-1]
+    if isinstance(layer, nn.Conv2d):  # squeezenet
+        network.set_submodule(last, nn.Conv2d(layer.in_channels, classes, 1))
+    else:
+        network.set_submodule(last, nn.Linear(layer.in_features, classes, layer.bias is not None))
+    first, conv = next((path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    cifar = config.stem == "cifar"
+    if cifar and (conv.stride != (2, 2) or conv.kernel_size[0] not in (3, 7)):
+        raise ConfigError(f"network torchvision:{name} has no stem to replace: leave --stem cifar out")
+    if cifar or channels != conv.in_channels:
+        size, stride, padding = (3, 1, 1) if cifar else (conv.kernel_size, conv.stride, conv.padding)
+        new = nn.Conv2d(channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)
+        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+        network.set_submodule(first, new)
+    for path in ("maxpool", "features.pool0") if cifar else ():
+        if path in dict(network.named_modules()):
+            network.set_submodule(path, nn.Identity())
+    return network
+
+
+def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.Module:
+    network = _from_torchvision(f"resnet{config.resnet}", config.pretrained)
     network.fc = nn.Linear(network.fc.in_features, classes)
     if config.stem == "cifar":
         network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
@@ -108,6 +150,51 @@ class _Block(nn.Module):
         if self.widen:  # option A of the paper: subsample, and pad the new channels with zeros
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.widen))
         return F.relu(out + x)
+
+
+class _WideBlock(nn.Module):
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(before)
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.shortcut = None if before == after else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, before, h, w) -> (n, after, h / stride, w / stride)
+        out = F.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(out)
+        return shortcut + self.conv2(F.relu(self.bn2(self.conv1(out))))
+
+
+class WideResNet(nn.Module):
+    """WRN-d-k, the wide residual network (Zagoruyko & Komodakis 2016, arXiv 1605.07146, table 1), without dropout.
+
+    Three stages of (d - 4) / 6 blocks with 16 k, 32 k and 64 k channels; normalisation before each convolution.
+    """
+
+    any_layout = True  # see device.place
+
+    def __init__(self, depth: int, width: int, channels: int, classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        blocks = []
+        before = 16
+        for stage in range(3):
+            after = 16 * width * 2**stage
+            for block in range((depth - 4) // 6):
+                blocks.append(_WideBlock(before, after, stride=2 if stage and not block else 1))
+                before = after
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(before)
+        self.fc = nn.Linear(before, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:  # (n, channels, h, w) -> (n, classes)
+        x = self.blocks(self.conv1(x))
+        return self.fc(F.relu(self.bn(x)).mean(dim=(2, 3)))
 
 
 class CifarResNet(nn.Module):

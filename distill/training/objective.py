@@ -20,6 +20,11 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return F.one_hot(labels, classes).float()
 
 
+def smoothed(given: Tensor, share: float) -> Tensor:
+    """``(1 - share) * given + share / classes``, for labels (n, classes) as one-hot rows."""
+    return given if share == 0 else (1 - share) * given + share / given.shape[1]
+
+
 def blend(given: Tensor, soft: Tensor | None, alpha: float) -> Tensor:
     """``alpha * given + (1 - alpha) * soft``, both (n, classes) probabilities; ``given`` alone without a teacher."""
     return given if soft is None else alpha * given + (1 - alpha) * soft

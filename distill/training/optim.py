@@ -23,7 +23,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
     parameters = [p for p in model.parameters() if p.requires_grad]
     options: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
     if train.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=train.momentum or 0.0, **options)
+        return torch.optim.SGD(parameters, momentum=train.momentum or 0.0, nesterov=train.nesterov, **options)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options)
     return torch.optim.Adam(parameters, **options)
