@@ -21,7 +21,7 @@ from distill.data.load import load_source
 from distill.data.source import Source
 from distill.data.splits import Dataset, Split, make_dataset
 from distill.environment import available_cores
-from distill.errors import ConfigError, UserError
+from distill.errors import ConfigError, UserError, one_line
 from distill.files import write_atomically
 from distill.store.records import DamagedRecordError, digest_of_parts
 from distill.store.results import read_record
@@ -101,6 +101,21 @@ class Experiment:
         if not file.exists():
             rundir.make_folder(file.parent)
             write_atomically(file, content)
+
+    def check_network(self, data: Dataset) -> None:
+        """Raise ConfigError if the network does not turn images of this size into logits."""
+        images = torch.from_numpy(data.train.images[:2])
+        expected = (len(images), len(data.classes))
+        with forked_rng(), torch.no_grad():
+            model = Classifier(self.network_factory(data)(), data.mean, data.std).eval()
+            try:
+                shape = tuple(model(images).shape)
+                reason = "" if shape == expected else f"it returns {shape}, not {expected}"
+            except Exception as error:  # a network may raise anything
+                reason = one_line(error)
+        if reason:
+            size = "x".join(map(str, images.shape[1:]))
+            raise ConfigError(f"{self.config.model.name} cannot classify images of {size} ({reason})")
 
     def check_teacher(self, data: Dataset) -> None:
         """Raise ConfigError if the given teacher does not fit this run. Called before anything is written.

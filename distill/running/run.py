@@ -79,6 +79,8 @@ def _check(experiment: Experiment) -> None:
     chain = experiment.config.chain
     for seed in chain.seed:
         data = experiment.dataset(seed)
+    if experiment.config.model.network is not None:
+        experiment.check_network(data)
     if chain.teacher_ckpt is not None:
         rundir = RunDir(experiment.config.output)
         teachers = (rundir.model(seed, None, chain.first_step) / "result.json" for seed in chain.seed)

@@ -48,8 +48,9 @@ def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, fli
     top, left = rng.integers(0, 2 * pad + 1, size=(2, n))
     flips = rng.random(n) < (0.5 if augment and flip else 0.0)
     centre = rng.random((n, 2))
-    order, top, left, flips, centre = map(torch.from_numpy, (order, top, left, flips, centre))
-    return Plan(order, top, left, flips, pad, augment, cutout, centre)
+    as_tensor = torch.from_numpy
+    draws = as_tensor(order), as_tensor(top), as_tensor(left), as_tensor(flips)
+    return Plan(*draws, pad, augment, cutout, as_tensor(centre))
 
 
 def apply(images: Tensor, plan: Plan) -> Tensor:

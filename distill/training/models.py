@@ -54,27 +54,25 @@ def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:
     """
     if config.wide is not None:
         return WideResNet(*config.wide, channels, classes)
-    if config.torchvision is not None:
-        return _torchvision_network(config, config.torchvision, channels, classes)
     if config.is_small:
         assert config.width is not None  # the configuration has resolved it
         return CifarResNet(config.resnet, config.width, channels, classes)
-    return _torchvision_resnet(config, channels, classes)
+    network = _torchvision_network(config, config.torchvision or f"resnet{config.resnet}", channels, classes)
+    if config.torchvision is None:
+        use_product_convolutions(network)
+    return network
 
 
-def _from_torchvision(name: str, pretrained: bool) -> nn.Module:
+def _from_torchvision(name: str, pretrained: bool) -> Any:
     """torchvision's network of this name, for its 1,000 classes, with its or new parameters. Raises ConfigError."""
     from torchvision import models  # slower to import than torch itself, and small networks do not need it
 
-    known = models.list_models(module=models)
+    known = set(models.list_models(module=models)) - {"googlenet", "inception_v3"}  # which return more than logits
     if name not in known:
         raise ConfigError(f"network torchvision:{name} is no classifier of torchvision{suggestion(name, known)}")
-    # Without auxiliary classifiers, whose networks return more than logits.
-    auxiliary = name in ("googlenet", "inception_v3") and not pretrained
-    plain = {"aux_logits": False, "init_weights": True} if auxiliary else {}
     try:
         with redirect_stderr(sys.stdout):  # torch announces the download on stderr, which is for one-line errors
-            return models.get_model(name, weights="DEFAULT" if pretrained else None, **plain)
+            return models.get_model(name, weights="DEFAULT" if pretrained else None)
     except Exception as error:  # no connection, a broken download or a damaged file: each raises another type
         if not pretrained:
             raise
@@ -86,9 +84,7 @@ def _from_torchvision(name: str, pretrained: bool) -> nn.Module:
 
 def _torchvision_network(config: ModelConfig, name: str, channels: int, classes: int) -> nn.Module:
     """torchvision's network of this name with a new last layer, and a new first one if it must differ."""
-    network: Any = _from_torchvision(name, config.pretrained)
-    if hasattr(network, "aux_logits"):
-        network.aux_logits = False
+    network = _from_torchvision(name, config.pretrained)
     last, layer = [(path, module) for path, module in network.named_modules() if isinstance(module, OUTPUTS)][-1]
     if isinstance(layer, nn.Conv2d):  # squeezenet
         network.set_submodule(last, nn.Conv2d(layer.in_channels, classes, 1))
@@ -100,26 +96,12 @@ def _torchvision_network(config: ModelConfig, name: str, channels: int, classes:
         raise ConfigError(f"network torchvision:{name} has no stem to replace: leave --stem cifar out")
     if cifar or channels != conv.in_channels:
         size, stride, padding = (3, 1, 1) if cifar else (conv.kernel_size, conv.stride, conv.padding)
-        new = nn.Conv2d(channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)
+        new = nn.Conv2d(channels, conv.out_channels, size, stride, padding, bias=conv.bias is not None)  # type: ignore
         nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
         network.set_submodule(first, new)
     for path in ("maxpool", "features.pool0") if cifar else ():
         if path in dict(network.named_modules()):
             network.set_submodule(path, nn.Identity())
-    return network
-
-
-def _torchvision_resnet(config: ModelConfig, channels: int, classes: int) -> nn.Module:
-    network = _from_torchvision(f"resnet{config.resnet}", config.pretrained)
-    network.fc = nn.Linear(network.fc.in_features, classes)
-    if config.stem == "cifar":
-        network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
-        network.maxpool = nn.Identity()
-    elif channels != 3:
-        network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    if network.conv1.in_channels != 3 or config.stem == "cifar":
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
-    use_product_convolutions(network)
     return network
 
 

@@ -1,6 +1,7 @@
 """augment.py against torchvision's crops and flips, image by image."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,7 +119,8 @@ def test_a_plan_is_a_function_of_seed_step_and_epoch():
 
 def test_a_plan_cannot_depend_on_alpha():
     """The arms of a grid use the same images in the same order, so their results are paired."""
-    assert list(inspect.signature(augment.plan).parameters) == ["seed", "step", "epoch", "n", "size", "augment", "flip"]
+    names = ["seed", "step", "epoch", "n", "size", "augment", "flip", "cutout"]
+    assert list(inspect.signature(augment.plan).parameters) == names
 
 
 def test_parts_of_a_plan_make_the_whole():
@@ -134,3 +136,20 @@ def test_a_gpu_gives_the_same_bits():
     images, plan = images_of(100), augment.plan(1, 0, 0, 100, 16, augment=True, flip=True)
     on_gpu = augment.apply(images.cuda(), plan.to(torch.device("cuda")))
     assert torch.equal(on_gpu.cpu(), augment.apply(images, plan))
+
+
+@pytest.mark.parametrize(("side", "height", "width"), [(1, 8, 8), (4, 16, 16), (5, 9, 16), (40, 8, 8)])
+def test_cutout_makes_the_part_of_a_square_that_is_in_the_image_black(side, height, width):
+    white = torch.full((200, 2, height, width), 255, dtype=torch.uint8)
+    plan = augment.plan(1, 2, 3, 200, width, augment=True, flip=True, cutout=side)
+    plan = replace(plan, pad=0, top=torch.zeros_like(plan.top), left=torch.zeros_like(plan.left))
+    for image, (row, column) in zip(augment.apply(white, plan), plan.centre.tolist(), strict=True):
+        expected = torch.full((height, width), 255, dtype=torch.uint8)
+        top, left = int(row * height) - side // 2, int(column * width) - side // 2
+        expected[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
+        assert torch.equal(image, expected.expand_as(image))
+
+
+def test_cutout_changes_no_other_draw():
+    plain, cut = (augment.plan(1, 2, 3, 50, 16, augment=True, flip=True, cutout=side) for side in (0, 4))
+    assert all(torch.equal(getattr(plain, name), getattr(cut, name)) for name in ("order", "top", "left", "flip"))
