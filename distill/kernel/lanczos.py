@@ -23,7 +23,7 @@ from scipy.sparse.linalg import aslinearoperator
 from distill.environment import available_memory
 from distill.kernel import spectral
 from distill.kernel.arguments import as_count, as_ridges, as_schedule, as_steps, as_targets
-from distill.kernel.arrays import EPS, FloatArray, check_overflow
+from distill.kernel.arrays import EPS, FloatArray, as_floats, check_overflow
 from distill.kernel.basis_files import BasisFiles, locked
 from distill.kernel.bounds import limit_error, step_errors
 from distill.kernel.eigenchain import EigenChain
@@ -75,7 +75,10 @@ class BlockLanczos:
         seed: int = 0,
         checkpoint: Path | None = None,
     ):
-        self.operator = aslinearoperator(K)
+        try:
+            self.operator = aslinearoperator(K)
+        except TypeError:
+            raise TypeError(f"K must be a matrix or a linear operator, not {type(K).__name__}") from None
         n = self.operator.shape[0]
         if self.operator.shape != (n, n) or self.operator.dtype.kind not in "biuf":
             raise ValueError(f"K must be square and real, not {self.operator.shape} of {self.operator.dtype}")
@@ -336,7 +339,7 @@ def lanczos(
     is called with the basis size and the largest error. Raises NotReachedError, which names the ridges that
     ``max_basis`` vectors do not reach and holds the basis, and DataError if another process uses the checkpoint.
     """
-    if not 0 < tolerance < math.inf:
+    if not 0 < as_floats("tolerance", tolerance, 0, largest=math.inf) < math.inf:
         raise ValueError(f"tolerance must be positive and finite, not {tolerance}")
     with nullcontext() if checkpoint is None else locked(Path(checkpoint)):
         basis = BlockLanczos(K, y, probes=probes, max_basis=max_basis, seed=seed, checkpoint=checkpoint)
@@ -369,9 +372,10 @@ def _not_reached(
         if len(sizes[recent]) > 1 and np.isfinite(errors[recent, j]).all():
             slope, intercept = np.polyfit(sizes[recent], np.log(errors[recent, j]), 1)
             if slope < 0:
-                needs[i] = math.ceil((math.log(tolerance) - intercept) / slope / 10) * 10
-        need = "an unknown basis" if np.isnan(needs[i]) else f"some {needs[i]:.0f} vectors"
-        parts.append(f"lam = {lams[j]:.3g} (error {errors[-1, j]:.2g}, needs {need})")
+                need = math.ceil((math.log(tolerance) - intercept) / slope / 10) * 10
+                needs[i] = min(need, len(basis.y))  # a basis of all vectors is exact
+        size = "an unknown basis" if np.isnan(needs[i]) else f"some {needs[i]:.0f} vectors"
+        parts.append(f"lam = {lams[j]:.3g} (error {errors[-1, j]:.2g}, needs {size})")
     error = NotReachedError(f"{sizes[-1]} basis vectors do not reach an error of {tolerance:g} for {', '.join(parts)}")
     error.basis = basis
     error.lams = lams[missed]

@@ -205,7 +205,8 @@ def test_rounding_is_no_asymmetry(name):
         ({"probes": -1}, "probes must be a whole number"),
         ({"probes": 2.5}, "probes must be a whole number"),
         ({"tolerance": 0}, "tolerance must be positive"),
-        ({"tolerance": math.nan}, "tolerance must be positive"),
+        ({"tolerance": "x"}, "tolerance must hold real numbers"),
+        ({"tolerance": math.nan}, "tolerance must be finite"),
         ({"y": np.ones(3)}, "a row for each"),
         ({"y": np.full(50, np.nan)}, "y must be finite"),
         ({"lams": -1.0}, "lams must be"),
@@ -230,3 +231,15 @@ def test_new_points_are_checked():
     for wrong, message in ((K_new[:, 1:], "K_new must have a column for each of the 50"), (K_new * np.nan, "finite")):
         with pytest.raises(ValueError, match=message):
             basis.risk_map(wrong, np.zeros((40, 2)), 0.5, 1.0, [1])
+
+
+def test_refuses_what_is_no_matrix():
+    with pytest.raises(TypeError, match="K must be a matrix or a linear operator, not str"):
+        lanczos("K", np.ones(3), 0.5, 1.0, [1])
+
+
+def test_a_basis_of_all_vectors_is_enough():
+    K, y, _ = problem()
+    with pytest.raises(NotReachedError) as caught:
+        lanczos(K, y, 0.5, 1e-12, [1], max_basis=100)
+    assert np.isnan(caught.value.needs).all() or (caught.value.needs <= 300).all()
