@@ -15,7 +15,7 @@ from distill.errors import ConfigError, one_line
 from distill.files import write_derived
 from distill.program import complain
 from distill.reporting import comparison, page_tables, plots
-from distill.reporting.page_tables import Heat
+from distill.reporting.page_tables import Heat, Seconds
 from distill.reporting.results import Key, RunResults, name_key
 from distill.reporting.run_tables import answer, estimates, gains_table, targets
 from distill.reporting.svg import inline_svg
@@ -44,6 +44,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.tests["spread"] = lambda cell: isinstance(cell, Spread)
+    environment.tests["seconds"] = lambda cell: isinstance(cell, Seconds)
     environment.tests["heat"] = lambda cell: isinstance(cell, Heat)
     environment.tests["links"] = lambda cell: isinstance(cell, list)
     return environment
@@ -176,28 +177,17 @@ def _noise(run: RunResults, number: int) -> list[Part]:
 
 
 def _confusions(run: RunResults) -> list[Part]:
-    """The confusion matrices of the teacher and of the chosen model, and the accuracy by class."""
+    """The confusion matrices of the teacher and of the chosen model, if any, and the accuracy by class."""
     model, how = chosen(run)
-    title = "Classes"
-    if model is None:
-        return [Part(title, f"Not compared: {how}.")]
-    teacher, best = (page_tables.confusion(run, key) for key in (run.teacher, model))
     classes = run.records[0]["classes"]
-    if teacher is None or best is None or len(teacher) != len(classes) or len(best) != len(classes):
-        return [Part(title, "Not compared: these models keep no test predictions, as those of an older version.")]
-    name = name_key(model)
-    return [
-        Part(
-            title,
-            f"{name}, beside the teacher, over all seeds ({how}).",
-            tables=[
-                page_tables.class_table(teacher, best, classes, name),
-                page_tables.confusion_table(teacher, classes, "Teacher"),
-                page_tables.confusion_table(best, classes, name[0].upper() + name[1:]),
-            ],
-            sorts=True,
-        )
-    ]
+    keys = {"teacher": run.teacher} if model is None else {"teacher": run.teacher, name_key(model): model}
+    matrices = {name: page_tables.confusion(run, key) for name, key in keys.items()}
+    found = {name: matrix for name, matrix in matrices.items() if matrix is not None and len(matrix) == len(classes)}
+    if len(found) < len(keys):
+        return [Part("Classes", "Not shown: these models keep no test predictions, as those of an older version.")]
+    tables = [page_tables.confusion_table(matrix, classes, name) for name, matrix in found.items()]
+    note = f"{' beside the '.join(reversed(found))}, over all seeds ({how})."
+    return [Part("Classes", note, tables=[page_tables.class_table(found, classes), *tables], sorts=True)]
 
 
 def _forecast(run: RunResults) -> list[Part]:

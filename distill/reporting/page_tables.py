@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,10 @@ class Heat:
         return self.text
 
 
+class Seconds(float):
+    """A cell of seconds, shown with one decimal."""
+
+
 def link(path: Path, base: Path, text: str) -> Link:
     """A link from a page in the folder ``base``."""
     relative = os.path.relpath(path, base).replace(os.sep, "/")
@@ -64,13 +68,17 @@ def models_table(run: RunResults, base: Path) -> Table:
         results = [run.by_key.get((model.seed, arm, step)) for model in models]
         found = [result for result in results if result is not None]
         accuracy = Spread(*spread([result.test_acc for result in found]), len(found)) if found else None
-        seconds = spread([result.seconds for result in found])[0] if found else None
+        seconds = Seconds(spread([result.seconds for result in found])[0]) if found else None
         links = [link(model.folder, base, f"seed {model.seed}") for model in models if model.folder.exists()]
         title = arm_title(arm)
         if arm is not None and arm.endswith(PROBE):
             title = f"{arm_title(arm.removesuffix(PROBE))}, probe"
         table.append([title, step, accuracy, len(found), _state(run, models, len(found)), seconds, links])
-    return Table("Models", ["arm", "step", "test accuracy", "seeds", "state", "seconds each", "folders"], table)
+    return Table(
+        "Means over seeds, and the folders of the run",
+        ["arm", "step", "test accuracy", "seeds", "state", "seconds each", "folders"],
+        table,
+    )
 
 
 def _state(run: RunResults, models: Sequence[Model], finished: int) -> str:
@@ -130,14 +138,12 @@ def _off_diagonal(matrix: NDArray[np.int64]) -> list[tuple[tuple[int, int], int]
     return [((i, j), n) for i, row in enumerate(matrix.tolist()) for j, n in enumerate(row) if i != j and n]
 
 
-def class_table(teacher: NDArray[np.int64], best: NDArray[np.int64], classes: Sequence[str], name: str) -> Table:
-    """The accuracy of each class, of the teacher and of the best model."""
-    rows = []
-    for i, label in enumerate(classes):
-        n = int(teacher[i].sum())
-        before, after = (float(matrix[i, i] / max(1, matrix[i].sum())) for matrix in (teacher, best))
-        rows.append([label, n, before, after, after - before])
-    return Table("Accuracy by class", ["class", "test images", "teacher", name, "change"], rows)
+def class_table(matrices: Mapping[str, NDArray[np.int64]], classes: Sequence[str]) -> Table:
+    """The accuracy of each class, of models by their names."""
+    images = next(iter(matrices.values())).sum(1).tolist()
+    shares = [matrix.diagonal() / matrix.sum(1).clip(1) for matrix in matrices.values()]
+    rows = [[name, n, *(float(s[i]) for s in shares)] for i, (name, n) in enumerate(zip(classes, images, strict=True))]
+    return Table("Accuracy by class", ["class", "test images", *matrices], rows)
 
 
 def cost_table(run: RunResults) -> Table:
@@ -146,7 +152,7 @@ def cost_table(run: RunResults) -> Table:
     for step in sorted({result.step for result in run}):
         seconds = [result.seconds for result in run if result.step == step and result.epochs]
         if seconds:
-            rows.append([step, len(seconds), spread(seconds)[0], sum(seconds)])
+            rows.append([step, len(seconds), Seconds(spread(seconds)[0]), Seconds(sum(seconds))])
     total = [row[3] for row in rows]
     title = f"{sum(row[1] for row in rows)} trainings, {sum(total):,.0f} s altogether"
     return Table(title, ["step", "trainings", "seconds each", "seconds"], rows)
