@@ -119,7 +119,7 @@ def disturb(reference: Reference, chosen: list[tuple[str, ...]], keep: bool, fre
 def main(argv: list[str] | None = None) -> int:
     """Run the chosen trials; returns the exit status."""
     parser = argparse.ArgumentParser("tests.crash", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="per scenario [default: 20]")
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="per scenario, 0 for all [default: 20]")
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--seed", type=int, default=0, help="of the order of the trials [default: 0]")
     parser.add_argument("--faults", nargs="+", metavar="FAULT", help="one trial with these, such as kill:37 EIO:4")
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
                 chosen = [tuple(options.faults)]
             else:
                 every = plans(reference.scenario, reference.calls, reference.seconds, options.seed)
-                chosen = every[: options.trials]
+                chosen = every[: options.trials or len(every)]
             failures += disturb(reference, chosen, options.keep is not None, options.fresh)
     return 1 if failures else 0
 

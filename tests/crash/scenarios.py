@@ -37,20 +37,22 @@ SCENARIOS = {
 
 
 def plans(scenario: Scenario, calls: list[str], seconds: float, seed: int) -> list[tuple[str, ...]]:
-    """What to try, in a random order: a kill at every call that changes something, every error at every call.
+    """What to try, in passes, each in a random order: a kill at every change and an error at every call of the run.
 
-    ``calls`` are those of an undisturbed run, which takes ``seconds``. A plan holds the fault of the first run of the
-    command, that of the second, ... A fault is ``ACTION:COUNT``, or ``after:SECONDS`` for a kill of all processes then.
+    Each pass takes another kind of kill and of error for a call, until all have been tried. ``calls`` are those of an
+    undisturbed run, which takes ``seconds``. A plan holds the fault of the first run of the command, that of the
+    second, ... A fault is ``ACTION:COUNT``, or ``after:SECONDS`` for a kill of all processes then.
     """
     draw = random.Random(seed)
     actions = ("kill", "worker", "parent", "group", "power") if scenario.workers else ("kill", "power")
     changes = [count for count, call in enumerate(calls, start=1) if call.split()[1] != READ]
-    kills = [f"{action}:{count}" for action in actions for count in changes]
-    errors = [f"{action}:{count}" for action in ERRORS for count in range(1, len(calls) + 1)]
-    draw.shuffle(errors)
-    first, later = errors[: len(kills)], errors[len(kills) :]  # as many errors as kills at first
-    again = [(draw.choice(kills), draw.choice(kills + errors)) for _ in range(len(kills) // 3)]
-    timed = [(f"after:{draw.uniform(0, seconds):.3f}",) for _ in range(len(kills) // 3)]
-    found = [(fault,) for fault in kills + first] + again + timed
-    draw.shuffle(found)
-    return found + [(fault,) for fault in later]
+    found = []
+    for turn in range(len(ERRORS)):
+        kills = [f"{actions[(count + turn) % len(actions)]}:{count}" for count in changes if turn < len(actions)]
+        errors = [f"{ERRORS[(count + turn) % len(ERRORS)]}:{count}" for count in range(1, len(calls) + 1)]
+        again = [(draw.choice(kills), draw.choice(kills + errors)) for _ in range(len(kills) // 3)]
+        timed = [(f"after:{draw.uniform(0, seconds):.3f}",) for _ in range(len(kills) // 6)]
+        one_pass = [(fault,) for fault in kills + errors] + again + timed
+        draw.shuffle(one_pass)
+        found += one_pass
+    return found
