@@ -5,7 +5,11 @@ Names are imported when they are first used: ``import distill`` costs nothing, a
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+
+if sys.argv[:1] == ["-m"]:  # ``python -m distill.cli`` and the like, whose modules are loaded next
+    import_module("distill.starting")  # Ctrl-C meanwhile is one line
 
 TYPE_CHECKING = False  # as in ``typing``, which would take most of the time of this import
 if TYPE_CHECKING:

@@ -50,7 +50,8 @@ def _require_regular(path: str, found: os.stat_result) -> None:
 
 
 def write_atomically(path: Path, content: Content) -> None:
-    """Write a file whole or not at all. Raises OSError, also if its folder does not exist."""
+    """Write a file whole or not at all. Raises OSError, also for a link and if its folder does not exist."""
+    _refuse_link(path)  # to a device too
     write_together({path: content})
 
 
@@ -161,8 +162,7 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
 
     An error removes it. Raises OSError.
     """
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, "Is a symbolic link, which is not followed; delete it", str(path))
+    _refuse_link(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "Its folder does not exist (any more)", str(path))
     remove_leftovers(path.parent, path.name)
@@ -178,6 +178,11 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 name.unlink()
             raise
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "Is a symbolic link, which is not followed; delete it", str(path))
 
 
 def _prefix(name: str) -> str:

@@ -5,12 +5,8 @@ error and accuracy against alpha and step, their best alphas and their degrees o
 students did.
 """
 
-import sys
-
-if __name__ == "__main__":
-    from distill import starting  # first: Ctrl-C while the other modules are loaded
-
 import argparse
+import sys
 from typing import Any
 
 from distill.arguments import OneLineParser, Range, number, to_path
@@ -64,4 +60,6 @@ def _preview(argv: list[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(starting.finish(main()))
+    from distill.starting import finish
+
+    sys.exit(finish(main()))

@@ -116,10 +116,10 @@ class ModelConfig(Section):
 
     section = "model"
 
-    resnet: int = option(
-        50,
+    resnet: int | None = option(
+        None,
         "depth of a ResNet: 18, 34, 50 and 101 are torchvision's, the others are of the 6n+2 family for CIFAR "
-        "(He et al. 2016, section 4.2)",
+        "(He et al. 2016, section 4.2) [default: 50]",
         choices=tuple(sorted(CIFAR_RESNETS + TORCHVISION_RESNETS)),
         also=(CUSTOM_MODEL,),
     )
@@ -180,10 +180,10 @@ class ModelConfig(Section):
     def resolved(self) -> dict[str, Any]:
         if self.network is not None:
             stem = {"stem": self.stem or "imagenet"} if self.torchvision else {}
-            return {"resnet": CUSTOM_MODEL, **stem}
+            return {"resnet": self.resnet or CUSTOM_MODEL, **stem}
         if self.is_small:
             return {"stem": self.stem or "cifar", "width": 16 if self.width is None else self.width}
-        return {} if self.is_python else {"stem": self.stem or "imagenet"}
+        return {} if self.is_python else {"resnet": self.resnet or 50, "stem": self.stem or "imagenet"}
 
     def check(self) -> None:
         if self.network is not None:
@@ -198,7 +198,7 @@ class ModelConfig(Section):
                     ":" in self.network,
                     f"network must be wrn-D-K, torchvision:NAME or package.module:function, not {self.network}",
                 )
-            for name in ("width",) if self.torchvision else ("stem", "width", "pretrained"):
+            for name in ("resnet", "width") if self.torchvision else ("resnet", "stem", "width", "pretrained"):
                 require(not getattr(self, name), f"{name} is for the ResNets; leave it out with --network")
         elif self.is_small:
             require(self.stem == "cifar", f"resnet {self.resnet} has a CIFAR stem; --stem is for 18, 34, 50, 101")

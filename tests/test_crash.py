@@ -65,6 +65,12 @@ def test_a_bad_end_is_noticed(fault, outcome, complaint):
     assert found == [] if complaint is None else any(complaint in line for line in found)
 
 
+@pytest.mark.parametrize(("before", "complaints"), [({"run/.a.csv.0.tmp"}, 0), (set(), 1)])
+def test_an_error_is_harmless_only_at_a_file_that_a_killed_process_left(before, complaints):
+    outcome = Outcome(0, "everything is in run", "", ["main open run/.a.csv.0.tmp"], [])
+    assert len(checks.how_it_ended("EIO:1", outcome, False, frozenset(before))) == complaints
+
+
 def test_damage_on_disk_is_noticed(tmp_path):
     folder = tmp_path / "seed_1/step_0"
     folder.mkdir(parents=True)

@@ -160,10 +160,13 @@ def test_a_link_is_followed_or_refused(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
     (tmp_path / "dangling").symlink_to("new")
+    (tmp_path / "device").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="Is a symbolic link"):
+        write_atomically(tmp_path / "device", "0")
     with pytest.raises(OSError, match="Is a symbolic link, which is not followed") as refused:
         write_together({tmp_path / "first": "1", tmp_path / "link": "2"})
     assert refused.value.filename == str(tmp_path / "link")
-    assert {p.name for p in tmp_path.iterdir()} == {"target", "link", "dangling"}
+    assert {p.name for p in tmp_path.iterdir()} == {"target", "link", "dangling", "device"}
     write_together({followed(tmp_path / "link"): "1", followed(tmp_path / "dangling"): "2"})
     assert [(tmp_path / name).read_text() for name in ("target", "new")] == ["1", "2"]
     assert (tmp_path / "link").is_symlink()
@@ -199,8 +202,8 @@ def test_devices_and_pipes_are_written_to_as_streams(tmp_path):
 def test_standard_output_as_a_file_keeps_what_is_printed(tmp_path, name, kind):
     (tmp_path / "link").symlink_to("/dev/stdout")
     program = """if True:
-        import sys; from pathlib import Path; from distill.files import followed, write_atomically
-        print("before"); write_atomically(followed(Path(sys.argv[1])), "between\\n"); print("after")"""
+        import sys; from pathlib import Path; from distill.files import followed, write_together
+        print("before"); write_together({followed(Path(sys.argv[1])): "between\\n"}); print("after")"""
     with open(tmp_path / "out", "wb") as out:
         stdout = {"pipe": subprocess.PIPE, "file": out}[kind]
         done = subprocess.run([sys.executable, "-c", program, name], cwd=tmp_path, stdout=stdout, env=ENVIRONMENT)

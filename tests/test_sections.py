@@ -94,6 +94,8 @@ ILLEGAL = [
     ({"ema": 1}, "ema must be a number in [0, 1)"),
     ({"nesterov": True}, "nesterov needs --optimizer sgd with a --momentum that is not 0"),
     ({"nesterov": True, "optimizer": "sgd", "momentum": 0}, "nesterov needs --optimizer sgd"),
+    ({"network": "nets:wide", "resnet": 8}, "resnet is for the ResNets; leave it out with --network"),
+    ({"network": "nets:wide", "resnet": 50}, "resnet is for the ResNets; leave it out with --network"),
     ({"network": "nets:wide", "width": 4}, "width is for the ResNets; leave it out with --network"),
     ({"network": "nets:wide", "pretrained": True}, "pretrained is for the ResNets"),
     ({"max_epochs": 0}, "max_epochs must be a whole number from 1 to "),

@@ -26,6 +26,7 @@ from distill.training import cuda_graph as graph
 
 ROOT = Path(__file__).parents[1]
 VALUES = dict.fromkeys(columns(), 0.5) | {"seed": 1, "alpha": None, "arm": None, "step": 0, "epochs": 2}
+TIMED = ("seconds", "sha256", "metrics_sha256", "metrics_csv")
 DIAGRAM = {"count": [20.0] * 15, "confidence": [10.0] * 15, "correct": [5.0] * 15}
 
 
@@ -107,9 +108,9 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def result(path: Path) -> dict:
-    """A result.json, or the one of a folder, less the ``seconds`` and the SHA-256s that depend on them."""
+    """A result.json, or the one of a folder, less the ``seconds`` and what depends on them."""
     content = json.loads((path / "result.json" if path.is_dir() else path).read_text())
-    return {name: value for name, value in content.items() if name not in ("seconds", "sha256", "metrics_sha256")}
+    return {name: value for name, value in content.items() if name not in TIMED}
 
 
 def contents(run: Path) -> dict:

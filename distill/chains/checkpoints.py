@@ -2,8 +2,9 @@
 
 import errno
 import io
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -20,7 +21,6 @@ from distill.training import models
 from distill.training.device import place, torch_defaults
 
 STATE_DICTS = ("state_dict", "model_state_dict", "model")  # where training programs put the parameters
-WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, of torch.compile, and in a Lightning module
 
 
 def write_tensors(file: Path, content: dict) -> None:
@@ -36,7 +36,7 @@ def read_tensors(file: Path) -> dict:
     Raises ConfigError, and DamagedRecordError if it is damaged or no checkpoint.
     """
     try:
-        with open_file(file) as content:
+        with open_file(file) as content, warnings.catch_warnings(action="ignore"):
             if zipfile.is_zipfile(content):
                 digest_of_parts(file)  # torch does not verify the checksums
             content.seek(0)
@@ -46,7 +46,7 @@ def read_tensors(file: Path) -> dict:
     except (ConfigError, MemoryError):
         raise
     except Exception as error:  # for other files torch raises a dozen kinds of errors
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which means a torn file
+        if isinstance(error, OSError) and (error.filename is not None or error.errno != errno.EINVAL):  # of a torn file
             raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
         raise DamagedRecordError(f"{file} is damaged, or not a checkpoint of tensors") from None
 
@@ -60,18 +60,19 @@ def check_hash(file: Path, expected: str) -> None:
 def load_parameters(model: models.Classifier, file: Path) -> None:
     """Load model.pt, or a state_dict of the network: bare, or under a usual name in a checkpoint with other things.
 
-    Names may begin as those of a wrapped network do (WRAPPERS), and counters of batches (``num_batches_tracked``) may
-    be missing. Raises ConfigError for another architecture.
+    All names may have a beginning that a wrapper has added, such as ``module.`` of DataParallel, ``_orig_mod.`` of
+    torch.compile, or both; counters of batches (``num_batches_tracked``) may be missing. Raises ConfigError for another
+    architecture.
     """
     state = read_tensors(file)
     if isinstance(state, dict):
         state = next((state[name] for name in STATE_DICTS if isinstance(state.get(name), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ConfigError(f"{file} does not hold model parameters (a dictionary of tensors by name)")
-    for prefix in WRAPPERS:
-        if not any(name.startswith(prefix) for name in model.network.state_dict()):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    target = model if any(name.startswith("network.") for name in state) else model.network
+    own = _first_parts(model.network.state_dict())
+    while len(first := _first_parts(state)) == 1 and not first & {*own, ""}:
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+    target = model if {"mean", "std"} <= state.keys() and "network" in first else model.network
     expected = target.state_dict()
     counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
     state = counters | state
@@ -82,8 +83,14 @@ def load_parameters(model: models.Classifier, file: Path) -> None:
         value = state[name]
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.is_floating_point() != expected[name].is_floating_point():
-            raise ConfigError(f"{file}: {name} is not a plain tensor of {expected[name].dtype}, but {value.dtype}")
+            kind = f"{value.dtype}, {value.layout}, on {value.device}"
+            raise ConfigError(f"{file}: {name} is not a plain tensor of {expected[name].dtype}, but {kind}")
     target.load_state_dict(state)
+
+
+def _first_parts(names: Iterable[str]) -> set[str]:
+    """What comes before the first dot of each name; the empty text if a name has no dot."""
+    return {name.rpartition(".")[0].partition(".")[0] for name in names}
 
 
 @torch_defaults()

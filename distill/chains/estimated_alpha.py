@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.arms import PROBE, Estimated, Fixed, target
-from distill.chains.model_training import STATE, FinishedModel, ModelSpec, train_model
+from distill.chains.model_training import STATE, FinishedModel, ModelSpec, metrics_record, train_model
 from distill.chains.session import Session
 from distill.files import open_file, write_atomically
 from distill.kernel.mixing import best_alpha
@@ -100,10 +100,11 @@ def train(session: Session, spec: ModelSpec, first: FinishedModel, listener: Lis
     then the student is trained, unless the probe becomes the student.
     """
     choice_file = spec.folder / "choice.json"
+    probe_spec = _probe(session, spec)
     if spec.is_finished:
         choice_file.unlink(missing_ok=True)  # the process may have died between the two writes
+        train_model(session, probe_spec, listener)  # only if it was lost
         return train_model(session, spec, listener)
-    probe_spec = _probe(session, spec)
     if not probe_spec.is_finished:
         # These belong to a probe that was deleted.
         choice_file.unlink(missing_ok=True)
@@ -171,7 +172,7 @@ def _take_probe(probe: FinishedModel, spec: ModelSpec, choice: Choice, listener:
     with open_file(probe.folder / "model.pt") as file:
         write_atomically(spec.folder / "model.pt", file.read())
     result = replace(probe.result, arm=spec.arm, epochs=0, seconds=0.0)
-    record: dict[str, Any] = read_record(probe.folder) | result.row() | {"metrics_sha256": None}
+    record: dict[str, Any] = read_record(probe.folder) | result.row() | metrics_record([])
     record["auto"] = asdict(choice) | {"val_brier": result.val_brier}
     RunDir(spec.run).write_result(spec.folder, record)
     listener.end_model(result)

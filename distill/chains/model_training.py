@@ -173,6 +173,12 @@ def metrics_csv(rows: list[dict[str, Any]]) -> str:
     return to_csv(list(EPOCH_COLUMNS), rows)
 
 
+def metrics_record(rows: list[dict[str, Any]]) -> dict[str, str | None]:
+    """What result.json records of metrics.csv: its SHA-256, and its text, to write a damaged file again."""
+    text = metrics_csv(rows) if rows else None
+    return {"metrics_sha256": text and hashlib.sha256(text.encode()).hexdigest(), "metrics_csv": text}
+
+
 def train_model(
     session: Session, spec: ModelSpec, listener: Listener, estimate: dict[str, Any] | None = None
 ) -> FinishedModel:
@@ -298,7 +304,7 @@ def finish_model(
     record = result.row() | {
         "selected_epoch": last.get("epoch"),
         "model_sha256": sha256(spec.folder / "model.pt"),
-        "metrics_sha256": hashlib.sha256(metrics_csv(rows).encode()).hexdigest() if rows else None,
+        **metrics_record(rows),
         **run.digests(session.seed),
         "label_noise": session.data.label_noise,
         "parent": parent,

@@ -134,6 +134,7 @@ SHAPE: dict[str, Callable[[Any], bool]] = {
     "selected_epoch": _or_none(_is_count),
     "model_sha256": _is_text,
     "metrics_sha256": _or_none(_is_text),
+    "metrics_csv": _or_none(_is_text),
     "labels_sha256": _or_none(_is_text),
     "data_sha256": _or_none(_is_text),
     "label_noise": _or_none(_has({"kind": _is_text, "rate": _is_share})),

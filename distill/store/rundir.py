@@ -23,6 +23,7 @@ from distill.config import Config
 from distill.configfile import read_config, to_toml
 from distill.errors import ConfigError
 from distill.files import open_file, open_locked, read_text, remove_leftovers, sha256, write_atomically, write_derived
+from distill.program import complain
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store.results import Result, columns, name_model, read_record, sort_key
 
@@ -130,6 +131,8 @@ class RunDir:
         path = self.path
         for name in folder.relative_to(self.path).parts:
             path = path / name
+            if path.is_symlink():
+                raise ConfigError(f"{path} is a symbolic link, which may lead out of the run; replace it by its folder")
             path.mkdir(exist_ok=True)
 
     def models(self, config: Config) -> list[Model]:
@@ -238,16 +241,26 @@ class RunDir:
     def check_finished(self) -> None:
         """Raise ConfigError if a file of a finished model is damaged, or if the model is of other images.
 
-        Of a large model.pt only the end is read here; it is verified before its model teaches.
+        Of a large model.pt only the end is read here; it is verified before its model teaches. A metrics.csv that is
+        damaged or lost is written again; an old version's result.json does not hold its text.
         """
         config = self.config()
         for model in self.models(config):
             if (model.folder / "result.json").exists():
                 record = self.record(model, config)
                 self.check_model_data(model, record)
-                for name in ("model.pt", "metrics.csv"):
-                    if (model.folder / name).exists():
-                        _check_file(model.folder / name, record.get(f"{name.partition('.')[0]}_sha256"))
+                for name in ("model", "metrics"):
+                    file = model.folder / f"{name}.{'pt' if name == 'model' else 'csv'}"
+                    try:
+                        _check_file(file, record.get(f"{name}_sha256"))
+                    except (FileNotFoundError, DamagedRecordError) as error:
+                        text = record.get(f"{name}_csv")
+                        if text is not None:
+                            write_derived(file, text)
+                        elif isinstance(error, DamagedRecordError):
+                            raise
+                        else:
+                            complain(f"note: {file} is missing; delete its folder to retrain that model")
 
     def check_model_data(self, model: Model, record: dict[str, Any]) -> None:
         """Raise DamagedRecordError if a finished model was trained on other images than data.sha256 names."""

@@ -1,6 +1,7 @@
 """Models on disk and from Python."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -74,7 +75,9 @@ def test_loading_a_custom_network_needs_its_function(tmp_path):
 
 
 @pytest.mark.parametrize("key", [None, "state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "network.", "module.network."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod.", "net.", "network.", "model.network."]
+)
 def test_parameters_are_read_with_the_names_of_a_wrapped_network_and_without_counters(tmp_path, prefix, key):
     wrapped = "network" in prefix
     there = models.Classifier(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.ones(1), torch.ones(1))
@@ -113,7 +116,7 @@ def test_a_file_of_other_parameters_is_refused_in_one_line(tmp_path, capfd, cont
     file = tmp_path / "pretrained.pt"
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     model = models.Classifier(nn.Linear(2, 3), torch.zeros(1), torch.zeros(1))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as caught, warnings.catch_warnings(action="error"):
         checkpoints.load_parameters(model, file)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)

@@ -75,8 +75,9 @@ class Reference:
         for fault in [*faults, ""]:
             action, _, value = fault.partition(":")
             timed = action == "after"
+            before = frozenset(checks.files(out.parent))
             outcome = run_program(words, out.parent, "" if timed else fault, forked, float(value) if timed else None)
-            found += checks.how_it_ended(fault, outcome, self.scenario.workers)
+            found += checks.how_it_ended(fault, outcome, self.scenario.workers, before)
             found += checks.half_written(out)
             now = checks.finished_models(out)
             found += checks.trained_again(finished, now)

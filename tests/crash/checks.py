@@ -49,8 +49,8 @@ def half_written(out: Path) -> list[str]:
     return found
 
 
-def how_it_ended(fault: str, outcome: Outcome, workers: bool) -> list[str]:
-    """Whether a disturbed program ended as it should."""
+def how_it_ended(fault: str, outcome: Outcome, workers: bool, before: frozenset[str] = frozenset()) -> list[str]:
+    """Whether a disturbed program ended as it should. ``before``: the files that were there when it began."""
     found = [f"process {process} outlives it" for process in outcome.orphans]
     if outcome.status is None:
         return [*found, "it hangs"]
@@ -59,9 +59,12 @@ def how_it_ended(fault: str, outcome: Outcome, workers: bool) -> list[str]:
     action, _, count = fault.partition(":")
     errors = [line for line in outcome.err.splitlines() if re.match(r"\w+\.py: error: ", line)]
     if action.isupper():  # an error of the disk: one line, or a note about a file that is derived
-        call = outcome.calls[int(count) - 1].split()[1] if int(count) <= len(outcome.calls) else "none"
-        # Without a note only if nothing is lost: the folder was there before, or progress was read.
-        harmless = call in ("mkdir", READ, "none")
+        calls = [*outcome.calls, *["main none -"] * int(count)]
+        _, call, path = calls[int(count) - 1].split(maxsplit=2)
+        # Without a note only if nothing is lost: the folder was there before, progress was read, or what a killed
+        # process left could not be removed.
+        left = path.endswith(".tmp") and path in before
+        harmless = left or call in ("mkdir", READ, "none")
         if outcome.status == 0 and not harmless and "note" not in outcome.out + outcome.err:
             found.append("it ends with 0 and does not mention the error")
         if outcome.status != 0 and (outcome.status != 2 or len(errors) != 1):

@@ -80,7 +80,13 @@ def test_damage_is_refused_by_name_or_repaired(runs, tmp_path, name, file):
         shutil.rmtree(run)
 
 
-@pytest.mark.parametrize("file", ["results.csv", "environment.json", "seed_1/labels.npz"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("results.csv", "environment.json", "seed_1/labels.npz", "seed_1/step_0/metrics.csv"),
+        *("seed_1/step_0/result.json", "seed_1/alpha_auto/step_1/probe/result.json"),
+    ],
+)
 def test_a_lost_file_that_follows_from_others_is_written_again(runs, tmp_path, file):
     run = Path(shutil.copytree(runs / "finished", tmp_path / "run"))
     (run / file).unlink()
@@ -88,7 +94,7 @@ def test_a_lost_file_that_follows_from_others_is_written_again(runs, tmp_path, f
     assert without_environment(run) == without_environment(runs / "finished")
 
 
-@pytest.mark.parametrize("file", ["model.pt", "result.json", "metrics.csv"])
+@pytest.mark.parametrize("file", ["model.pt", "result.json"])
 def test_a_file_of_another_model_is_refused(runs, tmp_path, file):
     run = Path(shutil.copytree(runs / "finished", tmp_path / "run"))
     shutil.copy(run / "seed_2/step_0" / file, run / "seed_1/step_0" / file)
