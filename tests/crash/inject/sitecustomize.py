@@ -145,8 +145,9 @@ def _os_open(injection: Injection):
 def _os_write(injection: Injection):
     def call(handle, data):
         if injection.is_hit("write", handle):
-            REAL["write"](handle, bytes(data)[: len(data) // 2])
+            written = REAL["write"](handle, bytes(data)[: len(data) // 2])
             injection.fail(handle)
+            return written  # another process was killed: to this one it is a short write
         return REAL["write"](handle, data)
 
     return call
@@ -157,8 +158,9 @@ def _open(injection: Injection):
         def write(self, data):
             if injection.is_hit("write", self.fileno()):
                 content = bytes(data)
-                super().write(content[: len(content) // 2])
+                written = super().write(content[: len(content) // 2])
                 injection.fail(self.name)
+                return written
             return super().write(data)
 
     def call(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
