@@ -55,6 +55,7 @@ def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:
     if config.wide is not None:
         return WideResNet(*config.wide, channels, classes)
     if config.is_small:
+        assert config.resnet is not None
         assert config.width is not None  # the configuration has resolved it
         return CifarResNet(config.resnet, config.width, channels, classes)
     network = _torchvision_network(config, config.torchvision or f"resnet{config.resnet}", channels, classes)
