@@ -66,12 +66,16 @@ def installed(wheel, tmp_path_factory):
     return run
 
 
+TEMPLATES = ROOT / "distill/reporting/templates"
+
+
 @pytest.mark.slow
 def test_the_wheel_has_every_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "distill").rglob("*.py")}
-    assert names == modules | {"distill/py.typed"}
+    templates = {f"distill/reporting/templates/{path.name}" for path in TEMPLATES.iterdir()}
+    assert names == modules | templates | {"distill/py.typed"}
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from distill.reporting.plots import FIGURES
 TOY = "krr_toy.py --no-figures"
 TRAINING = "self_distiller.py --help"
 PREVIEW = "-m distill.preview --help"
-BAD = "self_distiller.py --alpha 2"
+BAD = "self_distiller.py --train-size 0"
 FULL = r"[\w.]+: error: cannot write to standard output: No space left on device\n"
 
 # What is set, the shell's redirection, the program, its exit status, what it says on standard error.
@@ -33,7 +33,7 @@ STREAMS = [
     ("", "<&- >&- 2>&-", TOY, 0, ""),
     ("", "2>&-", BAD, 2, ""),
     ("", "2>/dev/full", BAD, 2, ""),
-    ("", "", BAD, 2, r"self_distiller.py: error: alpha must be [^\n]*\n"),
+    ("", "", BAD, 2, r"self_distiller.py: error: train_size must be [^\n]*\n"),
     *(("PYTHONIOENCODING=ascii", ">out", program, 0, "") for program in (TOY, "krr_toy.py --help", TRAINING)),
     ("PYTHONIOENCODING=cp1252", ">out", TOY, 0, ""),
     ("LC_ALL=POSIX PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", ">out", TOY, 0, ""),
