@@ -207,7 +207,7 @@ def test_a_run_writes_table_and_files_and_nothing_on_stderr(capsys, tmp_path):
     assert err == ""
     assert "\r" not in out
     assert "\x1b" not in out
-    assert len(re.findall(r"^seed \d(?:, alpha \d)?, step \d: test accuracy 0\.\d{4}", out, re.MULTILINE)) == 6
+    assert len(re.findall(r": seed \d(?:, alpha \d)?, step \d, test accuracy 0\.\d{4}", out, re.MULTILINE)) == 6
     assert re.search(r"^ +0 +0\.\d{4} ± 0\.\d{4} +0\.\d{4} ± 0\.\d{4}$", out, re.MULTILINE)
     assert out.splitlines()[-1].startswith(f"everything is in {tmp_path / 'run'}{os.sep}")
     files = {path.name for path in (tmp_path / "run").iterdir()}

@@ -119,6 +119,7 @@ def contents(run: Path) -> dict:
         ".csv": rows,
         ".json": lambda path: None if path.name == "environment.json" else result(path),
         ".toml": lambda path: from_dict(read_toml(path)).identity,
+        ".html": lambda path: None,  # the report shows seconds and the run's folder
     }
     files = sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
     return {str(path.relative_to(run)): read.get(path.suffix, Path.read_bytes)(path) for path in files}

@@ -215,7 +215,7 @@ def test_a_page_from_end_to_end(run):
     assert (run / "seed_1/preview.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert ET.parse(run / "seed_1/preview.svg").getroot().tag.endswith("svg")
     after = tiny.contents(run)
-    assert after.keys() - before.keys() == {"seed_1/preview.png", "seed_1/preview.svg"}
+    assert after.keys() - before.keys() == {f"seed_1/preview.{kind}" for kind in ("pdf", "png", "svg")}
     assert {name: after[name] for name in before} == before
 
 

@@ -53,7 +53,7 @@ def test_a_run_killed_at_any_write_resumes_to_the_same_bits(tmp_path, monkeypatc
         distill.run(config(run, **options), source=source())
         assert contents(run) == whole, f"after an end at write {at}"
     # configuration, data, environment, labels; two models of two epochs; environment and results at the end
-    assert at - 1 == 4 + 2 * (2 * 2 + 3) + 2
+    assert at - 1 == 4 + 2 * (2 * 2 + 4) + 2  # each model also writes its predictions
 
 
 def test_repeated_crashes_end_with_the_same_bits(tmp_path, monkeypatch):
