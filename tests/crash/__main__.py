@@ -58,7 +58,7 @@ class Reference:
 
     def read(self, out: Path) -> dict[str, object]:
         """The contents of all files that must be equal: forks draw no figures."""
-        return {name: content for name, content in contents(out).items() if not name.endswith((".png", ".svg"))}
+        return {name: content for name, content in contents(out).items() if not name.endswith((".pdf", ".png", ".svg"))}
 
     def verified(self, out: Path) -> list[str]:
         """What --verify finds: a line per problem."""
