@@ -21,6 +21,7 @@ from distill.options import add_option
 from distill.program import complain, program_name, run_program, say
 
 if typing.TYPE_CHECKING:
+    from distill.reporting.results import RunResults
     from distill.running.experiment import Experiment
 
 DESCRIPTION = """\
@@ -197,14 +198,13 @@ def _train(command: Command) -> None:
     preview = command.mode == "preview"
     if not preview and _is_finished(config):  # said before torch is loaded
         say("nothing left to do: all models are finished; verifying them and writing the report")
-    from distill.reporting.results import RunResults
     from distill.reporting.run_report import report
     from distill.running.experiment import memory_errors
     from distill.running.jobs import prepare_with_jobs
 
     with memory_errors(config):
-        _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
-    say(f"\n{report(RunResults.load(config.output))}\n")
+        results = _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
+    say(f"\n{report(results)}\n")
     for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
         if preview or (config.output / f"seed_{seed}" / "preview.png").exists():
             _print_page(config, seed)
@@ -224,13 +224,13 @@ def _is_finished(config: Config) -> bool:
     return all(model.folder.name == "probe" or (model.folder / "result.json").exists() for model in run.models(config))
 
 
-def _run(experiment: Experiment, teachers_only: bool) -> None:
+def _run(experiment: Experiment, teachers_only: bool) -> RunResults:
     from distill.running.describe import describe
     from distill.running.run import progress_of, run_experiment
 
     say(describe(experiment))
     with closing(progress_of(experiment, teachers_only)) as progress:
-        run_experiment(experiment, progress, teachers_only=teachers_only)
+        return run_experiment(experiment, progress, teachers_only=teachers_only)
 
 
 def _print_page(config: Config, seed: int) -> None:

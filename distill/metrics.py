@@ -177,8 +177,8 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 
 def _confidence_and_correct(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The largest probability (n,), and whether its class is the label, 1 or 0, (n,), both float64."""
-    probabilities, predicted = probabilities_and_classes(logits)
-    return probabilities.amax(1), (predicted == labels.cpu()).double()
+    confidence, predicted = _log_probabilities(logits).exp().max(1)
+    return confidence, (predicted == labels.cpu()).double()
 
 
 def probabilities_and_classes(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from distill import krr
 from distill.environment import matplotlib_style
 from distill.files import write_atomically
 from distill.kernel.toy.data import sinusoid
-from distill.kernel.toy.figures import STYLE, render, shades
+from distill.kernel.toy.figures import STYLE, render, shades, step_name
 
 GOLDEN = (1 + math.sqrt(5)) / 2
 FEATURES = 60
@@ -38,7 +38,7 @@ def fresh_labels_figure() -> Figure:
     steps = [2, 3, 5, math.inf]
     for step, colour in zip(steps, shades(len(steps)), strict=True):
         variances = [krr.fresh_label_variances([1.0], 0, alpha, step, teacher_noise=1)[0, 0] for alpha in alphas]
-        left.plot(alphas, variances, color=colour, label=_fit(step))
+        left.plot(alphas, variances, color=colour, label=step_name(step))
     left.axvline(1 / GOLDEN, color="0.1", linestyle="--", linewidth=1, label="1/golden ratio")
     left.set(title="An interpolant (A = 1)", ylabel="variance / noise", ylim=(0.5, 1.6))
     points = np.linspace(0, 1, 40)
@@ -128,7 +128,7 @@ def predictive_variance_figure() -> Figure:
         deviations = np.sqrt(krr.predictive_variances(spectrum, K_new, np.ones(201), lam, alpha, steps))
         axes.plot(grid, f[12:], color="0.6", linewidth=3, alpha=0.5, label="truth")
         for fit, deviation, step, colour in zip(fits, deviations, steps, shades(len(steps)), strict=True):
-            axes.plot(grid, fit, color=colour, linewidth=1.3, label=_fit(step))
+            axes.plot(grid, fit, color=colour, linewidth=1.3, label=step_name(step))
             axes.plot(grid, np.array([fit - 2 * deviation, fit + 2 * deviation]).T, "--", color=colour, linewidth=0.9)
         axes.plot(x, y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
         axes.set(title=f"Mean ± 2 deviations, $\\alpha$ = {alpha:g}", xlabel="x")
@@ -145,10 +145,6 @@ def predictive_variance_figure() -> Figure:
     last.set(title="Mean over x", xlabel="fit", ylabel="variance", xticks=fits)
     _legends(*panels)
     return figure
-
-
-def _fit(step: float) -> str:
-    return "limit" if step == math.inf else f"fit {int(step)}"
 
 
 def _legends(*panels: Axes) -> None:

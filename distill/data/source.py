@@ -25,10 +25,8 @@ class Source:
     test_labels: np.ndarray | None  # (m,) int64 in [0, C), or None
     classes: tuple[str, ...]  # C names
     flip: bool  # whether mirror images show the same class
-    superclasses: tuple[int, ...] | None = None  # of each class, where label noise of this kind needs them
-    human: np.ndarray | None = (
-        None  # (n,) int64 in [0, C), the training labels that people gave, where noise needs them
-    )
+    superclasses: tuple[int, ...] | None = None  # of each class; read only for --label-noise-kind superclass
+    human: np.ndarray | None = None  # (n,) int64 in [0, C): labels that people gave; read only for the kind human
 
     @cached_property
     def fingerprint(self) -> str:

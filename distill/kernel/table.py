@@ -98,14 +98,15 @@ def _check_names(path: Path, names: list[str]) -> None:
             raise DataError(f"{path} separates its columns by {called}; separate them by commas")
     if len(names) < 2:
         raise DataError(f"{path} needs two columns or more, an input and a target, and a first line with their names")
-    if all(_is_number(name) for name in names):
+    if all(is_number(name) for name in names):
         raise DataError(f"{path} begins with numbers; add a first line with the names of the columns")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise DataError(f"{path} has two columns with the name {twice[0]!r}")
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a cell holds a number, which may be NaN or infinite."""
     try:
         float(text)
     except ValueError:

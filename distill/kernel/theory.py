@@ -16,7 +16,7 @@ from distill.kernel.spectral import DivergentChainError, blend_filters, geometri
 def fresh_label_variances(
     d: ArrayLike, lam: float, alpha: float, steps: ArrayLike, *, noise: float = 1.0, teacher_noise: float = 0.0
 ) -> FloatArray:
-    """Variances of the components of y^(tau) if each fit gets its labels anew, (len(steps), n).
+    """Variances of the components of y^(tau) if labels are redrawn for each fit, (len(steps), n).
 
     The labels of fit tau are y_tau = truth + fresh noise of variance ``noise``, and those of its teacher
     y^(tau-1) + fresh noise of variance ``teacher_noise``, as if drawn from a generative model. The means stay

@@ -24,7 +24,7 @@ class Plan:
     pad: int  # pixels of zero padding on each side
     augments: bool  # if not, images are only put in order
     cutout: int = 0  # pixels, the side of the black square; 0: none
-    centre: Tensor = field(default_factory=lambda: torch.zeros((0, 2)))  # (n, 2), as shares of height and width
+    centre: Tensor = field(default_factory=lambda: torch.zeros((0, 0)))  # (n, 2) shares of height and width, or (n, 0)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -47,7 +47,7 @@ def plan(seed: int, step: int, epoch: int, n: int, size: int, augment: bool, fli
     order = rng.permutation(n)
     top, left = rng.integers(0, 2 * pad + 1, size=(2, n))
     flips = rng.random(n) < (0.5 if augment and flip else 0.0)
-    centre = rng.random((n, 2))
+    centre = rng.random((n, 2 if cutout else 0))
     as_tensor = torch.from_numpy
     draws = as_tensor(order), as_tensor(top), as_tensor(left), as_tensor(flips)
     return Plan(*draws, pad, augment, cutout, as_tensor(centre))

@@ -231,7 +231,7 @@ def test_a_note_says_that_alpha_has_no_effect(tmp_path, monkeypatch):
     ],
 )
 def test_an_estimated_chain_killed_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch, outcomes, file, occurrence):
-    def by_step(first, probe, labels, rng, within):  # the outcome of a step whenever it is asked for
+    def by_step(first, probe, labels, rng, within):  # the outcome of a step, in any order of steps
         star, takes = outcomes[rng.bit_generator.seed_seq.spawn_key[1] - 1]
         return estimated_alpha.Choice(star, 0.1, star, takes, 0.5, 0.4)
 

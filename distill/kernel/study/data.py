@@ -19,7 +19,7 @@ from distill.data.splits import Split, corrupted, make_dataset
 from distill.errors import ConfigError, DataError, one_line
 from distill.files import open_file
 from distill.kernel.arrays import LARGEST_ENTRY, FloatArray
-from distill.kernel.table import Table
+from distill.kernel.table import Table, is_number
 from distill.randomness import generator
 from distill.sections import CUSTOM_DATA, DataConfig
 
@@ -144,7 +144,7 @@ def from_table(table: Table, target: str | None, classification: bool) -> Arrays
         try:
             return Arrays(name, X, table.numbers([y_name])[:, 0])
         except DataError:
-            if any(_is_number(cell) or not cell for cell in text):  # a wrong number rather than the name of a class
+            if any(is_number(cell) or not cell for cell in text):  # a wrong number rather than the name of a class
                 raise
     classes = tuple(sorted(set(text), key=_class_order))
     labels = np.array([classes.index(cell) for cell in text])
@@ -156,17 +156,9 @@ def _class_note(column: str, classes: tuple[str, ...]) -> str:
     return f"the classes of {column} are {', '.join(classes[:5])}" + (", ..." if len(classes) > 5 else "")
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _class_order(name: str) -> tuple[bool, float, str]:
     """Numbers by size, then words."""
-    return (False, float(name), name) if _is_number(name) else (True, 0.0, name)
+    return (False, float(name), name) if is_number(name) else (True, 0.0, name)
 
 
 ARRAYS = ("X", "y", "X_test", "y_test", "X_val", "y_val", "given")

@@ -26,9 +26,9 @@ def all_figures(study: Study, file_format: str, dpi: int) -> dict[str, bytes]:
     with matplotlib_style(STYLE):
         grid = study.grid
         j = int(np.flatnonzero(grid.lams == study.best.lam)[0])
-        shown = study.maps.get("test_loss", study.choosing)
+        shown = study.shown
         chosen = study.best.alpha, study.best.step
-        label = f"{study.problem.loss}, {TEST if 'test_loss' in study.maps else study.chosen_by}"
+        label = f"{study.problem.loss}, {study.judged_by}"
         figures = {
             "lambda": lambda_figure(study),
             "risk_map": risk_map_figure(

@@ -74,15 +74,19 @@ class Study:
     route: Route
     grid: Grid
     chosen_by: str
-    choosing: FloatArray  # the map of risks that chooses
     maps: dict[str, FloatArray]  # by the name of their column in map.csv
-    best: Cell  # the least risk in ``choosing``
+    best: Cell  # the least of the map by which ``chosen_by`` chooses
     summary: list[Row]
     curves: list[LambdaCurves]
     chains: list[NamedChain]  # the columns of the table
     losses: FloatArray  # (chains, steps) at the best lambda, judged by ``judged_by``
     accuracies: FloatArray | None
     judged_by: str
+
+    @property
+    def shown(self) -> FloatArray:
+        """The map that the figures show: at test points, or else that which chooses."""
+        return next(self.maps[name] for name in ("test_loss", "val_loss", "gcv") if name in self.maps)
 
     def cells(self) -> Iterator[tuple[int, int, int, Cell]]:
         """Every cell of the maps, with its indices."""
@@ -127,7 +131,6 @@ def run_study(problem: Problem, route: Route, grid: Grid, alphas: list[float | s
         route,
         grid,
         GCV if val is None else VALIDATION,
-        choosing,
         maps,
         best,
         [Row(name, cell, _measure(route, val, test, cell)) for name, cell in cells.items()],

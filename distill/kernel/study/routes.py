@@ -14,7 +14,7 @@ from distill.environment import available_memory
 from distill.errors import ConfigError
 from distill.kernel import spectral
 from distill.kernel.arrays import FloatArray
-from distill.kernel.eigenchain import EigenChain, exact_traces
+from distill.kernel.eigenchain import EigenChain, eigen_chain
 from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.kernels import RADIAL, kernel_function
 from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
@@ -122,14 +122,12 @@ def _by_eigh(train: Part, kernel: Kernel, name: str) -> Route:
         raise MatrixTooLargeError(f"{error}; --solver lanczos needs less") from None
     X = train.X.astype(np.float64)
     spectrum = decompose(matrix(kernel, X, X), overwrite=True)
-    z = spectral.components(spectrum, train.y)
-    chain = EigenChain(n, spectrum.d, z, z, np.zeros(z.shape[1:]), exact_traces, np.zeros(()))
     text = f"{name}, by an eigendecomposition of {n:,} x {n:,} numbers"
 
     def rows(X_new: Rows) -> FloatArray:
         return spectral.product(matrix(kernel, X_new.astype(np.float64), X), spectrum.V)
 
-    return Route("eigh", text, chain, rows)
+    return Route("eigh", text, eigen_chain(spectrum, train.y), rows)
 
 
 def _by_lanczos(
@@ -169,12 +167,10 @@ def _by_lanczos(
             complain(f"note: {error}; they are left out")
             lams = reached
             basis = error.basis
-    vectors = basis.spectrum().V
     text = f"{name}, by block Lanczos with {basis.size} vectors, kernel matrix in {tiles.dtype.name}"
 
     def rows(X_new: Rows) -> FloatArray:
-        tiles = KernelTiles(kernel, X, X_new.astype(dtype, copy=False), dtype=dtype, memory=0)
-        return np.asarray(tiles.matmat(vectors))
+        return basis.rows(KernelTiles(kernel, X, X_new.astype(dtype, copy=False), dtype=dtype, memory=0))
 
     return Route("lanczos", text, basis.eigen, rows, basis), Grid(alphas, lams, steps)
 
