@@ -17,9 +17,9 @@ import numpy as np
 from distill.cli import parse
 from distill.config import Config
 from distill.errors import ConfigError, UserError
+from distill.pages.tables import aligned
 from distill.program import refuse
 from distill.reporting.statistics import interval, spread
-from distill.reporting.tables import aligned
 from distill.running import run as program
 from distill.training.device import pick_device
 

@@ -66,7 +66,7 @@ def installed(wheel, tmp_path_factory):
     return run
 
 
-TEMPLATES = ROOT / "distill/reporting/templates"
+TEMPLATES = ROOT / "distill/pages/templates"
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "distill").rglob("*.py")}
-    templates = {f"distill/reporting/templates/{path.name}" for path in TEMPLATES.iterdir()}
+    templates = {f"distill/pages/templates/{path.name}" for path in TEMPLATES.iterdir()}
     assert names == modules | templates | {"distill/py.typed"}
 
 

@@ -20,12 +20,13 @@ LIGHT = (
 MAY_IMPORT = {
     "randomness": set(),
     "data": {"randomness"},
-    "kernel": {"data", "randomness"},
+    "pages": set(),
+    "kernel": {"data", "randomness", "pages"},
     "store": set(),
-    "reporting": {"store", "kernel"},
+    "reporting": {"store", "kernel", "pages"},
     "training": {"data", "randomness"},
     "chains": {"training", "data", "store", "kernel", "randomness"},
-    "running": {"chains", "training", "data", "store", "reporting", "kernel", "randomness"},
+    "running": {"chains", "training", "data", "store", "reporting", "kernel", "pages", "randomness"},
     "cli": {"running", "reporting", "store"},
     "krr": {"kernel"},
     "device_kernel": {"kernel"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "starting": {"cli", "kernel"},
     "preview": {"running", "starting"},
 }
-WITHOUT_TORCH = {*LIGHT, "randomness", "kernel", "data", "store", "reporting", "estimator", "krr"}
+WITHOUT_TORCH = {*LIGHT, "randomness", "kernel", "data", "store", "pages", "reporting", "estimator", "krr"}
 
 
 def place(path: Path) -> str:

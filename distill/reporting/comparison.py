@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from distill.arms import arm_name, arm_title, sort_key
 from distill.errors import ConfigError
+from distill.pages.style import line_style, new_figure, styled
 from distill.reporting.plots import draw_gains
 from distill.reporting.results import RunResults, metric_labels
-from distill.reporting.style import line_style, new_figure, styled
 from distill.store.rundir import RunDir
 
 if typing.TYPE_CHECKING:

@@ -2,70 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from distill.config import DataConfig
 from distill.errors import ConfigError, one_line
 from distill.files import write_derived
+from distill.noise import NOISE_KINDS
+from distill.pages.html import Part, View, image, render_page, svg
+from distill.pages.tables import Table
 from distill.program import complain
 from distill.reporting import comparison, page_tables, plots
-from distill.reporting.page_tables import Heat, Seconds
 from distill.reporting.results import Key, RunResults, name_key
 from distill.reporting.run_tables import answer, estimates, gains_table, targets
-from distill.reporting.svg import inline_svg
-from distill.reporting.tables import Spread, Table
 from distill.store.rundir import RunDir
 
-if typing.TYPE_CHECKING:
-    from jinja2 import Environment
-
-PAGE = "report.html"
 SCORES = ("test_acc", "test_nll", "test_brier", "test_ece")
 NOISE = ("memorised", "recovered", "clean_acc")
 LARGEST_FORECAST = 200_000  # bytes of a preview.svg that the page holds
-
-
-@cache
-def _environment() -> Environment:
-    import jinja2
-
-    folder = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,  # names of classes, files and folders may hold anything
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.tests["spread"] = lambda cell: isinstance(cell, Spread)
-    environment.tests["seconds"] = lambda cell: isinstance(cell, Seconds)
-    environment.tests["heat"] = lambda cell: isinstance(cell, Heat)
-    environment.tests["links"] = lambda cell: isinstance(cell, list)
-    return environment
-
-
-def render(template: str, **values: Any) -> str:
-    """A template of the folder ``templates``, with everything escaped that is not Markup."""
-    return _environment().get_template(template).render(**values)
-
-
-@dataclass
-class Part:
-    """A part of a run's page."""
-
-    title: str
-    note: str = ""
-    figures: list[tuple[Any, str]] = field(default_factory=list)  # SVG or image as Markup, and its caption
-    tables: list[Table] = field(default_factory=list)
-    sorts: bool = False  # whether the tables can be sorted
-    lines: list[str] = field(default_factory=list)
-    code: str = ""
 
 
 def write_page(runs: Sequence[RunResults], file: Path) -> bool:
@@ -81,11 +37,11 @@ def write_page(runs: Sequence[RunResults], file: Path) -> bool:
 def page(runs: Sequence[RunResults], base: Path) -> str:
     """The page of runs, as HTML; ``base`` is the folder that its links begin in. Raises ConfigError."""
     views = [
-        {"name": name, "sentence": sentence(run), "answer": answer(run) if run else [], "parts": parts(run, base, i)}
+        View(name, sentence(run), answer(run) if run else [], parts(run, base, i))
         for i, (run, name) in enumerate(zip(runs, comparison.names(runs), strict=True))
     ]
-    title = f"{runs[0].path}" if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return render(PAGE, title=title, views=views, overview=overview(runs) if len(runs) > 1 else None)
+    title = str(runs[0].path) if len(runs) == 1 else f"{len(runs)} runs side by side"
+    return render_page(title, views, overview(runs) if len(runs) > 1 else None)
 
 
 def sentence(run: RunResults) -> str:
@@ -97,15 +53,25 @@ def sentence(run: RunResults) -> str:
     total = sum(model.folder.name != "probe" for model in RunDir(run.path).models(config))
     finished = sum(result.arm is None or not result.arm.endswith("probe") for result in run)
     size = "all" if data.train_size is None else f"{data.train_size:,}"
-    noise = f", {data.label_noise:.0%} of their labels corrupted ({data.label_noise_kind})" if data.label_noise else ""
     held = f", {data.val_size:,} images held out" if data.val_size else ""
+    chain = config.chain
+    what = "alpha" if chain.target == ("soft",) else "targets"
+    steps = f"{chain.distillation_steps} student{'' if chain.distillation_steps == 1 else 's'} each"
     arms = page_tables.chosen_arms(run)
-    students = f"alpha {arms}, {config.chain.distillation_steps} students each" if arms else "the teacher alone"
-    seeds = " ".join(map(str, config.chain.seed))
+    seeds = " ".join(map(str, chain.seed))
     return (
-        f"{config.model.name} on {data.dataset} ({size} training images{noise}{held}): {students}, seed {seeds}, "
+        f"{config.model.name} on {data.dataset} ({size} training images{_noise_words(data)}{held}): "
+        f"{f'{what} {arms}, {steps}' if arms else 'the teacher alone'}, seed {seeds}, "
         f"{config.train.epochs} epochs per model; {finished} of {total} models are finished."
     )
+
+
+def _noise_words(data: DataConfig) -> str:
+    """Such as ``, 40 % of the labels corrupted (symmetric)``."""
+    kind = NOISE_KINDS[data.label_noise_kind]
+    needs = f", {kind.needs.replace('_', ' ')} {getattr(data, kind.needs)}" if kind.needs else ""
+    share = "labels" if kind.sets_rate else f"{100 * data.label_noise:.3g} % of the labels"
+    return f", {share} corrupted ({data.label_noise_kind}{needs})" if data.corrupts else ""
 
 
 def chosen(run: RunResults) -> tuple[Key | None, str]:
@@ -136,10 +102,8 @@ def parts(run: RunResults, base: Path, number: int) -> list[Part]:
 
 
 def _figure(run: RunResults, draw: Callable[..., Any], label: str, name: str, *arguments: Any) -> list[tuple[Any, str]]:
-    from markupsafe import Markup
-
     figure = draw(run, *arguments)
-    return [] if figure is None else [(Markup(inline_svg(figure, label, name)), label)]
+    return [] if figure is None else [svg(figure, label, name)]
 
 
 def _scores(run: RunResults, number: int) -> list[Part]:
@@ -191,16 +155,12 @@ def _confusions(run: RunResults) -> list[Part]:
 
 
 def _forecast(run: RunResults) -> list[Part]:
-    from markupsafe import Markup, escape
-
     assert run.path is not None
     for seed in run.seeds:
         file = run.path / f"seed_{seed}" / "preview.svg"
         if file.is_file() and file.stat().st_size <= LARGEST_FORECAST:
             label = f"Forecast of the kernel twins for seed {seed} and, in the last row, the outcome beside it"
-            content = base64.b64encode(file.read_bytes()).decode()
-            image = Markup(f'<img alt="{escape(label)}" src="data:image/svg+xml;base64,{content}">')
-            return [Part("Forecast", figures=[(image, label)])]
+            return [Part("Forecast", figures=[image(file.read_bytes(), label)])]
     return []
 
 
@@ -220,14 +180,12 @@ def _origin(run: RunResults) -> Part:
 
 def overview(runs: Sequence[RunResults]) -> Part:
     """Several runs side by side: the answer of each, and their gains in one figure."""
-    from markupsafe import Markup
-
     label = "Change from the teacher of the same seed against step, with 95 % intervals: a column per run"
     names = comparison.names(runs)
     none = ["no model is finished yet", ""]
     rows = [[name, *(answer(run) if run else none)] for name, run in zip(names, runs, strict=True)]
     finished = [run for run in runs if run]
-    drawn = [(Markup(inline_svg(comparison.gains_figure(finished), label, "o")), label)] if finished else []
+    drawn = [svg(comparison.gains_figure(finished), label, "o")] if finished else []
     return Part(
         "Side by side", figures=drawn, tables=[Table("Best of each run", ["run", "arm and step", "gain"], rows)]
     )

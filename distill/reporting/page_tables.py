@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from distill.arms import PROBE, arm_name, arm_title
+from distill.pages.tables import Heat, Link, Seconds, Spread, Table
 from distill.reporting.results import Key, RunResults
 from distill.reporting.statistics import spread
-from distill.reporting.tables import Spread, Table
 from distill.store.rundir import STATE, Model, RunDir, read_metrics
 
 if typing.TYPE_CHECKING:
@@ -22,32 +21,6 @@ if typing.TYPE_CHECKING:
 
 MOST_CLASSES = 15  # of a confusion matrix that is shown whole
 WORST = 10  # confusions listed of a larger one
-
-
-@dataclass(frozen=True)
-class Link:
-    """A link to a file or folder beside the page."""
-
-    text: str
-    href: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Heat:
-    """A cell whose background shows a share in [0, 1]."""
-
-    text: str
-    share: float
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class Seconds(float):
-    """A cell of seconds, shown with one decimal."""
 
 
 def link(path: Path, base: Path, text: str) -> Link:

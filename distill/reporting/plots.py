@@ -10,9 +10,9 @@ import typing
 from collections.abc import Callable, Sequence
 
 from distill.arms import arm_name, arm_title
+from distill.pages.style import line_style, new_figure, step_colour, styled
 from distill.reporting.results import RunResults, metric_labels
 from distill.reporting.statistics import spread
-from distill.reporting.style import line_style, new_figure, step_colour, styled
 from distill.store.rundir import read_metrics
 
 if typing.TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.kernel.twin import ALPHAS, Forecast, Schedule, scores
-from distill.reporting.style import COLOURS, LINES, MARKERS, new_figure, styled
-from distill.reporting.tables import aligned
+from distill.pages.style import COLOURS, LINES, MARKERS, new_figure, styled
+from distill.pages.tables import aligned
 
 if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes

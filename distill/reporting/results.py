@@ -16,8 +16,8 @@ from distill import metrics
 from distill.arms import TEACHER, Arm, Fixed, arm_name, arm_title, students_of
 from distill.config import ChainConfig, Config
 from distill.errors import ConfigError, suggestion
+from distill.pages.tables import Spread, Table
 from distill.reporting.statistics import Difference, holm, over_images, over_seeds, spread
-from distill.reporting.tables import Spread, Table
 from distill.store.predictions import PER_IMAGE, TestPredictions, read_predictions
 from distill.store.results import Result, columns, name_model, sort_key
 from distill.store.rundir import RunDir

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from distill.errors import ConfigError
 from distill.files import followed, write_atomically
-from distill.reporting.page import PAGE, page, write_page
+from distill.pages.html import PAGE
+from distill.pages.style import draw
+from distill.pages.tables import filled
+from distill.reporting.page import page, write_page
 from distill.reporting.plots import FIGURES
 from distill.reporting.results import RunResults
 from distill.reporting.run_tables import answer, estimates, targets
-from distill.reporting.style import draw
-from distill.reporting.tables import filled
 from distill.store.rundir import RunDir
 
 

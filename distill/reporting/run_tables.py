@@ -5,9 +5,9 @@ from typing import Any
 
 from distill.arms import PROBE, arm_title
 from distill.errors import ConfigError
+from distill.pages.tables import FORMATS, Table
 from distill.reporting.results import Gain, RunResults
 from distill.reporting.statistics import LEVEL, Difference
-from distill.reporting.tables import FORMATS, Table
 
 
 def formatted(run: RunResults, kind: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from distill.config import Config
 from distill.errors import ConfigError
 from distill.files import read_text, sha256
+from distill.pages.style import UNDATED
 from distill.reporting.plots import FIGURES
-from distill.reporting.style import UNDATED
 from distill.store.predictions import PREDICTIONS, read_predictions
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json
 from distill.store.results import Result, check_estimate, columns

@@ -6,7 +6,7 @@ import torch
 
 from distill.arms import arm_name
 from distill.config import Config
-from distill.reporting.tables import filled
+from distill.pages.tables import filled
 from distill.running.cost import Cost, Done
 from distill.running.experiment import Experiment, count_models, job_count
 from distill.running.jobs import independent_chains

@@ -28,10 +28,10 @@ from distill.config import CUSTOM_DATA, Config, TrainConfig
 from distill.data.source import Source
 from distill.errors import ConfigError, printable
 from distill.kernel.twin import Forecast, forecast, make_twin
+from distill.pages.style import draw
 from distill.randomness import generator
 from distill.reporting import preview_page
 from distill.reporting.preview_page import Outcome
-from distill.reporting.style import draw
 from distill.running.experiment import Experiment, prepare
 from distill.store.results import Result, read_record
 from distill.store.rundir import RunDir

@@ -11,11 +11,11 @@ from tiny import Grid, config, leave_result, source
 
 import distill
 from distill import cli
+from distill.pages.svg import inline_svg
 from distill.reporting.page import page, write_page
 from distill.reporting.page_tables import confusion_table
 from distill.reporting.plots import accuracy_figure
 from distill.reporting.results import RunResults
-from distill.reporting.svg import inline_svg
 from distill.store.rundir import RunDir
 
 GRID = Grid()

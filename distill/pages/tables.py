@@ -37,6 +37,32 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A link to a file or folder beside the page."""
+
+    text: str
+    href: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A cell whose background shows a share in [0, 1]."""
+
+    text: str
+    share: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Seconds(float):
+    """A cell of seconds, shown with one decimal."""
+
+
+@dataclass(frozen=True)
 class Table:
     """A table: cells are text, numbers, ``Spread`` or None; the first column names the rows."""
 

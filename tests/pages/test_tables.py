@@ -1,4 +1,4 @@
-from distill.reporting.tables import aligned
+from distill.pages.tables import aligned
 
 
 def test_columns_are_flush_right():

@@ -7,7 +7,7 @@ import typing
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from distill.reporting.style import COLOURS, STEPS, rendered
+from distill.pages.style import COLOURS, STEPS, rendered
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,8 @@ def _simplify(element: ET.Element, name: str, used: set[str]) -> None:
     """Shorten numbers, replace colours by variables, make ids unique and drop those that nothing refers to."""
     attributes = element.attrib
     if HREF in attributes:
-        attributes["href"] = f"#{name}-{attributes.pop(HREF).removeprefix('#')}"
+        target = attributes.pop(HREF)
+        attributes["href"] = f"#{name}-{target[1:]}" if target.startswith("#") else target  # or an embedded image
     if "id" in attributes:
         identifier = attributes.pop("id")
         if identifier in used:

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import pytest
 
-from distill.reporting.style import COLOURS, FONT, line_style, new_figure, save, styled
+from distill.pages.style import COLOURS, FONT, line_style, new_figure, save, styled
 
 
 @styled()

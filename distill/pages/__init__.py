@@ -1,0 +1,1 @@
+"""What every page and figure of the project is made of: style, SVG, tables, templates. Imports no torch."""
