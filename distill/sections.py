@@ -323,6 +323,9 @@ class RunConfig(Section):
         identity=False,
         words=("auto",),
     )
+    tensorboard: bool = option(
+        False, "also write TensorBoard's event files into the models' folders (needs the package)", identity=False
+    )
 
     def check(self) -> None:
         kind, _, index = self.device.partition(":")

@@ -47,6 +47,7 @@ TYPED = {
     "labels": ("coarse", "coarse", "--dataset cifar100"),
     "data_sha256": ("0" * 64, "0" * 64, ""),
     "augment": (False, False, ""),
+    "tensorboard": (True, True, ""),
     "resnet": ("20", 20, ""),
     "stem": ("cifar", "cifar", ""),
     "width": ("8", 8, "--resnet 20"),

@@ -67,6 +67,7 @@ WHERE = {
     "device": "cuda:1",
     "threads": 3,
     "jobs": 2,
+    "tensorboard": True,
 }
 
 

@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from distill.training import models
 from distill.training.device import place, torch_defaults
 
 STATE_DICTS = ("state_dict", "model_state_dict", "model")  # where training programs put the parameters
+OLD_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # of images, which an older version did not record
 
 
 def write_tensors(file: Path, content: dict) -> None:
@@ -97,11 +99,11 @@ def _first_parts(names: Iterable[str]) -> set[str]:
 def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None) -> models.Classifier:
     """A finished model from its model.pt or its folder, on the CPU in eval mode.
 
-    It takes images (n, c, h, w), uint8 or floating point in [0, 1], and returns logits (n, classes). ``classes`` holds
-    the class names, ``mean`` and ``std`` the normalisation. Give ``network``, the function that makes the network, if
-    the run's network came from Python. Parameters have channels-last strides, as in training, so that logits equal the
-    scored ones to the last digit; for code that uses ``weight.view(-1)``, call
-    ``.to(memory_format=torch.contiguous_format)``.
+    ``model.predict`` takes images of any kind, see ``Classifier``. The model itself takes images (n, c, h, w), uint8 or
+    floating point in [0, 1], and returns logits (n, classes). ``classes`` holds the class names, ``mean`` and ``std``
+    the normalisation. Give ``network``, the function that makes the network, if the run's network came from Python.
+    Parameters have channels-last strides, as in training, so that logits equal the scored ones to the last digit; for
+    code that uses ``weight.view(-1)``, call ``.to(memory_format=torch.contiguous_format)``.
     """
     path = Path(path)
     file = path / "model.pt" if path.is_dir() else path
@@ -116,8 +118,17 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     model = models.Classifier(network(), zeros, zeros)
     load_parameters(model, file)
     model.classes = tuple(record["classes"])
+    model.size = _image_size(record)
     place(model, TrainConfig(), torch.device("cpu"))
     return model.eval()
+
+
+def _image_size(record: dict[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the images that a model was trained on; None if an older version did not record them."""
+    options = record.get("configuration", {})
+    known = options.get("data.image_size") or OLD_SIZES.get(options.get("data.dataset"))
+    height, width = record.get("size") or (known, known)
+    return None if height is None else (height, width)
 
 
 def network_factory(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:

@@ -20,6 +20,7 @@ from distill.config import Config
 from distill.errors import ConfigError
 from distill.files import sha256, write_derived
 from distill.randomness import RNG_LOCK, torch_seed
+from distill.store.events import write_model_events
 from distill.store.predictions import TestPredictions, write_predictions
 from distill.store.records import DamagedRecordError
 from distill.store.results import Result, name_model, read_record
@@ -104,7 +105,9 @@ class Training:
         self.trained_on = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
         self.of = {"seed": session.seed, "arm": spec.arm, "step": spec.step}
         self.options = options_of_models(session.config)
-        RunDir(spec.run).make_folder(spec.folder)
+        self.run = RunDir(spec.run)
+        self.writes_events = session.config.run.tensorboard
+        self.run.make_folder(spec.folder)
         if (self.folder / STATE).exists():
             self._resume(session.config)
 
@@ -151,6 +154,8 @@ class Training:
 
     def _write_metrics(self) -> None:
         write_derived(self.folder / "metrics.csv", metrics_csv(self.rows))
+        if self.writes_events:
+            write_model_events(self.run, self.folder, self.rows)
 
     def selected(self) -> nn.Module:
         """The model to keep: that of the last epoch, or of the best."""
@@ -310,6 +315,7 @@ def finish_model(
         "parent": parent,
         "classes": list(session.data.classes),
         "channels": session.data.train.images.shape[1],
+        "size": list(session.data.train.images.shape[2:]),
         "model": asdict(session.config.model),
         "configuration": session.config.identity,
         "reliability": metrics.reliability(predictions.test_logits, session.test.labels),
@@ -321,6 +327,8 @@ def finish_model(
     if estimate is not None:
         record["auto"] = estimate | {"val_brier": result.val_brier}
     run.write_result(spec.folder, record)
+    if session.config.run.tensorboard:
+        write_model_events(run, spec.folder, rows, read_record(spec.folder))
     (spec.folder / STATE).unlink(missing_ok=True)
     listener.end_model(result)
 

@@ -49,7 +49,7 @@ def read_folders(config: DataConfig, progress: bool = False) -> Source:
     files = train + _list_images(data_dir, "test", classes)
     key = hashlib.sha256(repr([(f.name, f.size, f.mtime_ns) for f in files]).encode()).hexdigest()
     cache = data_dir / f".self-distiller-{config.image_size or 'native'}.npz"
-    with _pillow():
+    with pillow_warnings():
         with _opened(data_dir / files[0].name) as image:
             height, width = (image.height, image.width) if config.image_size is None else (config.image_size,) * 2
         shape = (len(files), 3, height, width)
@@ -149,7 +149,7 @@ def _decode_all(
     images = np.empty(shape, np.uint8)
 
     def fill(i: int) -> None:
-        image = _decode(paths[i], image_size)
+        image = decode_image(paths[i], image_size)
         if image.shape != shape[1:]:
             sizes = " and ".join(f"{width}x{height}" for _, height, width in (shape[1:], image.shape))
             raise DataError(f"{paths[0]} and {paths[i]} differ in size ({sizes}); give --image-size to resize them all")
@@ -171,7 +171,7 @@ def _decode_all(
     return images
 
 
-def _decode(path: Path, image_size: int | None) -> np.ndarray:
+def decode_image(path: Path, image_size: int | None) -> np.ndarray:
     """One image as (3, h, w) uint8 RGB; of an animation, the first frame.
 
     Transparent pixels are blended with white, and 16-bit greyscale is scaled from [0, 65535]; Pillow converts all
@@ -189,7 +189,7 @@ def _decode(path: Path, image_size: int | None) -> np.ndarray:
             needed = 12 * image.width * image.height  # bytes: the image, and copies of it in other modes
             if needed > (available_memory() or math.inf):
                 raise ValueError(f"decoding {pixels:,} pixels needs {needed / 1e9:,.1f} GB")
-        rgb = _as_rgb(image)
+        rgb = as_rgb(image)
         if image_size is not None:
             rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
         return np.asarray(rgb).transpose(2, 0, 1)
@@ -210,7 +210,7 @@ def _opened(path: Path) -> Iterator["Image"]:
 
 
 @contextmanager
-def _pillow() -> Iterator[None]:
+def pillow_warnings() -> Iterator[None]:
     """Let Pillow open images of any size, and collect what it warns of in every thread: a note names the first file."""
     from PIL import Image
 
@@ -234,7 +234,7 @@ def _pillow() -> Iterator[None]:
         complain(f"note: {path} is read, but may be damaged ({message}){others}")
 
 
-def _as_rgb(image: "Image") -> "Image":
+def as_rgb(image: "Image") -> "Image":
     """An image of any mode as RGB. Raises ValueError if the range of its pixels is unknown."""
     from PIL import Image
 

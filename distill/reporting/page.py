@@ -11,7 +11,8 @@ from distill.config import DataConfig
 from distill.errors import ConfigError, one_line
 from distill.files import write_derived
 from distill.noise import NOISE_KINDS
-from distill.pages.html import Part, View, image, render_page, svg
+from distill.pages.html import Part, View, image, render, render_page, svg
+from distill.pages.style import rendered
 from distill.pages.tables import Table
 from distill.program import complain
 from distill.reporting import comparison, page_tables, plots
@@ -22,6 +23,7 @@ from distill.store.rundir import RunDir
 SCORES = ("test_acc", "test_nll", "test_brier", "test_ece")
 NOISE = ("memorised", "recovered", "clean_acc")
 LARGEST_FORECAST = 200_000  # bytes of a preview.svg that the page holds
+ACCURACY = "Test accuracy against step, and the gain over the teacher of the same seed with 95 % intervals"
 
 
 def write_page(runs: Sequence[RunResults], file: Path) -> bool:
@@ -42,6 +44,14 @@ def page(runs: Sequence[RunResults], base: Path) -> str:
     ]
     title = str(runs[0].path) if len(runs) == 1 else f"{len(runs)} runs side by side"
     return render_page(title, views, overview(runs) if len(runs) > 1 else None)
+
+
+def summary(run: RunResults) -> str:
+    """The table of a run and its accuracy figure as HTML that needs no style."""
+    if not run:
+        return render("table.html", table=page_tables.options_table(run))
+    drawing, _ = image(rendered(plots.accuracy_figure(run), "svg"), ACCURACY)
+    return render("table.html", table=run.table()) + drawing
 
 
 def sentence(run: RunResults) -> str:
@@ -108,14 +118,13 @@ def _figure(run: RunResults, draw: Callable[..., Any], label: str, name: str, *a
 
 def _scores(run: RunResults, number: int) -> list[Part]:
     gains = run.paired()
-    accuracy = "Test accuracy against step, and the gain over the teacher of the same seed with 95 % intervals"
     scores = "Accuracy, NLL, Brier score and ECE on the test images against step, with a band of one standard deviation"
     curves = "Learning curves, means over seeds: a column per arm, a line per step"
     bins = "Reliability diagrams: accuracy against confidence, and the share of the test images in each bin"
     found = [
         Part(
             "Gain over the teacher",
-            figures=_figure(run, plots.accuracy_figure, accuracy, f"a{number}"),
+            figures=_figure(run, plots.accuracy_figure, ACCURACY, f"a{number}"),
             tables=[gains_table(gains)] if gains else [],
             sorts=True,
         ),

@@ -12,6 +12,7 @@ from distill.reporting.page import page, write_page
 from distill.reporting.plots import FIGURES
 from distill.reporting.results import RunResults
 from distill.reporting.run_tables import answer, estimates, targets
+from distill.store.events import write_figure_events
 from distill.store.rundir import RunDir
 
 
@@ -44,6 +45,8 @@ def report(run: RunResults) -> str:
         RunDir(run.path).write_results()
     for name, figure in FIGURES.items() if run else ():
         draw(run.path / name, figure, run)
+    if run and run.config is not None and run.config.run.tensorboard:
+        write_figure_events(RunDir(run.path), [name for name in FIGURES if (run.path / f"{name}.png").exists()])
     write_page([run], run.path / PAGE)
     return tables(run)
 

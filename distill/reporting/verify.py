@@ -12,15 +12,16 @@ from distill.errors import ConfigError
 from distill.files import read_text, sha256
 from distill.pages.style import UNDATED
 from distill.reporting.plots import FIGURES
+from distill.store.events import EVENTS
 from distill.store.predictions import PREDICTIONS, read_predictions
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json
 from distill.store.results import Result, check_estimate, columns
 from distill.store.rundir import STATE, Model, RunDir, results_csv
 
 PICTURES = {f"{name}.{kind}" for name in FIGURES for kind in UNDATED}
-RUN_FILES = {"config.toml", "environment.json", "data.sha256", "results.csv", "report.html", *PICTURES}
+RUN_FILES = {EVENTS, "config.toml", "environment.json", "data.sha256", "results.csv", "report.html", *PICTURES}
 SEED_FILES = {"labels.npz", *(f"preview.{kind}" for kind in UNDATED)}
-MODEL_FILES = {"model.pt", "result.json", "metrics.csv", STATE, "choice.json", PREDICTIONS}
+MODEL_FILES = {"model.pt", "result.json", "metrics.csv", STATE, "choice.json", PREDICTIONS, EVENTS}
 
 Key = tuple[str, str, str]  # seed, arm and step of a model, as results.csv has them
 

@@ -23,6 +23,7 @@ from distill.data.splits import Dataset, Split, make_dataset
 from distill.environment import available_cores
 from distill.errors import ConfigError, UserError, one_line
 from distill.files import write_atomically
+from distill.store.events import require_tensorboard
 from distill.store.records import DamagedRecordError, digest_of_parts
 from distill.store.results import read_record
 from distill.store.rundir import RunDir
@@ -175,6 +176,8 @@ def prepare(
     config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, progress: bool = False
 ) -> Experiment:
     """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
+    if config.run.tensorboard:
+        require_tensorboard()
     device = pick_device(config.run.device)
     jobs = job_count(config)
     if device.type == "cuda" and jobs > CUDA_JOBS:

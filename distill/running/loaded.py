@@ -26,6 +26,12 @@ class LoadedRun(RunResults):
 
         return load_model(self.folder(seed, arm, step), network)
 
+    def _repr_html_(self) -> str:
+        """What a notebook displays: the table and the accuracy figure."""
+        from distill.reporting.page import summary
+
+        return summary(self)
+
 
 def load_run(path: str | PathLike[str]) -> LoadedRun:
     """The run in a directory, finished or not: a list of its results with tables, intervals and models.

@@ -13,6 +13,7 @@ from distill.running.experiment import Experiment, caller_unaffected, count_mode
 from distill.running.jobs import prepare_with_jobs
 from distill.running.loaded import LoadedRun
 from distill.running.progress import Progress, in_notebook
+from distill.store.events import write_events_of_finished
 from distill.store.rundir import RunDir
 from distill.training.listener import Listener
 
@@ -101,3 +102,5 @@ def _begin(experiment: Experiment, rundir: RunDir, listener: Listener) -> None:
                 "the last bits may differ from those of an uninterrupted run"
             )
     rundir.write_environment(**facts)
+    if experiment.config.run.tensorboard:
+        write_events_of_finished(rundir)

@@ -141,6 +141,7 @@ SHAPE: dict[str, Callable[[Any], bool]] = {
     "parent": _or_none(_has({"path": _is_text, "sha256": _is_text})),
     "classes": _list_of(_is_text),
     "channels": lambda value: _is_count(value) and value > 0,
+    "size": _list_of(lambda value: _is_count(value) and value > 0, 2),
     "model": _has({}),
     "configuration": _has({}),
     "target": _has({"kind": _is_text, "right": _is_share}),

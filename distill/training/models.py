@@ -3,19 +3,29 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from distill import metrics
 from distill.config import ModelConfig
 from distill.errors import ConfigError, suggestion
 from distill.randomness import RNG_LOCK
 from distill.training.convolutions import ProductConv2d, is_plain
 
 OUTPUTS = nn.Linear | nn.Conv2d  # the types of a network's last layer
+PREDICTED = 256  # images at a time
+
+
+class Prediction(NamedTuple):
+    """What a model says of n images."""
+
+    classes: list[str]  # n names: the most probable class of each image
+    probabilities: np.ndarray  # (n, classes) float64, columns in the order of the model's ``classes``
 
 
 class Classifier(nn.Module):
@@ -28,6 +38,7 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
     classes: tuple[str, ...] = ()  # names, set by load_model
+    size: tuple[int, int] | None = None  # height and width of the images it was trained on, set by load_model
 
     def __init__(self, network: nn.Module, mean: ArrayLike | Tensor, std: ArrayLike | Tensor) -> None:
         super().__init__()
@@ -38,6 +49,20 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         return self.network((x - self.mean) / self.std)
+
+    def predict(self, images: object) -> Prediction:
+        """The classes of images, with probabilities: paths, PIL images, or arrays of any layout, one or several.
+
+        They are converted and resized as the run's images were; see ``data.images.as_images``. Raises DataError.
+        """
+        from distill.data.images import as_images
+
+        array = as_images(images, len(self.mean), self.size)
+        with torch.inference_mode():
+            batches = torch.tensor(array).split(PREDICTED)
+            logits = torch.cat([self(batch.to(self.mean.device)) for batch in batches])
+            probabilities, predicted = metrics.probabilities_and_classes(logits)
+        return Prediction([self.classes[i] for i in predicted.tolist()], probabilities.numpy())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import config, contents, killed_at, rows, source
 from torch import nn
 
@@ -46,6 +47,34 @@ def test_a_loaded_model_knows_its_classes_and_its_normalisation(finished):
 def test_a_loaded_model_takes_uint8_and_float_images(finished):
     model, images = distill.load_model(finished / TEACHER), torch.from_numpy(source().test_images)
     assert torch.equal(model(images), model(images.float() / 255))
+
+
+def test_a_loaded_model_predicts_images_of_any_kind(finished, tmp_path):
+    model = distill.load_model(finished / TEACHER)
+    images = source().test_images
+    predicted = model.predict(images)
+    with torch.inference_mode():
+        probabilities = model(torch.from_numpy(images)).double().softmax(1)
+    np.testing.assert_allclose(predicted.probabilities, probabilities, atol=1e-6)
+    assert predicted.classes == [model.classes[i] for i in probabilities.argmax(1)]
+    file = tmp_path / "large and in colour.png"
+    Image.fromarray(images[0, 0]).convert("RGB").resize((24, 24), Image.Resampling.NEAREST).save(file)
+    assert model.size == (8, 8)
+    assert model.predict(file).probabilities.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("record", "size"),
+    [
+        ({"size": [4, 6]}, (4, 6)),
+        ({"configuration": {"data.dataset": "cifar10"}}, (32, 32)),
+        ({"configuration": {"data.dataset": "imagefolder", "data.image_size": 64}}, (64, 64)),
+        ({"configuration": {"data.dataset": "imagefolder", "data.image_size": None}}, None),
+        ({}, None),
+    ],
+)
+def test_the_size_of_a_models_images(record, size):
+    assert checkpoints._image_size(record) == size
 
 
 class Own(nn.Module):

@@ -37,8 +37,8 @@ def refused_tree(data_dir, image_size=None) -> str:
 def decoded(monkeypatch):
     """The paths decoded since the list was last cleared."""
     paths = []
-    decode = folders._decode
-    monkeypatch.setattr(folders, "_decode", lambda path, size: paths.append(path) or decode(path, size))
+    decode = folders.decode_image
+    monkeypatch.setattr(folders, "decode_image", lambda path, size: paths.append(path) or decode(path, size))
     return paths
 
 
@@ -128,7 +128,7 @@ def test_sizes_that_differ_name_two_files_and_the_option(tree):
 def test_resizing_averages_over_the_pixels_it_drops(tmp_path):
     checkers = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
     Image.fromarray(checkers).save(tmp_path / "checkers.png")
-    small = folders._decode(tmp_path / "checkers.png", 8)
+    small = folders.decode_image(tmp_path / "checkers.png", 8)
     assert small.shape == (3, 8, 8)
     assert np.abs(small.astype(int) - 127).max() <= 4
 
@@ -167,7 +167,7 @@ def palette_image() -> Image.Image:
 )
 def test_every_mode_becomes_rgb(tmp_path, name, image, options, expected):
     image.save(tmp_path / name, **options)
-    pixels = folders._decode(tmp_path / name, None)
+    pixels = folders.decode_image(tmp_path / name, None)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels.transpose(1, 2, 0), expected)
 
@@ -176,7 +176,7 @@ def test_every_mode_becomes_rgb(tmp_path, name, image, options, expected):
 def test_pixels_without_a_known_range_are_refused(tmp_path, pixels):
     Image.fromarray(pixels).save(tmp_path / "odd.tiff")
     with pytest.raises(DataError, match=r"odd\.tiff cannot be read as an image"):
-        folders._decode(tmp_path / "odd.tiff", None)
+        folders.decode_image(tmp_path / "odd.tiff", None)
 
 
 def test_the_second_load_decodes_nothing(tree, decoded):

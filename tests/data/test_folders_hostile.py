@@ -111,13 +111,13 @@ def test_an_image_beyond_pillows_limit_is_read_if_it_is_resized(tree, capsys, mo
 
 
 def test_what_pillow_warns_of_is_one_note(tree, capfd, monkeypatch):
-    as_rgb = folders._as_rgb
+    as_rgb = folders.as_rgb
 
     def warning(image):
         warnings.warn("Corrupt EXIF data.\n  Expecting 12 bytes", stacklevel=2)
         return as_rgb(image)
 
-    monkeypatch.setattr(folders, "_as_rgb", warning)
+    monkeypatch.setattr(folders, "as_rgb", warning)
     load_tree(tree)
     [line] = capfd.readouterr().err.splitlines()
     first = tree / "test" / "cat" / "0000.png"
@@ -175,7 +175,7 @@ def test_a_torn_or_altered_image_is_read_or_named(tmp_path, kind):
     content = encoded(kind)
     path = tmp_path / "damaged"
     rng = np.random.default_rng(1)
-    with folders._pillow():
+    with folders.pillow_warnings():
         for _ in range(40):
             torn = content[: rng.integers(len(content))]
             altered = bytearray(content)
@@ -183,7 +183,7 @@ def test_a_torn_or_altered_image_is_read_or_named(tmp_path, kind):
             for damaged in (torn, bytes(altered)):
                 path.write_bytes(damaged)
                 try:
-                    assert folders._decode(path, 8).shape == (3, 8, 8)
+                    assert folders.decode_image(path, 8).shape == (3, 8, 8)
                 except DataError as error:
                     assert str(path) in str(error)  # noqa: PT017 - it may be read or not
 
