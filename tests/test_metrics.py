@@ -205,11 +205,11 @@ def test_a_new_metric_is_one_entry(tmp_path, monkeypatch):
     assert tiny.result(tmp_path / "after/seed_1/alpha_0.3/step_1")["largest"] == value
     last = [list(row.items())[-1] for row in tiny.rows(tmp_path / "after/results.csv")]
     assert last == [("largest", str(result.largest)) for result in results]
-    shown = RunResults(config.chain, RunDir(config.output).records())
+    shown = RunResults(config, RunDir(config.output).records())
     assert "largest logit" in [axes.get_title() for axes in diagnostics_figure(shown).axes]
 
     old = RunDir(before.output).results()
     assert [result.largest for result in old] == [None, None]
     assert [result.test_acc for result in old] == [result.test_acc for result in results]
-    shown = RunResults(before.chain, RunDir(before.output).records())
+    shown = RunResults(before, RunDir(before.output).records())
     assert "largest logit" not in [axes.get_title() for axes in diagnostics_figure(shown).axes]

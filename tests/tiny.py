@@ -36,7 +36,7 @@ def leave_result(rundir: RunDir, **values) -> Result:
     arm = result.arm and result.arm.removesuffix(PROBE)
     folder = rundir.model(result.seed, arm, result.step) / ("" if arm == result.arm else "probe")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "result.json", VALUES | values | rest)
+    write_json(folder / "result.json", VALUES | rest | values)
     return result
 
 
@@ -176,7 +176,7 @@ class Grid:
 
     def run(self, seeds: tuple[int, ...] = seeds) -> RunResults:
         """The run of some seeds."""
-        return RunResults(self.chain, self.records(seeds))
+        return RunResults(Config(chain=self.chain), self.records(seeds))
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 300.0) -> None:

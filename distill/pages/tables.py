@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,30 @@ class Table:
 
     def __str__(self) -> str:
         return self.text()
+
+
+def shaded(table: Table) -> Table:
+    """A table whose numbers are shaded from the least, without colour, to the greatest."""
+    numbers = [float(value) for row in table.rows for value in map(_mean, row[1:]) if value is not None]
+    low = min(numbers, default=0.0)
+    width = max(numbers, default=0.0) - low
+    rows = [
+        [
+            row[0],
+            *(
+                cell if (value := _mean(cell)) is None else Heat(_cell(cell), (value - low) / (width or 1))
+                for cell in row[1:]
+            ),
+        ]
+        for row in table.rows
+    ]
+    return Table(table.title, table.header, rows)
+
+
+def _mean(cell: Any) -> float | None:
+    """The number of a cell, if it has one that is finite."""
+    value = cell.mean if isinstance(cell, Spread) else cell
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"latex": Table.latex, "markdown": Table.markdown, "csv": Table.csv}

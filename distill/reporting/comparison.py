@@ -22,15 +22,15 @@ def check_same_data(runs: Sequence[RunResults]) -> None:
     """Raise ConfigError if runs are on different images or labels, as their data.sha256 say."""
     first = runs[0]
     for run in runs[1:]:
-        here, there = (RunDir(each.path).recorded_data() for each in (first, run) if each.path is not None)
+        here, there = (RunDir(each.path).recorded_data() for each in (first, run))
         if None not in (here, there) and here != there:
-            names = [f"{each.path} ({each.config.data.dataset})" for each in (first, run) if each.config is not None]
+            names = [f"{each.path} ({each.config.data.dataset})" for each in (first, run)]
             raise ConfigError(f"{' and '.join(names)} are on different data: report them one by one")
 
 
 def names(runs: Sequence[RunResults]) -> list[str]:
     """What each run is called: the options that differ, such as ``label noise 0.4``, or else its folder's name."""
-    options = [{} if run.config is None else run.config.identity for run in runs]
+    options = [run.config.identity for run in runs]
     differing = [
         name
         for name in dict.fromkeys(name for each in options for name in each)
@@ -39,7 +39,7 @@ def names(runs: Sequence[RunResults]) -> list[str]:
     found = []
     for run, each in zip(runs, options, strict=True):
         words = [f"{_shown(name)} {each[name]}" for name in differing if name in each and each[name] is not None]
-        found.append(", ".join(words[:4]) or (run.path.name if run.path is not None else "run"))
+        found.append(", ".join(words[:4]) or run.path.name)
     folders = [str(run.path) for run in runs]
     return found if len(set(found)) == len(found) else folders
 

@@ -13,7 +13,7 @@ from distill.files import write_derived
 from distill.noise import NOISE_KINDS
 from distill.pages.html import Part, View, image, render, render_page, svg
 from distill.pages.style import rendered
-from distill.pages.tables import Table
+from distill.pages.tables import Table, shaded
 from distill.program import complain
 from distill.reporting import comparison, page_tables, plots
 from distill.reporting.results import Key, RunResults, name_key
@@ -51,14 +51,12 @@ def summary(run: RunResults) -> str:
     if not run:
         return render("table.html", table=page_tables.options_table(run))
     drawing, _ = image(rendered(plots.accuracy_figure(run), "svg"), ACCURACY)
-    return render("table.html", table=run.table()) + drawing
+    return f"{render('table.html', table=run.table())}{drawing}"
 
 
 def sentence(run: RunResults) -> str:
     """What was run, in one sentence."""
     config = run.config
-    assert config is not None
-    assert run.path is not None
     data = config.data
     total = sum(model.folder.name != "probe" for model in RunDir(run.path).models(config))
     finished = sum(result.arm is None or not result.arm.endswith("probe") for result in run)
@@ -101,7 +99,6 @@ def chosen(run: RunResults) -> tuple[Key | None, str]:
 
 def parts(run: RunResults, base: Path, number: int) -> list[Part]:
     """The parts of a run's page, from top to bottom; those without data say why."""
-    assert run.path is not None
     found = [Part("What is missing", lines=run.problems)] if run.problems else []
     if run:
         found += [*_scores(run, number), *_noise(run, number), *_confusions(run)]
@@ -129,13 +126,13 @@ def _scores(run: RunResults, number: int) -> list[Part]:
             sorts=True,
         ),
         Part("Scores against step", figures=_figure(run, plots.diagnostics_figure, scores, f"s{number}", SCORES, 2)),
-        Part("Alpha and step", tables=[page_tables.alpha_step_map(run)]),
+        Part("Alpha and step", tables=[shaded(run.table(index="arm", columns="step"))]),
     ]
     drawn = _figure(run, plots.curves_figure, curves, f"c{number}")
     found.append(Part("Learning curves", "" if drawn else "No metrics.csv can be read.", figures=drawn))
     if any("reliability" in record for record in run.records):
         found.append(Part("Calibration", figures=_figure(run, plots.reliability_figure, bins, f"r{number}")))
-    for title, table in (("Targets", targets(run.records)), ("Estimated alphas", estimates(run.records))):
+    for title, table in (("Targets", targets(run)), ("Estimated alphas", estimates(run.records))):
         if table.rows:
             found.append(Part(title, tables=[table], sorts=True))
     return found
@@ -164,7 +161,6 @@ def _confusions(run: RunResults) -> list[Part]:
 
 
 def _forecast(run: RunResults) -> list[Part]:
-    assert run.path is not None
     for seed in run.seeds:
         file = run.path / f"seed_{seed}" / "preview.svg"
         if file.is_file() and file.stat().st_size <= LARGEST_FORECAST:
@@ -175,7 +171,6 @@ def _forecast(run: RunResults) -> list[Part]:
 
 def _origin(run: RunResults) -> Part:
     """Where the run came from, and how to repeat it."""
-    assert run.path is not None
     try:
         data = RunDir(run.path).recorded_data() or "not recorded"
     except (OSError, ConfigError):

@@ -31,17 +31,14 @@ def link(path: Path, base: Path, text: str) -> Link:
 
 def models_table(run: RunResults, base: Path) -> Table:
     """A row for each arm and step: accuracy over seeds, what is finished, seconds, links into the run's folders."""
-    assert run.path is not None
-    assert run.config is not None
     rows: dict[Key, list[Model]] = {}
     for model in RunDir(run.path).models(run.config):
         rows.setdefault((model.arm, model.step), []).append(model)
     table = []
     for (arm, step), models in rows.items():
-        results = [run.by_key.get((model.seed, arm, step)) for model in models]
-        found = [result for result in results if result is not None]
-        accuracy = Spread(*spread([result.test_acc for result in found]), len(found)) if found else None
-        seconds = Seconds(spread([result.seconds for result in found])[0]) if found else None
+        found = run.records_of.get((arm, step), [])
+        accuracy = Spread(*spread([record["test_acc"] for record in found]), len(found)) if found else None
+        seconds = Seconds(spread([record["seconds"] for record in found])[0]) if found else None
         links = [link(model.folder, base, f"seed {model.seed}") for model in models if model.folder.exists()]
         title = arm_title(arm)
         if arm is not None and arm.endswith(PROBE):
@@ -66,24 +63,6 @@ def _state(run: RunResults, models: Sequence[Model], finished: int) -> str:
         elif model.folder.name != "probe":
             parts.append(f"seed {model.seed} not begun")
     return "; ".join(parts) if parts else ("finished" if finished else "not trained")
-
-
-def alpha_step_map(run: RunResults) -> Table:
-    """Mean test accuracy by arm (rows) and step (columns), shaded from the worst to the best."""
-    arms = run.by_arm()
-    means = {arm: {step: spread(values)[0] for step, values in steps.items()} for arm, steps in arms.items()}
-    all_means = [mean for steps in means.values() for mean in steps.values()]
-    low, high = min(all_means), max(all_means)
-    steps = sorted({step for found in means.values() for step in found})
-    rows = []
-    for arm, found in means.items():
-        cells = [_heat(found.get(step), low, high) for step in steps]
-        rows.append([arm_title(arm), *cells])
-    return Table("Mean test accuracy", ["arm", *(f"step {step}" for step in steps)], rows)
-
-
-def _heat(mean: float | None, low: float, high: float) -> Heat | None:
-    return None if mean is None else Heat(f"{mean:.4f}", (mean - low) / (high - low) if high > low else 0.0)
 
 
 def confusion(run: RunResults, model: Key) -> NDArray[np.int64] | None:
@@ -133,7 +112,6 @@ def cost_table(run: RunResults) -> Table:
 
 def options_table(run: RunResults) -> Table:
     """The options that affect results."""
-    assert run.config is not None
     options = run.config.identity.items()
     rows = [[name, " ".join(map(str, each)) if isinstance(each, tuple) else str(each)] for name, each in options]
     return Table("Options", ["option", "value"], rows)
@@ -141,7 +119,6 @@ def options_table(run: RunResults) -> Table:
 
 def processes_table(run: RunResults) -> Table:
     """The processes that worked on the run: when, with which versions, where."""
-    assert run.path is not None
     names = ("started", "finished", "commit", "python", "torch", "numpy", "device", "machine", "threads")
     entries = RunDir(run.path).environments()
     rows = [[name, *(_shown(entry.get(name)) for entry in entries[-3:])] for name in names]

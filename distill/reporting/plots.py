@@ -21,6 +21,7 @@ if typing.TYPE_CHECKING:
 
 MIN_IMAGES = 10  # of a bin in a reliability diagram
 PANELS = 4  # side by side
+MOST_EPOCHS = 60  # of a learning curve in the page, which every epoch would make too large
 STEP = "step (0: teacher)"
 CURVES = {"train_loss": "training loss", "train_acc": "training accuracy", "val_acc": "held-out accuracy"}
 
@@ -69,10 +70,10 @@ def reliability_figure(run: RunResults) -> Figure:
 
     A bin is drawn at its mean confidence if it has ``MIN_IMAGES`` images. Below, the share of the images in each bin.
     """
-    diagrams: dict[tuple[str | None, int], list[dict[str, list[float]]]] = {}
-    for record in run.records:
-        if "reliability" in record:
-            diagrams.setdefault((record["arm"], record["step"]), []).append(record["reliability"])
+    diagrams = {
+        model: [record["reliability"] for record in records if "reliability" in record]
+        for model, records in run.records_of.items()
+    }
     columns = min(PANELS, len(run.arms))
     rows = math.ceil(len(run.arms) / columns)
     figure = new_figure(max(4, 2.3 * columns), 0.5 + 3.0 * rows)
@@ -93,7 +94,7 @@ def reliability_figure(run: RunResults) -> Figure:
         upper.grid(alpha=0.3)
         models = run.models(run.arms[i])
         for k, model in enumerate(models):
-            if model in diagrams:
+            if diagrams.get(model):
                 name = f"step {model[1]}"
                 lines[name] = _draw_calibration(upper, lower, diagrams[model], step_colour(k, len(models)), name)
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=8)
@@ -103,8 +104,6 @@ def reliability_figure(run: RunResults) -> Figure:
 @styled()
 def curves_figure(run: RunResults) -> Figure | None:
     """Learning curves: a column per arm, a line per step, means over seeds; None if no metrics.csv can be read."""
-    if run.path is None:
-        return None
     arms = run.arms[:PANELS]
     rows = [metric for metric in CURVES if metric != "val_acc" or any(result.val_acc is not None for result in run)]
     figure = new_figure(max(4, 2.3 * len(arms)), 0.6 + 1.8 * len(rows))
@@ -118,8 +117,10 @@ def curves_figure(run: RunResults) -> Figure | None:
             for axes, metric in zip(panels[:, column], rows, strict=True):
                 means = [spread([row[metric] for row in rows])[0] for rows in zip(*tables, strict=False)]
                 if means:
-                    colour = step_colour(k, len(models))
-                    (lines[f"step {model[1]}"],) = axes.plot(range(1, len(means) + 1), means, color=colour, linewidth=1)
+                    shown = sorted({*range(0, len(means), 1 + len(means) // MOST_EPOCHS), len(means) - 1})
+                    style = {"color": step_colour(k, len(models)), "linewidth": 1}
+                    at = [i + 1 for i in shown]
+                    (lines[f"step {model[1]}"],) = axes.plot(at, [means[i] for i in shown], **style)
         panels[0, column].set_title(arm_title(arm_name(arm)))
         panels[-1, column].set_xlabel("epoch")
     for axes, metric in zip(panels[:, 0], rows, strict=True):

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from distill import metrics
 from distill.arms import TEACHER, Arm, Fixed, arm_name, arm_title, students_of
-from distill.config import ChainConfig, Config
+from distill.config import Config
 from distill.errors import ConfigError, suggestion
 from distill.pages.tables import Spread, Table
 from distill.reporting.statistics import Difference, holm, over_images, over_seeds, spread
@@ -66,23 +66,16 @@ class Best:
 class RunResults(list[Result]):
     """The results of the finished models of a run, by seed, arm (the teacher first) and step.
 
-    ``chain`` is the run's grid. ``records`` holds the result.json of each model. ``path`` is the run's folder, and
-    ``config`` its options. ``problems`` has a line for each model whose record cannot be read.
+    ``config`` holds the run's options, ``chain`` its grid, ``path`` is its folder. ``records`` holds the result.json of
+    each model; ``problems`` has a line for each model whose record cannot be read.
     """
 
-    def __init__(
-        self,
-        chain: ChainConfig,
-        records: list[dict[str, Any]],
-        path: Path | None = None,
-        config: Config | None = None,
-        problems: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, config: Config, records: list[dict[str, Any]], problems: Sequence[str] = ()) -> None:
         super().__init__(map(Result.of, records))
-        self.chain = chain
-        self.records = records
-        self.path = path
         self.config = config
+        self.chain = config.chain
+        self.path = config.output
+        self.records = records
         self.problems = list(problems)
         self._differences: dict[tuple[str, Key, Key], Difference | None] = {}
 
@@ -100,7 +93,7 @@ class RunResults(list[Result]):
                 except ConfigError as error:
                     problems.append(str(error))
         records.sort(key=lambda record: sort_key(Result.of(record)))
-        return cls(config.chain, records, path, config, problems)
+        return cls(config, records, problems)
 
     @property
     def results(self) -> list[Result]:
@@ -128,6 +121,14 @@ class RunResults(list[Result]):
         """The results by seed, arm and step."""
         return {(result.seed, result.arm, result.step): result for result in self}
 
+    @cached_property
+    def records_of(self) -> dict[Key, list[dict[str, Any]]]:
+        """The records of each arm and step, one per seed."""
+        found: dict[Key, list[dict[str, Any]]] = {}
+        for record in self.records:
+            found.setdefault((record["arm"], record["step"]), []).append(record)
+        return found
+
     def models(self, arm: Arm) -> list[Key]:
         """The arm and step of each model of a chain, from the teacher on."""
         names = [None, *(student.arm for student in students_of(arm))]
@@ -138,13 +139,12 @@ class RunResults(list[Result]):
 
         Unfinished models and models without a value are omitted. Without students the only arm is None, the teacher.
         """
-        values: dict[Key, list[float]] = {}
-        for result in self:
-            value = getattr(result, metric)
-            if value is not None:
-                values.setdefault((result.arm, result.step), []).append(value)
+        values = {
+            model: [record[metric] for record in records if record.get(metric) is not None]
+            for model, records in self.records_of.items()
+        }
         return {
-            arm_name(arm): {model[1]: values[model] for model in self.models(arm) if model in values}
+            arm_name(arm): {model[1]: values[model] for model in self.models(arm) if values.get(model)}
             for arm in self.arms
         }
 
@@ -241,8 +241,6 @@ class RunResults(list[Result]):
 
     def predictions(self, seed: int, arm: str | None, step: int) -> TestPredictions | None:
         """The predictions of a model for the test images; None if it has none, or if they are damaged."""
-        if self.path is None:
-            return None
         try:
             return read_predictions(self.folder(seed, arm, step))
         except (ConfigError, OSError):
@@ -250,8 +248,6 @@ class RunResults(list[Result]):
 
     def folder(self, seed: int, arm: float | str | None, step: int) -> Path:
         """The folder of a model, finished or not; ``arm`` is None for the teacher. Raises ConfigError."""
-        if self.path is None or self.config is None:
-            raise ConfigError("these results are of no run directory")
         name = arm if arm is None or isinstance(arm, str) else Fixed(float(arm)).name
         for each in self.arms:
             if arm_name(each) == name and (found := [model for model, k in self.models(each) if k == step]):

@@ -30,7 +30,6 @@ def reports(runs: Sequence[RunResults], output: Path | None) -> str:
             texts.append(report(run))
         except PermissionError as error:
             raise ConfigError(f"{error.filename}: {error.strerror}; give --output FILE for the page") from None
-    assert runs[0].path is not None
     file = runs[0].path / PAGE
     if len(runs) > 1:
         file = runs[0].path.absolute().parent / PAGE
@@ -40,12 +39,11 @@ def reports(runs: Sequence[RunResults], output: Path | None) -> str:
 
 def report(run: RunResults) -> str:
     """Write the results.csv, the figures and the page of a run, and return its tables. Raises OSError."""
-    assert run.path is not None, "a run that was read from its folder"
     if run and not run.problems:
         RunDir(run.path).write_results()
     for name, figure in FIGURES.items() if run else ():
         draw(run.path / name, figure, run)
-    if run and run.config is not None and run.config.run.tensorboard:
+    if run and run.config.run.tensorboard:
         write_figure_events(RunDir(run.path), [name for name in FIGURES if (run.path / f"{name}.png").exists()])
     write_page([run], run.path / PAGE)
     return tables(run)
@@ -56,5 +54,5 @@ def tables(run: RunResults) -> str:
     if not run:
         return f"{run.path}: no model is finished yet"
     parts = [run.table().text(), "\n".join(map(filled, answer(run)))]
-    more = [targets(run.records), estimates(run.records)]
+    more = [targets(run), estimates(run.records)]
     return "\n\n".join([*parts, *(table.text() for table in more if table.rows)])

@@ -14,7 +14,7 @@ def formatted(run: RunResults, kind: str) -> str:
     """The tables of a run in a format of ``FORMATS``; a line if no model is finished."""
     if not run:
         return f"{run.path}: no model is finished yet"
-    tables = [run.table(), gains_table(run.paired()), targets(run.records), estimates(run.records)]
+    tables = [run.table(), gains_table(run.paired()), targets(run), estimates(run.records)]
     return "\n\n".join(FORMATS[kind](table) for table in tables if table.rows)
 
 
@@ -70,17 +70,13 @@ def gains_table(gains: list[Gain], metric: str = "test accuracy") -> Table:
     return Table(f"Change of the {metric} from the teacher, paired by seed ({'; '.join(methods)}{many})", header, rows)
 
 
-def targets(records: list[dict[str, Any]]) -> Table:
-    """What the targets of other kinds than soft were worth, a row per arm and step, means over seeds.
-
-    ``records`` are the contents of result.json, in order.
-    """
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for record in records:
-        if "target" in record and not record["arm"].endswith(PROBE):
-            found.setdefault((record["arm"], record["step"]), []).append(record["target"])
+def targets(run: RunResults) -> Table:
+    """What the targets of other kinds than soft were worth, a row per arm and step, means over seeds."""
     rows: list[list[Any]] = []
-    for (arm, step), values in found.items():
+    for (arm, step), records in run.records_of.items():
+        values = [record["target"] for record in records if "target" in record]
+        if not values or (arm or "").endswith(PROBE):
+            continue
         kept = [value["kept"] for value in values if "kept" in value]
         images = round(fmean(kept)) if kept else None
         rows.append([arm_title(arm), step, fmean(value["right"] for value in values), images])

@@ -11,11 +11,15 @@ from tiny import Grid, config, leave_result, source
 
 import distill
 from distill import cli
+from distill.chains.model_training import EPOCH_COLUMNS, metrics_csv
+from distill.configfile import to_toml
 from distill.pages.svg import inline_svg
-from distill.reporting.page import page, write_page
+from distill.reporting.page import page, sentence, write_page
 from distill.reporting.page_tables import confusion_table
 from distill.reporting.plots import accuracy_figure
 from distill.reporting.results import RunResults
+from distill.store.predictions import TestPredictions, write_predictions
+from distill.store.results import columns
 from distill.store.rundir import RunDir
 
 GRID = Grid()
@@ -194,3 +198,48 @@ def test_the_page_of_an_output_that_cannot_be_written_is_one_line(run, tmp_path,
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert str(Path("no") / "x.html") in error
+
+
+def test_the_page_of_a_large_grid_is_small(tmp_path):
+    """Four alphas, six steps, five seeds, 300 epochs, ten classes."""
+    options = {"alpha": [0, 0.3, 0.6, 1], "seed": [1, 2, 3, 4, 5], "distillation_steps": 6, "val_size": 10}
+    options_of_run = config(tmp_path, **options, max_epochs=300)
+    (tmp_path / "config.toml").write_text(to_toml(options_of_run))
+    run = RunDir(tmp_path)
+    rng = np.random.default_rng(0)
+    for model in run.models(options_of_run):
+        values = {name: rng.random() for name in columns() if name not in ("seed", "alpha", "step", "arm", "epochs")}
+        leave_result(run, **values, seed=model.seed, arm=model.arm, step=model.step, classes=[*"abcdefghij"])
+        rows = [dict(zip(EPOCH_COLUMNS, (epoch, *rng.random(9)), strict=True)) for epoch in range(1, 301)]
+        (model.folder / "metrics.csv").write_text(metrics_csv(rows))
+        labels = np.arange(100, dtype=np.int32) % 10
+        probabilities = rng.dirichlet(np.ones(10), 100)
+        predicted = probabilities.argmax(1).astype(np.int32)
+        write_predictions(model.folder, TestPredictions(probabilities.astype(np.float16), predicted, labels))
+    text = page([RunResults.load(tmp_path)], tmp_path)
+    assert "125 of 125 models are finished" in Page(text).text
+    assert {"Learning curves", "Classes"} <= set(re.findall(r"<h2[^>]*>([^<]*)", text))
+    assert len(text.encode()) < 500_000
+
+
+def test_a_run_shows_itself_in_a_notebook(run):
+    html = distill.load_run(run)._repr_html_()
+    assert "<table" in html
+    assert 'src="data:image/svg+xml;base64,' in html
+    assert Page(html).text.count("alpha 0.3") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"label_noise": 0.125}, "40 training images, 12.5 % of the labels corrupted (symmetric)"),
+        ({"label_noise_kind": "label-dp", "epsilon": 2}, "labels corrupted (label-dp, epsilon 2.0)"),
+        ({"label_noise_kind": "human", "human_labels": "worst"}, "labels corrupted (human, human labels worst)"),
+        ({"distillation_steps": 1, "alpha": [0, 0.5]}, "alpha 0 and 0.5, 1 student each, seed 1"),
+        ({"target": ["hard"]}, "targets hard_0.3, 2 students each"),
+        ({"distillation_steps": 0}, "the teacher alone"),
+    ],
+)
+def test_the_first_sentence(tmp_path, options, words):
+    (tmp_path / "config.toml").write_text(to_toml(config(tmp_path, train_size=40, **options)))
+    assert words in sentence(RunResults.load(tmp_path))

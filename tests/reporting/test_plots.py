@@ -15,14 +15,16 @@ GRID = Grid()
 
 def test_without_students_the_teacher_is_the_only_arm():
     records = [record for record in GRID.records(seeds=(1,)) if record["step"] == 0]
-    assert RunResults(ChainConfig(distillation_steps=0), records).by_arm() == {None: {0: [GRID.accuracy[0, 0, 0]]}}
+    assert RunResults(Config(chain=ChainConfig(distillation_steps=0)), records).by_arm() == {
+        None: {0: [GRID.accuracy[0, 0, 0]]}
+    }
 
 
 def test_chains_that_begin_alike_show_the_models_they_share():
     chain = ChainConfig(alpha=0.6, alpha_schedule=((0.6, 0.1),), distillation_steps=2)
     fork = VALUES | {"arm": "0.6-0.1", "step": 2, "test_acc": 0.125}
     teacher, first, second = GRID.accuracy[0, 1]
-    assert RunResults(chain, [*GRID.records(seeds=(1,)), fork]).by_arm() == {
+    assert RunResults(Config(chain=chain), [*GRID.records(seeds=(1,)), fork]).by_arm() == {
         "0.6": {0: [teacher], 1: [first], 2: [second]},
         "0.6-0.1": {0: [teacher], 1: [first], 2: [0.125]},
     }
@@ -58,7 +60,7 @@ def test_diagnostics_have_a_panel_for_every_metric_there_is():
     clean = [record | {"memorised": None, "recovered": None} for record in GRID.records()]
     left = [panel for panel in panels if panel not in ("wrong labels memorised", "wrong labels recovered")]
     assert len(left) == len(panels) - 2
-    assert titles(diagnostics_figure(RunResults(GRID.chain, clean))) == left
+    assert titles(diagnostics_figure(RunResults(Config(chain=GRID.chain), clean))) == left
     (axes,) = (axes for axes in figure.axes if axes.get_title() == "test accuracy")
     mean, sd = GRID.accuracy.mean(0)[1], GRID.accuracy.std(0, ddof=1)[1]
     np.testing.assert_allclose(axes.lines[1].get_ydata(orig=False), mean)
@@ -74,7 +76,7 @@ def titles(figure) -> list[str]:
 def test_arms_keep_their_colours_and_runs_are_named_by_what_differs():
     chain = ChainConfig(alpha=(0.6,), distillation_steps=2)
     part = [record for record in GRID.records() if record["arm"] != "0"]
-    runs = [GRID.run(), RunResults(chain, part)]
+    runs = [GRID.run(), RunResults(Config(chain=chain), part)]
     for run, noise in zip(runs, (0.0, 0.4), strict=True):
         run.config = Config(data=DataConfig(label_noise=noise), chain=run.chain)
     figure = gains_figure(runs)
@@ -92,7 +94,7 @@ def test_reliability_pools_the_seeds_and_leaves_small_bins_out():
     two = {"count": [0, 10, 1], "confidence": [0.0, 7.0, 0.9], "correct": [0, 9, 1]}
     records = [VALUES | {"reliability": diagram} for diagram in (one, two)]
     records.append(VALUES)  # of a version without the diagram
-    axes, shares = reliability_figure(RunResults(ChainConfig(distillation_steps=0), records)).axes
+    axes, shares = reliability_figure(RunResults(Config(chain=ChainConfig(distillation_steps=0)), records)).axes
     _, line = axes.get_lines()
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([12 / 20], [13 / 20])
     np.testing.assert_allclose(shares.patches[0].get_data().values, np.array([9, 20, 1]) / 30)

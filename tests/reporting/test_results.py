@@ -9,7 +9,7 @@ import scipy.stats
 from tiny import VALUES, Grid, config, leave_result, source
 
 import distill
-from distill.config import ChainConfig
+from distill.config import ChainConfig, Config
 from distill.errors import UserError
 from distill.reporting.results import RunResults
 from distill.reporting.run_tables import answer, formatted, gains_table
@@ -51,7 +51,7 @@ def test_paired_gains_are_those_of_a_paired_test():
 
 def test_only_seeds_that_have_both_models_count():
     part = [record for record in GRID.records() if (record["seed"], record["arm"]) != (3, "0.6")]
-    gain = RunResults(GRID.chain, part).difference("test_acc", ("0.6", 1), (None, 0))
+    gain = RunResults(Config(chain=GRID.chain), part).difference("test_acc", ("0.6", 1), (None, 0))
     assert gain.method == "Student's t over 2 seeds"
     assert gain.mean == pytest.approx((GRID.accuracy[:2, 1, 1] - GRID.accuracy[:2, 1, 0]).mean())
 
@@ -66,14 +66,14 @@ def test_only_seeds_that_have_both_models_count():
     ],
 )
 def test_held_out_images_choose(held_out, best):
-    run = RunResults(CHAIN, records(held_out))
+    run = RunResults(Config(chain=CHAIN), records(held_out))
     assert run.best().key == best
     assert run.best().val_acc == pytest.approx(np.mean(held_out[best]))
     assert answer(run)[0].startswith("Best by held-out images: ")
 
 
 def test_test_images_never_choose():
-    run = RunResults(GRID.chain, [record | {"val_acc": None} for record in GRID.records()])
+    run = RunResults(Config(chain=GRID.chain), [record | {"val_acc": None} for record in GRID.records()])
     with pytest.raises(UserError, match="no images were held out"):
         run.best()
     first, second = answer(run)
@@ -83,11 +83,15 @@ def test_test_images_never_choose():
 
 
 def test_a_gain_within_its_interval_is_no_gain_beyond_noise():
-    sure = RunResults(CHAIN, records({(None, 0): [0.5, 0.6], ("0", 1): [0.7, 0.8], ("0.6", 1): [0.5, 0.5]}))
+    sure = RunResults(
+        Config(chain=CHAIN), records({(None, 0): [0.5, 0.6], ("0", 1): [0.7, 0.8], ("0.6", 1): [0.5, 0.5]})
+    )
     assert (
         answer(sure)[1] == "Gain over the teacher: +0.1000, 95 % interval +0.1000 to +0.1000 (Student's t over 2 seeds)"
     )
-    noisy = RunResults(CHAIN, records({(None, 0): [0.5, 0.6], ("0", 1): [0.7, 0.6], ("0.6", 1): [0.5, 0.5]}))
+    noisy = RunResults(
+        Config(chain=CHAIN), records({(None, 0): [0.5, 0.6], ("0", 1): [0.7, 0.6], ("0.6", 1): [0.5, 0.5]})
+    )
     assert answer(noisy)[1].endswith("(Student's t over 2 seeds); no gain beyond noise")
 
 
@@ -128,7 +132,7 @@ def test_a_loaded_run_has_folders_and_models(trained):
 
 def test_a_single_seed_is_bootstrapped_over_test_images(trained):
     run = distill.load_run(trained)
-    one = RunResults(run.chain, [record for record in run.records if record["seed"] == 1], trained, run.config)
+    one = RunResults(run.config, [record for record in run.records if record["seed"] == 1])
     gain = one.difference("test_acc", ("0.3", 1), (None, 0))
     assert gain.method == "bootstrap over 20 test images of one seed"
     assert gain.mean == pytest.approx(one[1].test_acc - one[0].test_acc)

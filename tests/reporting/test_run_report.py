@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import VALUES, Grid, leave_result
 
+from distill.config import Config
 from distill.reporting.plots import FIGURES
 from distill.reporting.results import RunResults
 from distill.reporting.run_report import report
@@ -36,7 +37,7 @@ def test_a_single_seed_has_no_deviation():
 
 def test_what_is_not_finished_is_a_dash():
     records = [record for record in GRID.records() if (record["arm"], record["step"]) != ("0.6", 2)]
-    assert RunResults(GRID.chain, records).table().text().splitlines()[-1].endswith(" -")
+    assert RunResults(Config(chain=GRID.chain), records).table().text().splitlines()[-1].endswith(" -")
 
 
 def test_the_columns_are_aligned():
@@ -100,7 +101,7 @@ def test_targets_are_shown_by_arm_and_step_as_means_over_seeds():
         VALUES | {"seed": i, "arm": arm, "step": 1, "target": {"kind": "", "right": right} | ({"kept": n} if n else {})}
         for i, (arm, right, n) in enumerate(values)
     ]
-    table = targets(records)
+    table = targets(RunResults(Config(chain=GRID.chain), records))
     assert table.header == ["arm", "step", "right", "images"]
     assert table.rows == [["consensus", 1, pytest.approx(0.8), 25], ["hard, alpha = 0.5", 1, 0.5, None]]
     assert targets([VALUES]).rows == []
