@@ -127,8 +127,8 @@ def _image_size(record: dict[str, Any]) -> tuple[int, int] | None:
     """Height and width of the images that a model was trained on; None if an older version did not record them."""
     options = record.get("configuration", {})
     known = options.get("data.image_size") or OLD_SIZES.get(options.get("data.dataset"))
-    size = record.get("size") or (known and (known, known))
-    return None if size is None else (size[0], size[1])
+    height, width = record.get("size", (known, known))
+    return (height, width) if height else None
 
 
 def network_factory(config: ModelConfig, channels: int, classes: int) -> Callable[[], nn.Module]:

@@ -104,4 +104,4 @@ def test_targets_are_shown_by_arm_and_step_as_means_over_seeds():
     table = targets(RunResults(Config(chain=GRID.chain), records))
     assert table.header == ["arm", "step", "right", "images"]
     assert table.rows == [["consensus", 1, pytest.approx(0.8), 25], ["hard, alpha = 0.5", 1, 0.5, None]]
-    assert targets([VALUES]).rows == []
+    assert targets(GRID.run()).rows == []
