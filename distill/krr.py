@@ -34,13 +34,13 @@ from distill.kernel.mixing import (
     joint_weights as joint_weights,
     weights_to_alphas as weights_to_alphas,
 )
-from distill.kernel.riskmap import risk_map as risk_map
 from distill.kernel.solvers import (
     UNTRUSTED as UNTRUSTED,
     Chain as Chain,
     chain as chain,
     choose_map_solver as choose_map_solver,
     choose_solver as choose_solver,
+    risk_map as risk_map,
 )
 from distill.kernel.spectral import (
     DivergentChainError as DivergentChainError,

@@ -14,7 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
 from distill.kernel.arrays import FloatArray
-from distill.kernel.estimator_base import Inputs, SelfDistilledBase
+from distill.kernel.estimator_base import Rows, SelfDistilledBase
 
 
 class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBase):
@@ -98,7 +98,7 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
     [0.9, 0.84, 0.76]
     """
 
-    def fit(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the chain to X (n, p), or (n, n) if precomputed, and y (n,) or (n, m).
 
         ``sample_weight``: a number or (n,), >= 0. At every fit the squared error of point i, to the ground
@@ -109,7 +109,7 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         return self._fit_targets(X, np.asarray(y, dtype=np.float64), sample_weight)
 
     @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
-    def partial_fit(self, X: Inputs, y: ArrayLike) -> Self:
+    def partial_fit(self, X: Rows, y: ArrayLike) -> Self:
         """Fit the chain to these rows and those of earlier calls; X (n, p) dense, y (n,) or (n, m).
 
         For kernel="linear" and solver="auto". Each call decomposes a p × p matrix.
@@ -117,11 +117,11 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         X, y = self._check_X(X, y, multi_output=True, y_numeric=True, reset=not hasattr(self, "coef_"))
         return self._fit_partially(X, np.asarray(y, dtype=np.float64))
 
-    def predict(self, X: Inputs) -> FloatArray:
+    def predict(self, X: Rows) -> FloatArray:
         """f^(n_steps)(X), (q,) or (q, m)."""
         return self._predict_targets(X)
 
-    def staged_predict(self, X: Inputs, steps: Iterable[float] | None = None) -> Iterator[FloatArray]:
+    def staged_predict(self, X: Rows, steps: Iterable[float] | None = None) -> Iterator[FloatArray]:
         """Yield f^(step)(X), (q,) or (q, m), for ``steps`` (default: 1, ..., n_steps; inf is the limit).
 
         A fitted estimator holds its last step only; this solves for all steps at once, at the cost of a fit.
@@ -129,14 +129,7 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
         yield from self._staged_targets(X, steps)
 
     def path(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        alphas: ArrayLike,
-        lams: ArrayLike,
-        steps: ArrayLike,
-        X_val: ArrayLike,
-        y_val: ArrayLike,
+        self, X: Rows, y: ArrayLike, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike, X_val: Rows, y_val: ArrayLike
     ) -> FloatArray:
         """Mean squared errors on (X_val, y_val) of chains fitted to (X, y), (alphas, lams, steps) float64.
 
@@ -172,7 +165,7 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
     0.97
     """
 
-    def fit(self, X: Inputs, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the chain to X (n, p), or (n, n) if precomputed, and labels y (n,).
 
         ``sample_weight`` as in ``SelfDistilledKernelRidge.fit``.
@@ -183,7 +176,7 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
         return self._fit_targets(X, one_hot(y, self.classes_), sample_weight)
 
     @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
-    def partial_fit(self, X: Inputs, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
+    def partial_fit(self, X: Rows, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
         """As ``SelfDistilledKernelRidge.partial_fit``, for labels y (n,); the first call needs all ``classes``."""
         first = not hasattr(self, "coef_")
         X, y = self._check_X(X, y, reset=first)
@@ -196,30 +189,23 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
             raise ValueError(f"label {unknown[0]} is not among the classes of the first call")
         return self._fit_partially(X, one_hot(y, self.classes_))
 
-    def decision_function(self, X: Inputs) -> FloatArray:
+    def decision_function(self, X: Rows) -> FloatArray:
         """Outputs (q, n_classes); for two classes the second's minus the first's, (q,)."""
         outputs = self._predict_targets(X)
         return outputs[:, 1] - outputs[:, 0] if len(self.classes_) == 2 else outputs
 
-    def predict(self, X: Inputs) -> NDArray[Any]:
+    def predict(self, X: Rows) -> NDArray[Any]:
         """Labels (q,)."""
         outputs = self._predict_targets(X)
         return self.classes_[np.argmax(outputs, axis=1)]
 
-    def staged_predict(self, X: Inputs, steps: Iterable[float] | None = None) -> Iterator[NDArray[Any]]:
+    def staged_predict(self, X: Rows, steps: Iterable[float] | None = None) -> Iterator[NDArray[Any]]:
         """Yield the labels (q,) at each of ``steps``, as ``SelfDistilledKernelRidge.staged_predict``."""
         for outputs in self._staged_targets(X, steps):
             yield self.classes_[np.argmax(outputs, axis=1)]
 
     def path(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        alphas: ArrayLike,
-        lams: ArrayLike,
-        steps: ArrayLike,
-        X_val: ArrayLike,
-        y_val: ArrayLike,
+        self, X: Rows, y: ArrayLike, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike, X_val: Rows, y_val: ArrayLike
     ) -> FloatArray:
         """Mean squared errors of outputs against one-hot labels, as ``SelfDistilledKernelRidge.path``."""
         y = column_or_1d(y)

@@ -3,11 +3,14 @@
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import scipy.sparse
+from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgWarning
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from sklearn.base import BaseEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import pairwise_kernels
@@ -15,26 +18,28 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from distill.environment import available_memory
 from distill.kernel import solvers, spectral, tiles
 from distill.kernel.arguments import as_sample_weight, as_schedule, as_targets
 from distill.kernel.arrays import LARGEST_FLOAT, MOST_ENTRIES, FloatArray
-from distill.kernel.eigenchain import EigenChain, eigen_chain
-from distill.kernel.estimator_lanczos import ALL, Points
 from distill.kernel.features import FeatureChain, FeatureSums
-from distill.kernel.lanczos import BlockLanczos
-from distill.kernel.linalg import MatrixTooLargeError, decompose, require_memory
+from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
+from distill.kernel.linalg import check_kernel, decompose, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
-from distill.kernel.riskmap import risk_map
+from distill.kernel.riskmap import EigenChain, eigen_chain
+from distill.kernel.solvers import risk_map
 from distill.kernel.warn import warn
 
 GCV_NEEDS = 100  # points; with fewer the estimate is too rough, and a wrong alpha does harm
 LIMIT_ALPHAS = np.geomspace(1e-3, 1, 61)  # from which "auto" chooses if n_steps is inf
+HINT = "; solver='lanczos' needs none of them"
+ALL = slice(None)
 
 # scikit-learn's own ranges have no end, and an int may be larger than any float.
 ANY_NUMBER = Interval(numbers.Real, -LARGEST_FLOAT, LARGEST_FLOAT, closed="both")
 NOT_NEGATIVE = Interval(numbers.Real, 0, LARGEST_FLOAT, closed="both")
 
-Inputs = Any  # (n, p): array-like, or a SciPy sparse matrix, whose types scikit-learn does not name
+Rows = Any  # (n, p): array-like, or a SciPy sparse matrix, whose types scikit-learn does not name
 
 
 class SelfDistilledBase(BaseEstimator):
@@ -94,24 +99,35 @@ class SelfDistilledBase(BaseEstimator):
         tags.input_tags.pairwise = self.kernel == "precomputed"
         return tags
 
-    def _kernel(self, X: Inputs, Y: Inputs = None) -> FloatArray:
+    def _kernel(self, X: Rows, Y: Rows = None) -> FloatArray:
         if callable(self.kernel):
             params = self.kernel_params or {}
         else:
             params = {"gamma": self.gamma, "degree": self.degree, "coef0": self.coef0}
         return pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **params)
 
-    def _kernel_matrix(self, X: Inputs, Y: Inputs = None) -> FloatArray:
+    def _kernel_matrix(self, X: Rows, Y: Rows = None) -> FloatArray:
         """k(x, y), (q, n), or k(x, x)."""
         if self.kernel == "precomputed" or X.shape[0] * (X if Y is None else Y).shape[0] <= MOST_ENTRIES:
             return self._kernel(X, Y)
         return tiles.matrix(self._kernel, X, X if Y is None else Y)
 
-    def _points(self, X: Inputs, weight: FloatArray | None = None) -> Points:
-        kernel = None if self.kernel == "precomputed" else self._kernel
-        return Points(X, kernel, None if weight is None else np.sqrt(weight), self.tol, self.max_basis)
+    def _operator(self, X: Rows, X_new: Rows = None) -> Any:
+        """k(X_new, X), or k(X, X), in tiles, of which those of one set are kept in half of the memory that is free
+        beside the basis; a precomputed matrix is X_new or X itself. Raises KernelMatrixError's subclasses."""
+        if self.kernel == "precomputed":
+            return check_kernel(X).K if X_new is None else X_new
+        room = (available_memory() or 0) - 8 * X.shape[0] * min(self.max_basis, X.shape[0])
+        return tiles.KernelTiles(self._kernel, X, X_new, memory=max(0, room) / 2 if X_new is None else 0)
 
-    def _check_X(self, X: Inputs, y: Any = "no_validation", **options: Any) -> Any:
+    def _lanczos(self, K: Any, y: ArrayLike, *axes: Any) -> BlockLanczos:
+        """A basis that reaches ``tol`` for all chains with ``axes`` alphas, lams and steps. Raises NotReachedError."""
+        try:
+            return lanczos(K, y, *axes, tolerance=self.tol, max_basis=self.max_basis)
+        except NotReachedError as error:  # without the basis: the error may be sent to another process
+            raise NotReachedError(f"{error}; raise lam, tol or max_basis") from None
+
+    def _check_X(self, X: Rows, y: Any = "no_validation", **options: Any) -> Any:
         """validate_data with this estimator's rules for X; a kernel matrix must be dense."""
         self._validate_params()
         precomputed = self.kernel == "precomputed"
@@ -120,31 +136,28 @@ class SelfDistilledBase(BaseEstimator):
         sparse = False if precomputed or self.fit_intercept else ("csr", "csc")
         return validate_data(self, X, y, accept_sparse=sparse, dtype=dtype, **options)
 
-    def _fit_targets(self, X: Inputs, targets: FloatArray, sample_weight: ArrayLike | None) -> Self:
+    def _fit_targets(self, X: Rows, targets: FloatArray, sample_weight: ArrayLike | None) -> Self:
         """Fit to validated X and targets (n,) or (n, m): sets the attributes with a trailing underscore."""
         weight = as_sample_weight(sample_weight, len(targets))
+        self._keep: Any = ALL if weight is None else np.flatnonzero(weight)
+        weight = None if weight is None else weight[self._keep]
         self._sums = None
         if self._suits_features(X):
-            self._sums = self._sum_up(X, targets, weight)
+            X = X[self._keep]
+            targets = targets[self._keep]
+            self._sums = FeatureSums(intercept=self.fit_intercept).add(X, targets, weight)
         else:
             self.X_fit_ = X
             self._targets = targets
-            self._sample_weight = weight
+            self._root = None if weight is None else np.sqrt(weight)
         return self._fit_chain(X, targets, weight)
 
-    def _suits_features(self, X: Inputs) -> bool:
+    def _suits_features(self, X: Rows) -> bool:
         """Whether X (n, p) is fitted by its p coefficients. Raises ValueError for an intercept that it cannot have."""
         linear = self.kernel == "linear" and self.solver == "auto" and isinstance(X, np.ndarray)
         if self.fit_intercept and not linear:
             raise ValueError("fit_intercept=True needs kernel='linear' and solver='auto'")
         return linear and (self.fit_intercept or X.shape[1] < len(X))
-
-    def _sum_up(self, X: FloatArray, targets: FloatArray, weight: FloatArray | None) -> FeatureSums:
-        sums = FeatureSums(intercept=self.fit_intercept)
-        if weight is None:
-            return sums.add(X, targets)
-        keep = weight > 0
-        return sums.add(X[keep], targets[keep], weight[keep])
 
     def _fit_partially(self, X: FloatArray, targets: FloatArray) -> Self:
         """Add a block of rows to those fitted before, and fit the chain to all."""
@@ -154,7 +167,7 @@ class SelfDistilledBase(BaseEstimator):
         self._sums = (sums or FeatureSums(intercept=self.fit_intercept)).add(X, targets)
         return self._fit_chain(X, targets, None)
 
-    def _fit_chain(self, X: Inputs, targets: FloatArray, weight: FloatArray | None) -> Self:
+    def _fit_chain(self, X: Rows, targets: FloatArray, weight: FloatArray | None) -> Self:
         auto = isinstance(self.alpha, str)
         self.alphas_ = self._choose_alphas(X, targets, weight) if auto else as_schedule(self.alpha)
         chain = self._chain([self.n_steps])
@@ -173,22 +186,36 @@ class SelfDistilledBase(BaseEstimator):
         self.solver_ = chain.solver
         return self
 
-    def _problem(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """K (n', n'), targets and root weights s (n',) of the n' points with a sample weight above 0.
+    def _problem(self) -> tuple[FloatArray, FloatArray]:
+        """K (n', n') and targets of the n' points with a sample weight above 0.
 
         With sample weights w each fit minimises sum_i w_i (f(x_i) - t_i)² + lam ‖f‖². With s_i = sqrt(w_i) that is
         the unweighted chain on s y and s K s, whose coefficients c~ give c = s c~.
         """
-        _require_memory(len(self._targets))
+        require_memory(len(self._targets), 3, HINT)
         K = self._kernel_matrix(self.X_fit_)
-        if self._sample_weight is None:
-            return K, self._targets, np.ones(len(K))
-        keep = np.flatnonzero(self._sample_weight)
-        s = np.sqrt(self._sample_weight[keep])
-        K = K[np.ix_(keep, keep)]
-        K *= s[:, None]
-        K *= s
-        return K, _rows_times(self._targets[keep], s), s
+        if self._root is None:
+            return K, self._targets
+        K = K[np.ix_(self._keep, self._keep)]
+        K *= self._root[:, None]
+        K *= self._root
+        return K, _rows_times(self._targets[self._keep], self._root)
+
+    def _problem_by_products(self, train: Any = ALL, held_out: Any = None) -> tuple[LinearOperator, FloatArray]:
+        """As ``_problem``, for block Lanczos, of the points ``train`` among these, or from them to ``held_out``."""
+        rows = train if held_out is None else held_out
+        X = self.X_fit_[self._keep]
+        if self.kernel == "precomputed":
+            X = X[:, self._keep]
+            K = self._operator(X[train][:, train]) if held_out is None else X[held_out][:, train]
+        else:
+            K = self._operator(X[train], None if held_out is None else X[held_out])
+        K = aslinearoperator(K)
+        targets = self._targets[self._keep][rows]
+        if self._root is None:
+            return K, targets
+        left, right = (aslinearoperator(scipy.sparse.diags_array(self._root[part])) for part in (rows, train))
+        return left @ K @ right, _rows_times(targets, self._root[rows])
 
     def _chain(self, steps: list[float]) -> solvers.Chain:
         """The chain at ``steps``, with a coefficient for each feature or each point, 0 for points without weight."""
@@ -196,97 +223,76 @@ class SelfDistilledBase(BaseEstimator):
             gram = self._sums.gram
             return solvers.chain(gram, self._sums.cross, self.lam, self.alphas_, steps, trusted=True)
         if self.solver == "lanczos":
-            return self._chain_by_lanczos(steps)
-        K, targets, s = self._problem()
-        # A precomputed kernel without sample weights is the caller's array.
-        overwrite = self.kernel != "precomputed" or self._sample_weight is not None
-        # These two kernels are positive semidefinite for any points. If they overflow, K has NaN and the test fails.
-        trusted = self.kernel in ("rbf", "laplacian") and bool(K.min() >= 0)
-        chain = solvers.chain(
-            K, targets, self.lam, self.alphas_, steps, solver=self.solver, overwrite=overwrite, trusted=trusted
-        )
-        return solvers.Chain(self._unweighted(chain.coefficients, s), chain.condition, chain.solver)
+            basis = self._lanczos(*self._problem_by_products(), [self.alphas_], self.lam, steps)
+            d = basis.eigen.d
+            # K may have eigenvalues near 0 that the basis does not show.
+            least = self.lam or (d[-1] if basis.exact else 0)
+            condition = (d[0] + self.lam) / least if least > 0 else math.inf
+            chain = solvers.Chain(basis.coefficients(self.lam, self.alphas_, steps), condition, "lanczos")
+        else:
+            K, targets = self._problem()
+            # A precomputed kernel without sample weights is the caller's array.
+            overwrite = self.kernel != "precomputed" or self._root is not None
+            # These are positive semidefinite for any points. If they overflow, K has NaN and the test fails.
+            trusted = self.kernel in ("rbf", "laplacian") and bool(K.min() >= 0)
+            chain = solvers.chain(
+                K, targets, self.lam, self.alphas_, steps, solver=self.solver, overwrite=overwrite, trusted=trusted
+            )
+        if self._root is None:
+            return chain
+        coefficients = np.zeros((len(steps), *self._targets.shape))
+        coefficients[:, self._keep] = [_rows_times(c, self._root) for c in chain.coefficients]
+        return replace(chain, coefficients=coefficients)
 
-    def _unweighted(self, coefficients: FloatArray, s: FloatArray) -> FloatArray:
-        """The coefficients (steps, n[, m]) of all points from those of the weighted points, (steps, n'[, m])."""
-        if self._sample_weight is None:
-            return coefficients
-        out = np.zeros((len(coefficients), *self._targets.shape))
-        out[:, self._sample_weight > 0] = [_rows_times(c, s) for c in coefficients]
-        return out
-
-    def _weighted(self) -> tuple[Points, Any, FloatArray]:
-        """The fitted points for block Lanczos, the positions of those with a weight above 0, and their targets s y."""
-        points = self._points(self.X_fit_, self._sample_weight)
-        if points.root is None:
-            return points, ALL, self._targets
-        keep = np.flatnonzero(points.root)
-        return points, keep, _rows_times(self._targets[keep], points.root[keep])
-
-    def _chain_by_lanczos(self, steps: list[float]) -> solvers.Chain:
-        points, keep, targets = self._weighted()
-        basis = points.basis(points.matrix(keep), targets, [self.alphas_], self.lam, steps)
-        coefficients = basis.coefficients(self.lam, self.alphas_, steps)
-        if points.root is not None:
-            coefficients = self._unweighted(coefficients, points.root[keep])
-        d = basis.eigen.d
-        # K may have eigenvalues near 0 that the basis does not show.
-        least = self.lam or (d[-1] if basis.exact else 0)
-        return solvers.Chain(coefficients, (d[0] + self.lam) / least if least > 0 else math.inf, "lanczos")
-
-    def _choose_alphas(self, X: Inputs, targets: FloatArray, weight: FloatArray | None) -> FloatArray:
-        """The schedule of alpha="auto"."""
-        if self._sums is not None:
-            return self._choose_by_features(self._sums, X, targets, weight)
-        if self.solver == "lanczos":
-            return self._choose_by_lanczos()
-        K, targets, _ = self._problem()
+    def _choose_alphas(self, X: Rows, targets: FloatArray, weight: FloatArray | None) -> FloatArray:
+        """The schedule of alpha="auto", by generalised cross-validation or on held-out points."""
+        if self.n_steps == 1:
+            return np.ones(1)  # fit 1 has no teacher: alpha has no effect
+        n = len(self._targets[self._keep]) if self._sums is None else self._sums.rows
         if self.validation_fraction is None:
-            self._warn_of_few_points(len(K))
-            return self._choose(eigen_chain(decompose(K), targets))
-        train, held_out = self._held_out(len(K), self.validation_fraction)
+            if n < GCV_NEEDS:
+                warn(
+                    "alpha='auto' by generalised cross-validation needs hundreds of points, but there are fewer than "
+                    f"{GCV_NEEDS}; set validation_fraction",
+                    UserWarning,
+                )
+            return self._choose(*self._eigenbasis(X, targets, weight))
+        n_held_out = math.ceil(self.validation_fraction * n)
+        if n_held_out >= n:
+            raise ValueError(f"validation_fraction={self.validation_fraction} holds out all {n} points")
+        order = check_random_state(self.random_state).permutation(n)
+        return self._choose(*self._eigenbasis(X, targets, weight, order[n_held_out:], order[:n_held_out]))
+
+    def _eigenbasis(
+        self, X: Rows, targets: FloatArray, weight: FloatArray | None, train: Any = ALL, held_out: Any = None
+    ) -> tuple[EigenChain, FloatArray | None, FloatArray | None]:
+        """The problem of the points ``train``, and rows and targets of the points ``held_out``, if any.
+
+        Both are positions among the points with a weight above 0.
+        """
+        if self._sums is not None:
+            if held_out is None:
+                return FeatureChain(self._sums).eigen, None, None
+            weight = None if weight is None else weight[train]
+            features = FeatureChain(FeatureSums(intercept=self.fit_intercept).add(X[train], targets[train], weight))
+            return features.eigen, features.rows(X[held_out]), targets[held_out]
+        if self.solver == "lanczos":
+            limit = self.n_steps == math.inf
+            alphas = LIMIT_ALPHAS.tolist() if limit else [0.0]  # alpha = 0 has the powers A y, A² y, ...
+            steps = [math.inf] if limit else range(1, AUTO_FITS + 1)
+            basis = self._lanczos(*self._problem_by_products(train), alphas, self.lam, steps)
+            if held_out is None:
+                return basis.eigen, None, None
+            K_new, target = self._problem_by_products(train, held_out)
+            return basis.eigen, basis.rows(K_new), target
+        K, y = self._problem()
+        if held_out is None:
+            return eigen_chain(decompose(K), y), None, None
         spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
         rows = spectral.product(K[np.ix_(held_out, train)], spectrum.V)
-        return self._choose(eigen_chain(spectrum, targets[train]), rows, targets[held_out])
+        return eigen_chain(spectrum, y[train]), rows, y[held_out]
 
-    @staticmethod
-    def _warn_of_few_points(n: int) -> None:
-        if n < GCV_NEEDS:
-            warn(
-                f"alpha='auto' by generalised cross-validation needs hundreds of points, but there are fewer than "
-                f"{GCV_NEEDS}; set validation_fraction",
-                UserWarning,
-            )
-
-    def _choose_by_features(
-        self, sums: FeatureSums, X: FloatArray, targets: FloatArray, weight: FloatArray | None
-    ) -> FloatArray:
-        if self.validation_fraction is None:
-            self._warn_of_few_points(sums.rows)
-            return self._choose(FeatureChain(sums).eigen)
-        train, held_out = self._held_out(len(X), self.validation_fraction)
-        chain = FeatureChain(self._sum_up(X[train], targets[train], None if weight is None else weight[train]))
-        rows = spectral.product(X[held_out] - chain.sums.mean_x, chain.spectrum.V)
-        return self._choose(chain.eigen, rows, targets[held_out])
-
-    def _choose_by_lanczos(self) -> FloatArray:
-        points, keep, targets = self._weighted()
-        steps: list[float] = list(range(1, AUTO_FITS + 1))
-        alphas = [0.0]  # the powers A y, A² y, ...
-        if self.n_steps == math.inf:
-            steps = [math.inf]
-            alphas = LIMIT_ALPHAS.tolist()
-        if self.validation_fraction is None:
-            self._warn_of_few_points(len(targets))
-            return self._choose(points.basis(points.matrix(keep), targets, alphas, self.lam, steps).eigen)
-        train, held_out = self._held_out(len(targets), self.validation_fraction)
-        rows, new = (part if isinstance(keep, slice) else keep[part] for part in (train, held_out))
-        basis = points.basis(points.matrix(rows), targets[train], alphas, self.lam, steps)
-        return self._choose(basis.eigen, basis.rows(points.matrix(new, rows)), targets[held_out])
-
-    def _choose(
-        self, chain: EigenChain, rows: FloatArray | None = None, target: FloatArray | None = None
-    ) -> FloatArray:
+    def _choose(self, chain: EigenChain, rows: FloatArray | None, target: FloatArray | None) -> FloatArray:
         """The schedule by generalised cross-validation, or on points with ``rows`` and ``target``."""
         if self.n_steps == math.inf:
             if rows is None or target is None:
@@ -295,38 +301,26 @@ class SelfDistilledBase(BaseEstimator):
                 scores = chain.risk_map(rows, target, LIMIT_ALPHAS, self.lam, math.inf, "squared")
             return LIMIT_ALPHAS[[np.argmin(scores)]]
         if rows is None or target is None:
-            return self._greedy_schedule(chain.gcv_residuals(self.lam, AUTO_FITS))
-        powers = chain.predict(rows, self.lam, 0.0, range(1, AUTO_FITS + 1))  # of A y, A² y, ...
-        return self._greedy_schedule(target - powers)
-
-    def _held_out(self, n: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """The positions of the points to train on and to hold out."""
-        n_held_out = math.ceil(fraction * n)
-        if n_held_out >= n:
-            raise ValueError(f"validation_fraction={fraction} holds out all {n} points")
-        order = check_random_state(self.random_state).permutation(n)
-        return order[n_held_out:], order[:n_held_out]
-
-    def _greedy_schedule(self, residuals: FloatArray) -> FloatArray:
-        if self.n_steps == 1:
-            return np.ones(1)  # fit 1 has no teacher: alpha has no effect
+            residuals = chain.gcv_residuals(self.lam, AUTO_FITS)
+        else:
+            residuals = target - chain.predict(rows, self.lam, 0.0, range(1, AUTO_FITS + 1))  # of A y, A² y, ...
         return auto_schedule(residuals)[: int(self.n_steps) - 1]
 
-    def _predict_targets(self, X: Inputs) -> FloatArray:
+    def _predict_targets(self, X: Rows) -> FloatArray:
         check_is_fitted(self)
         X = self._check_X(X, reset=False)
         coefficients = self.dual_coef_ if self._sums is None else self.coef_.T
         return self._outputs(X, coefficients[None])[0]
 
-    def _outputs(self, X: Inputs, coefficients: FloatArray) -> FloatArray:
+    def _outputs(self, X: Rows, coefficients: FloatArray) -> FloatArray:
         """f(X) for coefficients (steps, n[, m]), or (steps, p[, m]) of features: (steps, q[, m])."""
-        if self._sums is None:
-            if self.solver == "lanczos" and self.kernel != "precomputed":
-                return BlockLanczos.predict(self._points(X).tiles(self.X_fit_, X), coefficients)
-            return spectral.predict(self._kernel_matrix(X, self.X_fit_), coefficients)
-        return spectral.predict(X - self._sums.mean_x, coefficients) + self._sums.mean_y
+        if self._sums is not None:
+            return spectral.predict(X - self._sums.mean_x, coefficients) + self._sums.mean_y
+        if self.solver == "lanczos":
+            return BlockLanczos.predict(self._operator(self.X_fit_, X), coefficients)
+        return spectral.predict(self._kernel_matrix(X, self.X_fit_), coefficients)
 
-    def _staged_targets(self, X: Inputs, steps: Iterable[float] | None) -> Iterator[FloatArray]:
+    def _staged_targets(self, X: Rows, steps: Iterable[float] | None) -> Iterator[FloatArray]:
         check_is_fitted(self)
         X = self._check_X(X, reset=False)
         if steps is None:
@@ -337,7 +331,7 @@ class SelfDistilledBase(BaseEstimator):
         return iter(self._outputs(X, chain.coefficients))
 
     def _path(
-        self, X: ArrayLike, targets: ArrayLike, X_val: ArrayLike, targets_val: ArrayLike, *axes: ArrayLike
+        self, X: ArrayLike, targets: ArrayLike, X_val: ArrayLike, targets_val: ArrayLike, *axes: Any
     ) -> FloatArray:
         """The risk map with ``axes`` alphas, lams and steps."""
         self._validate_params()
@@ -347,24 +341,16 @@ class SelfDistilledBase(BaseEstimator):
         targets = as_targets(targets, len(points))
         targets_val = as_targets(targets_val, len(new_points), "y_val")
         if self._suits_features(points):
-            return FeatureChain(self._sum_up(points, targets, None)).risk_map(new_points, targets_val, *axes)
+            features = FeatureChain(FeatureSums(intercept=self.fit_intercept).add(points, targets))
+            return features.risk_map(new_points, targets_val, *axes)
         if self.solver == "lanczos":
-            fitted = self._points(points)
-            K_new = new_points if fitted.kernel is None else fitted.tiles(points, new_points)
-            return fitted.basis(fitted.matrix(), targets, *axes).risk_map(K_new, targets_val, *axes)
-        _require_memory(len(points))
+            basis = self._lanczos(self._operator(points), targets, *axes)
+            return basis.risk_map(self._operator(points, new_points), targets_val, *axes)
+        require_memory(len(points), 3, HINT)
         K = self._kernel_matrix(points)
         K_new = self._kernel_matrix(new_points, points)
         overwrite = self.kernel != "precomputed"
         return risk_map(K, targets, K_new, targets_val, *axes, solver=self.solver, overwrite=overwrite)
-
-
-def _require_memory(n: int) -> None:
-    """Raise MatrixTooLargeError, which names a solver that needs less, if three n × n arrays do not fit into memory."""
-    try:
-        require_memory(n, arrays=3)
-    except MatrixTooLargeError as error:
-        raise MatrixTooLargeError(f"{error}; solver='lanczos' needs none of them") from None
 
 
 def _rows_times(a: FloatArray, s: FloatArray) -> FloatArray:

@@ -10,8 +10,8 @@ over rows, which are computed block by block.
 """
 
 import copy
-from functools import cached_property
-from typing import Self
+from functools import cached_property, partial
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,9 +19,8 @@ from scipy.linalg import blas
 
 from distill.kernel import spectral
 from distill.kernel.arrays import EPS, LARGEST_ENTRY, FloatArray, NotFiniteError, as_floats, real_numbers
-from distill.kernel.eigenchain import EigenChain
-from distill.kernel.linalg import Spectrum, decompose
-from distill.kernel.riskmap import risk_map
+from distill.kernel.linalg import Spectrum, decompose, product
+from distill.kernel.riskmap import EigenChain, exact_traces
 
 CHUNK_BYTES = 2**25  # of a block's rows in float64; larger blocks are no faster and need more memory
 
@@ -98,7 +97,7 @@ class FeatureSums:
             y = (y.T * root).T
         upper = blas.dsyrk(1.0, X.T)  # half the work of a full product
         part.gram = np.triu(upper) + np.triu(upper, 1).T
-        part.cross = spectral.product(X.T, y)
+        part.cross = product(X.T, y)
         part.square = (y**2).sum(axis=0)
         return part
 
@@ -142,46 +141,24 @@ class FeatureChain:
         """f^(tau)(x) = phi(x)^T beta^(tau) + intercept at the rows of X (q, p): (len(coefficients), q[, m])."""
         return spectral.predict(as_floats("X", X, 2) - self.sums.mean_x, coefficients) + self.sums.mean_y
 
+    def rows(self, X: ArrayLike) -> FloatArray:
+        """(X - mean_x) W, (q, p): points X (q, p) in the basis of ``eigen``."""
+        return product(as_floats("X", X, 2) - self.sums.mean_x, self.spectrum.V)
+
     def risk_map(
-        self,
-        X: ArrayLike,
-        target: ArrayLike,
-        alphas: ArrayLike,
-        lams: ArrayLike,
-        steps: ArrayLike,
-        *,
-        loss: str = "squared",
+        self, X: Any, target: ArrayLike, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike, loss: str = "squared"
     ) -> FloatArray:
         """The risk of every chain at points X (q, p) with targets (q,) or (q, m), as ``krr.risk_map``."""
-        X = as_floats("X", X, 2) - self.sums.mean_x
-        return risk_map(
-            self.spectrum, self.sums.cross, X, target, alphas, lams, steps, loss=loss, offset=self.sums.mean_y
-        )
-
-    def degrees_of_freedom(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
-        """Effective degrees of freedom, (len(steps),): sum s w/(s + lam), and 1 for an intercept."""
-        return self.eigen.estimates(lam, alpha, steps).freedom
-
-    def generalised_cross_validation(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
-        """GCV(tau), (len(steps),), as ``krr.generalised_cross_validation``: without held-out points."""
-        return self.eigen.estimates(lam, alpha, steps).gcv
-
-    def gcv_residuals(self, lam: float, k: int) -> FloatArray:
-        """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in another basis, (k, p + 1[, m]), for best alphas."""
-        return self.eigen.gcv_residuals(lam, k)
+        return self.eigen.risk_map(self.rows(X), target, alphas, lams, steps, loss)
 
     @cached_property
     def eigen(self) -> EigenChain:
-        """The problem along Phi's singular vectors; the rows of points X (q, p) are (X - mean_x) W."""
+        """The problem along Phi's singular vectors: best alphas, degrees of freedom and GCV without held-out points."""
         d = self.spectrum.d
-        z = spectral.product(self.spectrum.V.T, self.sums.cross)
+        z = product(self.spectrum.V.T, self.sums.cross)
         root = np.sqrt(d).reshape(-1, *[1] * (z.ndim - 1))
         spans = root > np.sqrt(len(d) * EPS * d[0])
         inside = np.divide(z, root, out=np.zeros_like(z), where=spans)
         outside = np.sqrt(np.maximum(self.sums.square - (inside**2).sum(axis=0), 0))
-        offset = np.asarray(self.sums.mean_y, np.float64)
-        return EigenChain(self.sums.rows, d, z, inside, outside, self._traces, offset)
-
-    def _traces(self, filters: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Of filters of all eigenvalues; the intercept adds one that is never shrunk."""
-        return filters.sum(axis=1) + self.sums.intercept, np.zeros(len(filters))
+        traces = partial(exact_traces, unpenalised=self.sums.intercept)
+        return EigenChain(self.sums.rows, d, z, inside, outside, traces, self.sums.mean_y)

@@ -4,29 +4,14 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.kernel.arrays import FloatArray
 from distill.kernel.tiles import Kernel, rbf, squared_distances
-
-Rows = NDArray[np.floating]
-
-
-def _rbf(r: FloatArray, gamma: float) -> FloatArray:
-    return np.exp(-gamma * r**2)
-
-
-def _laplacian(r: FloatArray, gamma: float) -> FloatArray:
-    return np.exp(-gamma * r)
 
 
 def _scaled(r: FloatArray, gamma: float) -> FloatArray:
     """r / length, with the RBF kernel's length scale 1/sqrt(2 gamma)."""
     return r * math.sqrt(2 * gamma)
-
-
-def _matern12(r: FloatArray, gamma: float) -> FloatArray:
-    return np.exp(-_scaled(r, gamma))
 
 
 def _matern32(r: FloatArray, gamma: float) -> FloatArray:
@@ -41,9 +26,9 @@ def _matern52(r: FloatArray, gamma: float) -> FloatArray:
 
 # Of the distance r, of any shape, and gamma.
 RADIAL: dict[str, Callable[[FloatArray, float], FloatArray]] = {
-    "rbf": _rbf,
-    "laplacian": _laplacian,
-    "matern12": _matern12,
+    "rbf": lambda r, gamma: np.exp(-gamma * r**2),
+    "laplacian": lambda r, gamma: np.exp(-gamma * r),
+    "matern12": lambda r, gamma: np.exp(-_scaled(r, gamma)),
     "matern32": _matern32,
     "matern52": _matern52,
 }

@@ -20,23 +20,13 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import aslinearoperator
 
-from distill.environment import available_memory
-from distill.kernel import spectral
+from distill.kernel import linalg, spectral
 from distill.kernel.arguments import as_count, as_ridges, as_schedule, as_steps, as_targets
 from distill.kernel.arrays import EPS, FloatArray, as_floats, check_overflow
 from distill.kernel.basis_files import BasisFiles, locked
-from distill.kernel.bounds import limit_error, step_errors
-from distill.kernel.eigenchain import EigenChain
-from distill.kernel.linalg import (
-    LOW_PRECISION,
-    NEGATIVE_TOLERANCE,
-    MatrixTooLargeError,
-    NotFiniteError,
-    NotPositiveSemidefiniteError,
-    NotSymmetricError,
-    Spectrum,
-    eigh,
-)
+from distill.kernel.bounds import chain_errors
+from distill.kernel.linalg import Spectrum
+from distill.kernel.riskmap import EigenChain
 
 LATEST_STEP = 1000  # the last finite step with an error bound, which is a sum over all earlier steps
 Schedules = ArrayLike | Sequence[ArrayLike]  # numbers and schedules
@@ -90,7 +80,7 @@ class BlockLanczos:
         self.max_basis = min(as_count("max_basis", max_basis), n)
         # Of K's Frobenius norm. Rounding in K, whose precision is its dtype's, disturbs symmetry and eigenvalues.
         eps = float(np.finfo(np.result_type(self.operator.dtype, np.float32)).eps)
-        self._tolerance = max(NEGATIVE_TOLERANCE, LOW_PRECISION * eps)
+        self._tolerance = max(linalg.NEGATIVE_TOLERANCE, linalg.LOW_PRECISION * eps)
         self._next, self._start, _ = _orthonormal_columns(np.hstack([targets, signs]))
         if self._next.shape[1] > self.max_basis:
             raise ValueError(f"max_basis = {max_basis} is less than the {self._next.shape[1]} columns of the start")
@@ -108,13 +98,9 @@ class BlockLanczos:
             saved = self._files.read_state()
         if saved is not None:
             self.max_basis = max(self.max_basis, len(saved["T"]))
-        needed = 8 * n * self.max_basis
-        room = available_memory()
-        if room is not None and needed > room:
-            raise MatrixTooLargeError(
-                f"a basis of {self.max_basis} vectors of length {n} needs {needed / 2**30:.1f} GiB, "
-                f"but only {max(room, 0) / 2**30:.1f} GiB are free; lower max_basis"
-            )
+        linalg.require_bytes(
+            8 * n * self.max_basis, f"a basis of {self.max_basis} vectors of length {n} needs", "; lower max_basis"
+        )
         self._Q = np.empty((self.max_basis, n)).T  # pages that no pass has reached take no memory
         if self._files is not None and saved is not None:
             self._resume(self._files, saved)
@@ -162,7 +148,7 @@ class BlockLanczos:
             raise ValueError(f"max_basis = {self.max_basis} leaves no room for another pass")
         product = np.asarray(self.operator.matmat(block), dtype=np.float64)
         if not np.isfinite(product).all():
-            raise NotFiniteError("the product of K with a block has NaN or infinite entries")
+            raise linalg.NotFiniteError("the product of K with a block has NaN or infinite entries")
         T = np.zeros((new, new))
         T[:old, :old] = self._T
         T[old:, old - self._coupling.shape[1] : old] = self._coupling
@@ -171,7 +157,9 @@ class BlockLanczos:
         size = np.linalg.norm(product, axis=0).max(initial=0.0)
         difference = np.abs(inner - inner.T).max(initial=0.0)
         if difference > self._tolerance * max(size, np.abs(self._T).max(initial=0.0)):
-            raise NotSymmetricError(f"K is not symmetric: Q^T K Q differs from its transpose by {difference:.3g}")
+            raise linalg.NotSymmetricError(
+                f"K is not symmetric: Q^T K Q differs from its transpose by {difference:.3g}"
+            )
         T[old:, old:] = (inner + inner.T) / 2
         self._Q[:, old:new] = block
         Q = self._Q[:, :new]
@@ -212,14 +200,7 @@ class BlockLanczos:
         return Spectrum(theta, self._Q[:, : self.size] @ U)
 
     def risk_map(
-        self,
-        K_new: Any,
-        target: ArrayLike,
-        alphas: ArrayLike,
-        lams: ArrayLike,
-        steps: ArrayLike,
-        *,
-        loss: str = "squared",
+        self, K_new: Any, target: ArrayLike, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike, loss: str = "squared"
     ) -> FloatArray:
         """The risk of every chain at q new points, as ``krr.risk_map``; ``K_new`` (q, n) is an array or operator."""
         return self.eigen.risk_map(self.rows(K_new), target, alphas, lams, steps, loss)
@@ -246,20 +227,11 @@ class BlockLanczos:
         last = int(max((step for step in steps if step < math.inf), default=1))
         if last > LATEST_STEP:
             raise ValueError(f"errors are bounded up to step {LATEST_STEP} and at the limit, not at step {last}")
-        bounds = [[self._chain_errors(alpha, lam, steps, last) for lam in lams] for alpha in _schedules(alphas)]
-        return np.array(bounds)
-
-    def _chain_errors(self, alpha: FloatArray, lam: float, steps: list[float], last: int) -> list[float]:
         theta, U = self._eigenpairs()
         coupling = self._coupling @ U[self.size - self._coupling.shape[1] :]
         rounding = self._lost + 10 * EPS * float(theta[0])
-        z = self._targets(U)
-        bounds = {}
-        if math.inf in steps:
-            bounds[math.inf] = limit_error(theta, coupling, rounding, z, lam, alpha[-1])
-        if any(step < math.inf for step in steps):
-            bounds |= dict(enumerate(step_errors(theta, coupling, rounding, z, lam, alpha, last), 1))
-        return [bounds[step] for step in steps]
+        known = (theta, coupling, rounding, self._targets(U))
+        return np.array([[chain_errors(*known, lam, a, steps) for lam in lams] for a in _schedules(alphas)])
 
     def trace(self, filters: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Traces of f(K) and their standard errors, (len(filters),) each, from f(Theta) in ``filters`` (..., k).
@@ -273,28 +245,12 @@ class BlockLanczos:
         estimates = np.atleast_2d(filters) @ weights
         return estimates.mean(axis=1), estimates.std(axis=1, ddof=1) / math.sqrt(estimates.shape[1])
 
-    def degrees_of_freedom(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Effective degrees of freedom tr B^(tau) and their standard errors, (len(steps),) each."""
-        return self.trace(spectral.diagonals(self._eigenpairs()[0], lam, alpha, steps))
-
-    def generalised_cross_validation(
-        self, lam: float, alpha: ArrayLike, steps: ArrayLike
-    ) -> tuple[FloatArray, FloatArray]:
-        """GCV(tau) and its standard errors, from those of the traces, (len(steps),) each; see ``krr``."""
-        estimates = self.eigen.estimates(lam, alpha, steps)
-        return estimates.gcv, estimates.gcv_error
-
-    def gcv_residuals(self, lam: float, k: int) -> FloatArray:
-        """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in this basis, (k, size + 1[, m]), for best alphas."""
-        return self.eigen.gcv_residuals(lam, k)
-
     @property
     def eigen(self) -> EigenChain:
         """The problem along the vectors Q U; the rows of new points are K_new Q U."""
         theta, U = self._eigenpairs()
         z = self._targets(U).reshape(-1, *self.y.shape[1:])
-        nothing = np.zeros(z.shape[1:])
-        return EigenChain(len(self.y), theta, z, z, nothing, self.trace, np.zeros(()))
+        return EigenChain(len(self.y), theta, z, z, np.zeros(z.shape[1:]), self.trace)
 
     @property
     def _columns(self) -> int:
@@ -305,9 +261,9 @@ class BlockLanczos:
         if self.size == 0:
             self.extend()
         if self._pairs is None:
-            theta, U = eigh(-self._T.T)  # T is symmetric
+            theta, U = linalg.eigh(-self._T.T)  # T is symmetric
             if -theta[-1] < -self._tolerance * np.linalg.norm(theta):
-                raise NotPositiveSemidefiniteError(
+                raise linalg.NotPositiveSemidefiniteError(
                     f"K is not positive semidefinite: it has an eigenvalue of at most {-theta[-1]:.3g}, and one of at "
                     f"least {-theta[0]:.3g}"
                 )

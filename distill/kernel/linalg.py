@@ -9,7 +9,7 @@ There are three ways to apply (K + lam I)^-1 without forming an inverse:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import scipy.linalg
@@ -52,20 +52,22 @@ class MatrixTooLargeError(MemoryError):
     """The n × n arrays that a computation needs do not fit into memory."""
 
 
-def require_memory(n: int, arrays: int) -> None:
-    """Raise MatrixTooLargeError if ``arrays`` float64 arrays of shape (n, n) do not fit into memory."""
-    needed = 8 * arrays * n**2
+def require_memory(n: int, arrays: int, hint: str = "") -> None:
+    """Raise MatrixTooLargeError, with ``hint`` at its end, if ``arrays`` float64 arrays (n, n) do not fit."""
+    require_bytes(8 * arrays * n**2, f"n = {n} needs {arrays} arrays of {n} x {n},", hint)
+
+
+def require_bytes(needed: int, what: str, hint: str = "") -> None:
+    """Raise MatrixTooLargeError, which begins with ``what``, if so many bytes are not free."""
     room = available_memory()
     if room is not None and needed > room:
-        raise MatrixTooLargeError(
-            f"n = {n} needs {arrays} arrays of {n} x {n}, {needed / 2**30:.1f} GiB, "
-            f"but only {max(room, 0) / 2**30:.1f} GiB are free"
-        )
+        free = max(room, 0) / 2**30
+        raise MatrixTooLargeError(f"{what} {needed / 2**30:.1f} GiB, but only {free:.1f} GiB are free{hint}")
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A kernel matrix ``K`` (n, n) from ``check_kernel`` as a ``ShiftedSystem``: a Cholesky factor for each shift.
+    """A kernel matrix ``K`` (n, n) from ``check_kernel`` with a Cholesky factor for each shift.
 
     An eigenvalue down to -``tolerance`` times K's Frobenius norm counts as rounding.
     """
@@ -75,12 +77,15 @@ class Dense:
 
     @property
     def mean_eigenvalue(self) -> float:
+        """tr K / n."""
         return self.K.trace() / len(self.K)
 
     def times(self, b: FloatArray) -> FloatArray:
+        """K b, for b (n,) or (n, m)."""
         return product(self.K, b)
 
     def solver(self, shift: float, scale: float = 1.0) -> "Solver":
+        """The function b -> (scale K + shift I)^-1 b. Raises SingularKernelError."""
         L = cholesky(self.K, shift, scale)
         return lambda b: cholesky_solve(L, b)
 
@@ -186,23 +191,9 @@ def eigh(A: FloatArray) -> tuple[FloatArray, FloatArray]:
 Solver = Callable[[FloatArray], FloatArray]  # from b (n,) or (n, m) to the solution of the same shape
 
 
-class ShiftedSystem(Protocol):
-    """A kernel matrix, in some basis, with methods that multiply by it and solve shifted systems."""
-
-    @property
-    def mean_eigenvalue(self) -> float:
-        """tr K / n."""
-
-    def times(self, b: FloatArray) -> FloatArray:
-        """K b, for b (n,) or (n, m)."""
-
-    def solver(self, shift: float, scale: float = 1.0) -> Solver:
-        """The function b -> (scale K + shift I)^-1 b. Raises SingularKernelError."""
-
-
 @dataclass(frozen=True)
 class Tridiagonal:
-    """K = Q T Q^T with T symmetric and tridiagonal, from ``tridiagonalise``: a ``ShiftedSystem`` with T for K.
+    """K = Q T Q^T with T symmetric and tridiagonal, from ``tridiagonalise``; methods as of ``Dense``, with T for K.
 
     T has ``diagonal`` (n,) and ``off_diagonal`` (n-1,). Q keeps the first coordinate and is a product of Householder
     reflections on the others, in the format of LAPACK's dsytrd: ``reflectors`` (n, n-1), ``scales`` (n-1,).
@@ -217,15 +208,9 @@ class Tridiagonal:
     def mean_eigenvalue(self) -> float:
         return float(self.diagonal.mean())
 
-    def rotate(self, B: FloatArray) -> FloatArray:
-        """Q^T B, for B (n,) or (n, m)."""
-        return self._reflect(B, "T")
-
-    def rotate_back(self, B: FloatArray) -> FloatArray:
-        """Q B, for B (n,) or (n, m)."""
-        return self._reflect(B, "N")
-
-    def _reflect(self, B: FloatArray, trans: str) -> FloatArray:
+    def rotate(self, B: FloatArray, back: bool = False) -> FloatArray:
+        """Q^T B, or Q B to rotate ``back``, for B (n,) or (n, m)."""
+        trans = "N" if back else "T"
         out = B.reshape(len(B), -1).astype(np.float64)
         workspace = lapack.dormqr("L", trans, self.reflectors, self.scales, out[1:], -1)[1]
         out[1:] = lapack.dormqr("L", trans, self.reflectors, self.scales, out[1:], int(workspace[0]))[0]
@@ -244,6 +229,9 @@ class Tridiagonal:
         D, L, info = lapack.dpttrf(scale * self.diagonal + shift, scale * self.off_diagonal)
         _check_pivots(info)
         return lambda b: lapack.dpttrs(D, L, b)[0].reshape(b.shape)
+
+
+ShiftedSystem: TypeAlias = Dense | Tridiagonal  # a kernel matrix, in some basis, for solves with any ridge
 
 
 def tridiagonalise(kernel: Dense) -> Tridiagonal:

@@ -43,18 +43,13 @@ def alphas_to_weights(alphas: ArrayLike) -> FloatArray:
     ``alphas`` (k-1,) are those of fits 2, ..., k. c_1 = alpha_k, c_2 = (1 - alpha_k) alpha_(k-1), ...,
     c_k = (1 - alpha_k) ... (1 - alpha_2).
     """
-    return check_overflow("the weights", stick_breaking(as_floats("alphas", alphas, 1, may_be_empty=True)))
-
-
-def stick_breaking(alphas: FloatArray) -> FloatArray:
-    """``alphas_to_weights`` of float64 alphas; a weight past float64's range is inf or NaN."""
     weights = []
     stick = 1.0
     with np.errstate(over="ignore", invalid="ignore"):
-        for alpha in reversed(alphas):
+        for alpha in reversed(as_floats("alphas", alphas, 1, may_be_empty=True)):
             weights.append(stick * alpha)
             stick *= 1 - alpha
-    return np.array([*weights, stick])
+    return check_overflow("the weights", np.array([*weights, stick]))
 
 
 def weights_to_alphas(weights: ArrayLike) -> FloatArray:

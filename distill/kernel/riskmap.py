@@ -1,117 +1,138 @@
-"""Risk maps: the mean squared error of every chain of a grid of alphas, ridges and steps.
+"""Risks of chains in an eigenbasis, whichever way it was computed, and maps of risks over alphas, ridges and steps.
 
 For one ridge the fits of all alphas are combinations of the predictions P_j of A y, A² y, ... (``Grid.depth`` of them),
 so that these are predicted once, and the squared error of an alpha costs nothing that grows with n
-(``risks.Risk.in_span``). Limits, and steps too late for powers, are predicted one by one.
+(``SquaredError.in_span``). Limits, and steps too late for powers, are predicted one by one.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from itertools import compress
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from distill.kernel import spectral
 from distill.kernel.arguments import as_new_kernel, as_ridges, as_schedule, as_steps, as_targets
-from distill.kernel.arrays import LARGEST_ENTRY, FloatArray, check_overflow
-from distill.kernel.linalg import (
-    Dense,
-    ShiftedSystem,
-    SingularKernelError,
-    Spectrum,
-    check_kernel,
-    check_positive_semidefinite,
-    decompose,
-    product,
-    tridiagonalise,
-)
-from distill.kernel.risks import Risk, make_risk
-from distill.kernel.solvers import check_solver, choose_map_solver, fitted_values, limit_by_solving, limit_is_certain
-from distill.kernel.spectral import (
-    DivergentChainError,
-    always_converges,
-    blend_filters,
-    components,
-    filtered,
-    map_columns,
-    predict,
-    shrinkage,
-)
+from distill.kernel.arrays import EPS, FloatArray, as_floats, check_overflow
+from distill.kernel.linalg import Spectrum
 
 
-def risk_map(
-    K: ArrayLike | Spectrum,
-    y: ArrayLike,
-    K_new: ArrayLike,
-    target: ArrayLike,
-    alphas: ArrayLike,
-    lams: ArrayLike,
-    steps: ArrayLike,
-    *,
-    solver: str = "auto",
-    overwrite: bool = False,
-    loss: str = "squared",
-    offset: ArrayLike = 0.0,
-) -> FloatArray:
-    """The risk of every chain at every step: (len(alphas), len(lams), len(steps)) float64.
+class SquaredError:
+    """The mean squared error against ``target`` (q[, m])."""
 
-    K (n, n) kernel matrix, or its ``Spectrum``; y (n,) or (n, m); K_new (q, n) holds k(x, X) at the q points
-    where ``target`` (q,) or (q, m) is known; alphas any numbers, lams >= 0, steps >= 1, ``math.inf`` for the
-    limit. ``loss`` "squared" is the mean squared error; "zero_one" the share of points whose largest output of m >= 2
-    is not that of the target. ``offset``, a number or (m,), is added to all predictions. The risk is inf for a chain
-    without a limit, and for one that exceeds float64's range. ``solver``, ``overwrite`` and exceptions as in
-    ``chain``; there is also "tridiagonal", which reduces K to tridiagonal form once and needs no eigenvectors. With it
-    and "cholesky" the lams must be > 0, the finite steps few, and limits need alpha in [0, 1].
+    def __init__(self, target: FloatArray):
+        self.target = target
+
+    def __call__(self, prediction: FloatArray) -> float:
+        """The risk of one ``prediction`` (q[, m])."""
+        with np.errstate(over="ignore"):
+            return float(np.mean((prediction - self.target) ** 2))
+
+    def in_span(self, powers: FloatArray, combinations: FloatArray) -> FloatArray:
+        """The risks (alphas, steps) of ``combinations`` (alphas, steps, k) of ``powers`` (k, q[, m]).
+
+
+        A triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ replaces target and predictions: k²
+        operations a combination, whatever q is.
+        """
+        differences = np.concatenate([np.ones((*combinations.shape[:-1], 1)), -combinations], axis=-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            T = _triangle(np.stack([self.target.ravel(), *powers.reshape(len(powers), -1)]))
+            return ((differences @ T.T) ** 2).sum(axis=-1) / self.target.size
+
+
+class ZeroOne:
+    """The share of points whose largest output, the first of several equal ones, is not that of ``target`` (q, m)."""
+
+    def __init__(self, target: FloatArray, offset: FloatArray):
+        self.label = target.argmax(axis=1)
+        self.offset = offset
+
+    def __call__(self, prediction: FloatArray) -> float:
+        return float(self.in_span(prediction[None], np.ones((1, 1, 1)))[0, 0])
+
+    def in_span(self, powers: FloatArray, combinations: FloatArray) -> FloatArray:
+        """As of ``SquaredError``."""
+        flat = powers.reshape(len(powers), -1)
+        risks = np.empty(combinations.shape[:-1])
+        for row, weights in zip(risks, combinations, strict=True):
+            with np.errstate(over="ignore", invalid="ignore"):
+                outputs = (weights @ flat).reshape(len(weights), *powers.shape[1:]) + self.offset  # (steps, q, m)
+            wrong = (outputs.argmax(axis=2) != self.label).mean(axis=1)
+            row[:] = np.where(np.isfinite(outputs).all(axis=(1, 2)), wrong, np.inf)
+        return risks
+
+
+def _triangle(rows: FloatArray) -> FloatArray:
+    """The upper triangle T (k, k) with ‖sum_j a_j rows_j‖ = ‖T a‖ for every a (k,), for ``rows`` (k, q).
+
+    Modified Gram-Schmidt, whose T is as accurate as Householder's. Not by LAPACK, because waking its threads
+    for a matrix this small takes ten times as long as the arithmetic.
     """
-    check_solver(solver, "tridiagonal")
-    grid = Grid(as_schedule(alphas), np.atleast_1d(as_ridges("lams", lams, 0, 1)), as_steps(steps))
-    kernel = K if isinstance(K, Spectrum) else check_kernel(K)
-    n = len(kernel.V if isinstance(kernel, Spectrum) else kernel.K)
-    y = as_targets(y, n)
-    K_new = as_new_kernel(K_new, n, LARGEST_ENTRY)
-    target = as_targets(target, len(K_new), "target")
-    if target.shape[1:] != y.shape[1:]:
-        raise ValueError(f"target {target.shape} does not match y {y.shape}")
-    risk = make_risk(loss, target, offset)
-    if isinstance(kernel, Spectrum):
-        return _risks(_spectral_predictions(kernel, y, K_new, grid.columns), grid, risk)
-    if solver not in ("auto", "eigh") and not grid.solvable:
-        raise ValueError(f"solver={solver!r} needs lam > 0, no late finite step, and 0 <= alpha <= 1 for a limit")
-    chosen = grid.cheapest_solver(n) if solver == "auto" else solver
-    try:
-        return _risks(_predictions_by(chosen, kernel, y, K_new, grid, overwrite), grid, risk)
-    except SingularKernelError:
-        if solver != "auto" or chosen == "eigh":
-            raise
-        # lam is below K's rounding errors; the spectrum, whose eigenvalues are at least 0, still works
-        return _risks(_predictions_by("eigh", kernel, y, K_new, grid, overwrite), grid, risk)
+    rows = rows.copy()
+    T = np.zeros((len(rows), len(rows)))
+    for j, row in enumerate(rows):
+        T[j, j] = np.sqrt(np.einsum("q,q", row, row))
+        if T[j, j] > 0:
+            row /= T[j, j]
+            T[j, j + 1 :] = np.einsum("q,kq->k", row, rows[j + 1 :])
+            rows[j + 1 :] -= T[j, j + 1 :, None] * row
+    return T
 
 
-def rotated_risk_map(
-    d: FloatArray,
-    z: FloatArray,
-    rows: FloatArray,
-    target: ArrayLike,
-    alphas: ArrayLike,
-    lams: ArrayLike,
-    steps: ArrayLike,
-    *,
-    loss: str = "squared",
-    offset: ArrayLike = 0.0,
-) -> FloatArray:
-    """``risk_map`` in an eigenbasis, of all n vectors or fewer: d (k,) eigenvalues and z (k,) or (k, m) = V^T y.
+Risk: TypeAlias = SquaredError | ZeroOne
 
-    ``rows`` (q, k) is K_new V, so that predictions are rows (D + lam)^-1 w(D) z.
+
+def make_risk(loss: str, target: FloatArray, offset: ArrayLike = 0.0) -> Risk:
+    """The risk for ``loss`` "squared" or "zero_one", of predictions to which ``offset`` is added. Raises ValueError."""
+    offset = as_floats("offset", offset, 0, 1)
+    if offset.shape not in ((), target.shape[1:]):
+        raise ValueError(f"offset must be a number or of shape {target.shape[1:]}, not {offset.shape}")
+    if not isinstance(loss, str) or loss not in ("squared", "zero_one"):
+        raise ValueError("loss must be 'squared' or 'zero_one'")
+    if loss == "squared":
+        return SquaredError(target - offset)
+    if target.ndim != 2 or target.shape[1] < 2:
+        raise ValueError(f"loss='zero_one' needs targets (q, m) with m >= 2 classes, not {target.shape}")
+    return ZeroOne(target, offset)
+
+
+class Grid:
+    """The alphas, ridges and steps of a map, and how the map is computed. Raises ValueError.
+
+    ``depth``: the number of powers A y, ..., A^depth y that are predicted for each ridge; steps up to it are
+    combinations of these. ``single``: the indices (alpha, step) of the cells that are predicted separately, for each
+    ridge.
     """
-    grid = Grid(as_schedule(alphas), np.atleast_1d(as_ridges("lams", lams, 0, 1)), as_steps(steps))
-    rows = as_new_kernel(rows, len(d))
-    risk = make_risk(loss, as_targets(target, len(rows), "target"), offset)
-    return _risks(SpectralPredictions(d, z, partial(map_columns, partial(product, rows))), grid, risk)
+
+    def __init__(self, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike):
+        self.alphas = as_schedule(alphas)
+        self.lams = np.atleast_1d(as_ridges("lams", lams, 0, 1))
+        self.steps = as_steps(steps)
+        finite = [step for step in self.steps if step < math.inf]
+        last = int(max(finite, default=0))
+        self.depth = last if last <= max(len(self.alphas) * len(finite), 32) else 0
+        late = [j for j, step in enumerate(self.steps) if step > self.depth]
+        self.single = [(i, j) for i in range(len(self.alphas)) for j in late]
+        # The number of predictions, of vectors (n[, m]), that the map takes.
+        self.columns = len(self.lams) * (self.depth + len(self.single))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the map."""
+        return len(self.alphas), len(self.lams), len(self.steps)
 
 
-def _risks(predictions: "Predictions", grid: "Grid", risk: Risk) -> FloatArray:
+# For a ridge: predictions (columns, q[, m]) of A y, ..., A^depth y and of the single cells whose chain exists, and
+# whether it does.
+Predictions = Callable[[float, Grid], tuple[FloatArray, list[bool]]]
+
+
+def map_risks(at_ridge: Predictions, grid: Grid, risk: Risk) -> FloatArray:
     """The map from predictions at the new points.
 
     Raises NotFiniteError if the risk of a chain that has a limit exceeds float64's range.
@@ -121,56 +142,16 @@ def _risks(predictions: "Predictions", grid: "Grid", risk: Risk) -> FloatArray:
     combinations = _combinations(grid.alphas, early_steps, grid.depth)
     # At lam = 0 every fit is the first, whatever alpha, but large weights would lose its digits.
     interpolations = _combinations(np.clip(grid.alphas, 0, 1), early_steps, grid.depth)
-    out = np.full((len(grid.alphas), len(grid.lams), len(grid.steps)), np.inf)
+    out = np.full(grid.shape, np.inf)
     for i, lam in enumerate(grid.lams):
-        powers, single = predictions.columns(lam, grid.depth, [(grid.alphas[a], grid.steps[j]) for a, j in grid.single])
+        predictions, exists = at_ridge(lam, grid)
         if grid.depth:
-            check_overflow("the predictions", powers)
+            powers = check_overflow("the predictions", predictions[: grid.depth])
             out[:, i, early] = risk.in_span(powers, combinations if lam else interpolations)
-        for (a, j), prediction in zip(grid.single, single, strict=True):
-            if prediction is not None:
-                out[a, i, j] = risk(prediction)
-    check_overflow("the risks", out[always_converges(grid.alphas)])
+        for (a, j), prediction in zip(compress(grid.single, exists), predictions[grid.depth :], strict=True):
+            out[a, i, j] = risk(prediction)
+    check_overflow("the risks", out[spectral.always_converges(grid.alphas)])
     return np.where(np.isnan(out), np.inf, out)
-
-
-class Grid:
-    """The alphas, ridges and steps of a map, and how the map is computed.
-
-    ``depth``: the number of powers A y, ..., A^depth y that are predicted for each ridge; steps up to it are
-    combinations of these. ``single``: the indices (alpha, step) of the cells that are predicted separately, for each
-    ridge.
-    """
-
-    def __init__(self, alphas: FloatArray, lams: FloatArray, steps: list[float]):
-        self.alphas = alphas
-        self.lams = lams
-        self.steps = steps
-        finite = [step for step in steps if step < math.inf]
-        last = int(max(finite, default=0))
-        self.depth = last if last <= max(len(alphas) * len(finite), 32) else 0
-        self.single = [(i, j) for i in range(len(alphas)) for j, step in enumerate(steps) if step > self.depth]
-
-    @property
-    def columns(self) -> int:
-        """The number of predictions, of vectors (n[, m]), that the map takes."""
-        return len(self.lams) * (self.depth + len(self.single))
-
-    @property
-    def solvable(self) -> bool:
-        """Whether the map can be computed by solves: then each single prediction must be a limit that exists."""
-        finite_steps = any(step < math.inf for step in self.steps)
-        limits_only = self.depth > 0 or not finite_steps
-        return bool((self.lams > 0).all()) and limit_is_certain(self.steps, self.alphas) and limits_only
-
-    def cheapest_solver(self, n: int) -> str:
-        """The cheapest solver for n points."""
-        if not self.solvable:
-            return "eigh"
-        factorisations = len(self.single)  # for each ridge one for each limit ...
-        if self.depth:
-            factorisations += 1  # ... and one for all powers
-        return choose_map_solver(n, len(self.lams) * factorisations, len(self.lams) * self.depth, self.columns)
 
 
 def _combinations(alphas: FloatArray, steps: list[int], depth: int) -> FloatArray:
@@ -190,97 +171,98 @@ def _combinations(alphas: FloatArray, steps: list[int], depth: int) -> FloatArra
     return combinations
 
 
-class Predictions(Protocol):
-    """Predictions at the new points."""
+def spectral_predictions(d: FloatArray, z: FloatArray, predict: Callable[[FloatArray], FloatArray]) -> Predictions:
+    """Of fits with eigenvalues d (k,), for targets with components z (k[, m]).
 
-    def columns(
-        self, lam: float, depth: int, single: list[tuple[float, float]]
-    ) -> tuple[FloatArray, list[FloatArray | None]]:
-        """Predictions of A y, ..., A^depth y, (depth, q[, m]), and for each (alpha, step) of ``single`` (q[, m]).
-
-        None for a chain that diverges.
-        """
-
-
-@dataclass(frozen=True)
-class SpectralPredictions:
-    """Predictions in the eigenbasis: of fits with eigenvalues d (k,), for targets with components z (k[, m]).
-
-    ``predict`` maps coefficients in that basis (steps, k[, m]) to predictions (steps, q[, m]).
+    ``predict`` maps coefficients in the eigenbasis (columns, k[, m]) to predictions.
     """
 
-    d: FloatArray
-    z: FloatArray
-    predict: Callable[[FloatArray], FloatArray]
-
-    def columns(
-        self, lam: float, depth: int, single: list[tuple[float, float]]
-    ) -> tuple[FloatArray, list[FloatArray | None]]:
-        d = self.d
-        filters = list(np.vander(shrinkage(d, lam), depth, increasing=True).T)  # 1, A, A², ...
+    def at_ridge(lam: float, grid: Grid) -> tuple[FloatArray, list[bool]]:
+        filters = list(np.vander(spectral.shrinkage(d, lam), grid.depth, increasing=True).T)  # 1, A, A², ...
         exists = []
-        for alpha, step in single:
+        for i, j in grid.single:
             try:
-                filters.append(blend_filters(d, lam, alpha, step)[0])
+                filters.append(spectral.blend_filters(d, lam, grid.alphas[i], grid.steps[j])[0])
                 exists.append(True)
-            except DivergentChainError:
+            except spectral.DivergentChainError:
                 exists.append(False)
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # ``_risks`` finds an overflow
-            scaled = np.array(filters).reshape(-1, len(d)) / (d + lam)
-        predictions = iter(self.predict(filtered(scaled, self.z)))
-        powers = np.array([next(predictions) for _ in range(depth)])
-        return powers, [next(predictions) if it_exists else None for it_exists in exists]
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # ``map_risks`` finds an overflow
+            coefficients = spectral.filtered(np.array(filters).reshape(-1, len(d)) / (d + lam), z)
+        return predict(coefficients), exists
+
+    return at_ridge
 
 
-def _spectral_predictions(spectrum: Spectrum, y: FloatArray, K_new: FloatArray, total: int) -> SpectralPredictions:
-    """Predictions from the eigendecomposition of K, for a map that takes ``total`` of them."""
-    times_V = partial(map_columns, partial(product, spectrum.V))
-    times_K = partial(map_columns, partial(product, K_new))
-    # K_new V costs as much as n predictions, so it is computed only for many of them.
-    if total >= len(K_new):
-        times_rotated = partial(map_columns, partial(product, product(K_new, spectrum.V)))
-        return SpectralPredictions(spectrum.d, components(spectrum, y), times_rotated)
-    return SpectralPredictions(spectrum.d, components(spectrum, y), lambda c: times_K(times_V(c)))
+# Of filters (f, k): the traces (f,) of the matrices with these eigenvalues, and their standard errors (f,).
+Traces = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
+
+
+def exact_traces(filters: FloatArray, unpenalised: int = 0) -> tuple[FloatArray, FloatArray]:
+    """Traces of filters of all eigenvalues, and of ``unpenalised`` dimensions besides; their standard errors are 0."""
+    return filters.sum(axis=1) + unpenalised, np.zeros(len(filters))
 
 
 @dataclass(frozen=True)
-class SolvedPredictions:
-    """Predictions by solves with ``system`` for each ridge and each limit; ``single`` may hold nothing but limits.
+class Estimates:
+    """GCV and degrees of freedom with their standard errors, (steps,) each."""
 
-    ``y`` and the coefficients that ``predict`` takes, (k, n[, m]), are in the system's basis.
+    gcv: FloatArray
+    gcv_error: FloatArray
+    freedom: FloatArray
+    freedom_error: FloatArray
+
+
+@dataclass(frozen=True)
+class EigenChain:
+    """A problem of n points with targets (n,) or (n, m), in a basis of k eigenvectors.
+
+    ``lam``, ``alpha`` and ``steps`` as in ``distill.krr``, whose errors the methods raise.
     """
 
-    system: ShiftedSystem
-    y: FloatArray
-    predict: Callable[[FloatArray], FloatArray]
+    n: int
+    d: FloatArray  # (k,) eigenvalues, large to small
+    z: FloatArray  # (k[, m]) what the filters are applied to
+    components: FloatArray  # (k[, m]) of the targets along the eigenvectors
+    outside: FloatArray  # () or (m,) norms of the rest of the targets
+    traces: Traces = exact_traces
+    offset: FloatArray | float = 0.0  # () or (m,), the intercept
 
-    def columns(
-        self, lam: float, depth: int, single: list[tuple[float, float]]
-    ) -> tuple[FloatArray, list[FloatArray | None]]:
-        coefficients = []
-        if depth:
-            solve = self.system.solver(lam)
-            target = self.y
-            for _ in range(depth):
-                c = solve(target)
-                coefficients.append(c)
-                target = fitted_values(self.system, lam, target, c)  # A^j y
-        coefficients += [limit_by_solving(self.system, self.y, lam, alpha) for alpha, _ in single]
-        predictions = self.predict(np.array(coefficients))
-        return predictions[:depth], list(predictions[depth:])
+    def risk_map(
+        self, rows: FloatArray, target: ArrayLike, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike, loss: str
+    ) -> FloatArray:
+        """The risk of every chain at points with ``rows`` (q, k), as ``krr.risk_map``."""
+        grid = Grid(alphas, lams, steps)
+        rows = as_new_kernel(rows, len(self.d))
+        risk = make_risk(loss, as_targets(target, len(rows), "target"), self.offset)
+        return map_risks(spectral_predictions(self.d, self.z, partial(spectral.times, rows)), grid, risk)
+
+    def predict(self, rows: FloatArray, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:
+        """Predictions of a chain, (len(steps), q[, m])."""
+        filters = spectral.blend_filters(self.d, lam, alpha, steps) / (self.d + lam)
+        return spectral.apply_filters(rows, filters, self.z) + self.offset
+
+    def estimates(self, lam: float, alpha: ArrayLike, steps: ArrayLike) -> Estimates:
+        """GCV (see ``krr.generalised_cross_validation``) and the degrees of freedom tr B of a chain."""
+        B = spectral.diagonals(self.d, lam, alpha, steps)
+        squares = (self.components**2).reshape(len(self.d), -1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = ((1 - B) ** 2 @ squares.sum(axis=1) + (self.outside**2).sum()) / (self.n * squares.shape[1])
+            trace, deviation = self.traces(B)
+            share = 1 - trace / self.n
+            gcv = np.divide(error, share**2, out=np.full(len(B), np.inf), where=share > EPS)
+            slope = np.divide(2 * gcv, share * self.n, out=np.zeros(len(B)), where=share > EPS)
+            return Estimates(np.where(np.isnan(gcv), np.inf, gcv), slope * deviation, trace, deviation)
+
+    def gcv_residuals(self, lam: float, k: int) -> FloatArray:
+        """The residuals r_1, ..., r_k of ``krr.gcv_residuals`` in this basis, (k, k' [, m]), for best alphas."""
+        left = spectral.residual_filters(self.d, lam, k)
+        share = 1 - self.traces(1 - left)[0] / self.n
+        inside = spectral.filtered(left, self.components)
+        outside = np.broadcast_to(self.outside, (k, 1, *self.outside.shape))
+        return np.concatenate([inside, outside], axis=1) / share.reshape(-1, *[1] * self.components.ndim)
 
 
-def _predictions_by(
-    solver: str, kernel: Dense, y: FloatArray, K_new: FloatArray, grid: Grid, overwrite: bool
-) -> Predictions:
-    if solver == "eigh":
-        return _spectral_predictions(decompose(kernel, overwrite=overwrite), y, K_new, grid.columns)
-    if solver == "cholesky":
-        check_positive_semidefinite(kernel)
-        return SolvedPredictions(kernel, y, partial(predict, K_new))
-    if len(y) == 1:
-        raise ValueError("solver='tridiagonal' needs at least two points")
-    T = tridiagonalise(kernel)
-    if grid.columns >= len(K_new):  # rotate the new points or the coefficients, whichever are fewer
-        return SolvedPredictions(T, T.rotate(y), partial(predict, T.rotate(K_new.T).T))
-    return SolvedPredictions(T, T.rotate(y), lambda c: predict(K_new, map_columns(T.rotate_back, c)))
+def eigen_chain(spectrum: Spectrum, y: ArrayLike) -> EigenChain:
+    """The problem in the eigenbasis of K, with targets (n,) or (n, m); the rows of new points are K_new V."""
+    z = spectral.components(spectrum, y)
+    return EigenChain(len(z), spectrum.d, z, z, np.zeros(z.shape[1:]))

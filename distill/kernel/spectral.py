@@ -199,7 +199,7 @@ def dual_coefficients(spectrum: Spectrum, y: ArrayLike, lam: float, alpha: Array
 
 def apply_filters(V: FloatArray, filters: FloatArray, z: FloatArray) -> FloatArray:
     """V diag(filter) z for each of ``filters`` (steps, n): V (q, n), z (n[, m]) give (steps, q[, m])."""
-    return map_columns(partial(product, V), filtered(filters, z))
+    return times(V, filtered(filters, z))
 
 
 def filtered(filters: FloatArray, z: FloatArray) -> FloatArray:
@@ -214,6 +214,11 @@ def map_columns(linear_map: Callable[[FloatArray], FloatArray], columns: FloatAr
     return np.moveaxis(flat.reshape(len(flat), *columns.shape[2:], len(columns)), -1, 0)
 
 
+def times(A: FloatArray, columns: FloatArray) -> FloatArray:
+    """A (q, n) times each of ``columns`` (steps, n[, m]) in one product: (steps, q[, m])."""
+    return map_columns(partial(product, A), columns)
+
+
 def predict(K_new: ArrayLike, coefficients: ArrayLike) -> FloatArray:
     """f^(tau)(x) = k(x, X) c^(tau) at q new points for many steps at once: (steps, q[, m]).
 
@@ -221,7 +226,7 @@ def predict(K_new: ArrayLike, coefficients: ArrayLike) -> FloatArray:
     Raises ValueError for another shape, and NotFiniteError for NaN and for predictions past float64's range.
     """
     c = as_floats("coefficients", coefficients, 2, 3, largest=LARGEST_FLOAT)
-    return check_overflow("the predictions", map_columns(partial(product, as_new_kernel(K_new, c.shape[1])), c))
+    return check_overflow("the predictions", times(as_new_kernel(K_new, c.shape[1]), c))
 
 
 def sparsification_ratios(B: ArrayLike) -> FloatArray:

@@ -48,23 +48,16 @@ class Table:
         """Columns as float64 (rows, len(names)). Raises DataError for the first cell that holds no number."""
         columns = [self.names.index(name) for name in names]
         values = np.empty((len(self.cells), len(names)))
-        for i, row in enumerate(self.cells):
-            for j, column in enumerate(columns):
-                values[i, j] = self._number(row[column], i, names[j])
+        for (i, j), _ in np.ndenumerate(values):
+            cell = self.cells[i][columns[j]]
+            values[i, j] = float(cell) if is_number(cell) else math.nan
+            if not abs(values[i, j]) <= LARGEST:
+                found = repr(cell.strip()[:40]) if cell.strip() else "a missing value"
+                raise DataError(
+                    f"{self.path}, line {self.lines[i]}: column {names[j]} has {found}, "
+                    f"but needs a finite number, at most {LARGEST:g} in size"
+                )
         return values
-
-    def _number(self, cell: str, i: int, name: str) -> float:
-        try:
-            number = float(cell)
-        except ValueError:
-            number = math.nan
-        if abs(number) <= LARGEST:
-            return number
-        found = repr(cell.strip()[:40]) if cell.strip() else "a missing value"
-        raise DataError(
-            f"{self.path}, line {self.lines[i]}: column {name} has {found}, "
-            f"but needs a finite number, at most {LARGEST:g} in size"
-        )
 
 
 def read_table(path: Path) -> Table:

@@ -99,12 +99,12 @@ def matrix(kernel: Kernel, A: Any, B: Any) -> FloatArray:
     if shape[0] * shape[1] <= MOST_ENTRIES:
         return kernel(A, B)
     height = max(1, MOST_ENTRIES // (2 * shape[1]))  # never all rows: A[rows] @ A.T is a plain product
-    blocks = (kernel(A[start : start + height], B) for start in range(0, shape[0], height))
-    first = np.asarray(next(blocks))
-    out = np.empty(shape, first.dtype)
-    out[:height] = first
-    for start, block in zip(range(height, shape[0], height), blocks, strict=True):
+    out: FloatArray | None = None
+    for start in range(0, shape[0], height):
+        block = np.asarray(kernel(A[start : start + height], B))
+        out = np.empty(shape, block.dtype) if out is None else out
         out[start : start + height] = block
+    assert out is not None
     return out
 
 

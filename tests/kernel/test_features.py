@@ -40,7 +40,7 @@ def test_equals_the_dual_form(seed, n, p, lam, alpha):
     # The kernel matrix has rounding errors of EPS d1, which the smallest ridge magnifies by d1/lam.
     assert primal == pytest.approx(dual, abs=1e-14 * scale * (1 + spectrum.d[0] / lam), rel=1e-9)
     B = krr.diagonals(spectrum.d, lam, alpha, steps)
-    assert chain.degrees_of_freedom(lam, alpha, steps) == pytest.approx(krr.degrees_of_freedom(B), rel=1e-8)
+    assert chain.eigen.estimates(lam, alpha, steps).freedom == pytest.approx(krr.degrees_of_freedom(B), rel=1e-8)
 
 
 def test_one_step_is_the_normal_equations():
@@ -66,7 +66,7 @@ def test_intercept_is_not_penalised():
         assert found == pytest.approx(fitted, rel=1e-10)
         expected = inverse @ (0.4 * y + 0.6 * columns @ expected)
     hat = columns @ inverse
-    assert chain.degrees_of_freedom(lam, 0.4, 1)[0] == pytest.approx(np.trace(hat), rel=1e-10)
+    assert chain.eigen.estimates(lam, 0.4, 1).freedom[0] == pytest.approx(np.trace(hat), rel=1e-10)
 
 
 @pytest.mark.parametrize("intercept", [False, True])
@@ -97,8 +97,8 @@ def test_cross_validation_is_that_of_the_dual_form(m):
     spectrum = krr.decompose(X @ X.T)
     steps = [1, 2, 5, math.inf]
     dual = krr.generalised_cross_validation(spectrum, y, krr.diagonals(spectrum.d, 3.0, 0.4, steps))
-    assert chain.generalised_cross_validation(3.0, 0.4, steps) == pytest.approx(dual, rel=1e-9)
-    primal_alphas, primal_risks = krr.greedy_alphas(chain.gcv_residuals(3.0, 2))
+    assert chain.eigen.estimates(3.0, 0.4, steps).gcv == pytest.approx(dual, rel=1e-9)
+    primal_alphas, primal_risks = krr.greedy_alphas(chain.eigen.gcv_residuals(3.0, 2))
     dual_alphas, dual_risks = krr.greedy_alphas(krr.gcv_residuals(spectrum, y, 3.0, 2))
     assert primal_alphas == pytest.approx(dual_alphas, rel=1e-7)
     # A mean over p + 1 components in the place of n.

@@ -81,11 +81,10 @@ def test_traces_are_within_their_standard_errors():
     basis = lanczos(K, y, 0.5, 0.01, [1, 3], tolerance=1e-6, probes=40)
     spectrum = krr.decompose(K)
     B = krr.diagonals(spectrum.d, 0.01, 0.5, [1, 3])
-    trace, deviation = basis.degrees_of_freedom(0.01, 0.5, [1, 3])
-    assert (np.abs(trace - krr.degrees_of_freedom(B)) < 4 * deviation).all()
-    assert (deviation < 0.1 * trace).all()
-    gcv, deviation = basis.generalised_cross_validation(0.01, 0.5, [1, 3])
-    assert (np.abs(gcv - krr.generalised_cross_validation(spectrum, y, B)) < 4 * deviation).all()
+    found = basis.eigen.estimates(0.01, 0.5, [1, 3])
+    assert (np.abs(found.freedom - krr.degrees_of_freedom(B)) < 4 * found.freedom_error).all()
+    assert (found.freedom_error < 0.1 * found.freedom).all()
+    assert (np.abs(found.gcv - krr.generalised_cross_validation(spectrum, y, B)) < 4 * found.gcv_error).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 30])
@@ -151,7 +150,7 @@ def test_chains_that_diverge_are_left_out():
 def test_residuals_for_the_best_alphas():
     K, y, _ = problem(n=600, m=1)
     basis = lanczos(K, y[:, 0], 0.5, 1.0, [1], tolerance=1e-8, probes=60)
-    found = basis.gcv_residuals(1.0, 3)
+    found = basis.eigen.gcv_residuals(1.0, 3)
     assert not found[:, -1].any()  # the targets are in the basis
     found = found[:, :-1]
     exact = krr.gcv_residuals(krr.decompose(K), y[:, 0], 1.0, 3)
@@ -170,7 +169,7 @@ def test_without_probes_and_with_nothing_to_fit():
     basis = lanczos(K, y, 0.5, 0.1, [2], probes=0)
     assert basis.size < lanczos(K, y, 0.5, 0.1, [2]).size
     with pytest.raises(ValueError, match="probes >= 2"):
-        basis.degrees_of_freedom(0.1, 0.5, [1])
+        basis.eigen.estimates(0.1, 0.5, [1])
     nothing = lanczos(K, np.zeros(300), 0.5, 0.1, [2], probes=0)
     assert not fitted(nothing.spectrum(), np.zeros((300, 1)), 0.1, 0.5).any()
 

@@ -58,7 +58,7 @@ def test_tridiagonal_form(n):
     form = linalg.tridiagonalise(linalg.Dense(K))
     np.testing.assert_array_equal(K, before)
     T = np.diag(form.diagonal) + np.diag(form.off_diagonal, 1) + np.diag(form.off_diagonal, -1)
-    Q = form.rotate_back(np.eye(n))
+    Q = form.rotate(np.eye(n), back=True)
     np.testing.assert_allclose(Q @ T @ Q.T, K, atol=1e-14)
     np.testing.assert_allclose(Q.T @ Q, np.eye(n), atol=1e-14)
     assert form.mean_eigenvalue == pytest.approx(linalg.Dense(K).mean_eigenvalue)

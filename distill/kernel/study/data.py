@@ -225,29 +225,26 @@ def _split(arrays: Arrays, config: DataConfig, seed: int) -> Problem:
         if size is not None and rows is not None and size > len(rows):
             raise DataError(f"--{name}-size {size:,}: {arrays.name} has {len(rows):,} such points")
 
-    def part(X: Rows, y: NDArray, rows: NDArray) -> Part:
-        rows = np.sort(rows)
-        whole = len(rows) == len(X)  # then nothing is copied
-        return _part(arrays, X if whole else X[rows], y if whole else y[rows])
+    def part(X: Rows | None, y: NDArray | None, rows: NDArray) -> Part | None:
+        if X is None or y is None or not len(rows):
+            return None
+        if len(rows) < len(X):  # otherwise nothing is copied
+            rows = np.sort(rows)
+            X, y = X[rows], y[rows]
+        return Part(X, _one_hot(y, len(arrays.classes)) if arrays.classes else y)
 
-    test = val = None
-    if arrays.X_test is not None and arrays.y_test is not None:
+    test = part(arrays.X, arrays.y, test_rows)
+    if arrays.y_test is not None:
         rows = generator(seed, "subset", 1).permutation(len(arrays.y_test))[: config.test_size]
         test = part(arrays.X_test, arrays.y_test, rows)
-    elif len(test_rows):
-        test = part(arrays.X, arrays.y, test_rows)
-    if arrays.X_val is not None and arrays.y_val is not None:
-        val = _part(arrays, arrays.X_val, arrays.y_val)
-    elif len(val_rows):
-        val = part(arrays.X, arrays.y, val_rows)
+    val = part(arrays.X, arrays.y, val_rows)
+    if arrays.y_val is not None:
+        val = part(arrays.X_val, arrays.y_val, np.arange(len(arrays.y_val)))
     train_rows = np.sort(train_rows[: config.train_size])
     given, note = _given_labels(arrays, train_rows, config, seed)
     train = part(arrays.X, given, train_rows)
+    assert train is not None
     return Problem(arrays.name, train, val, test, arrays.classes, "; ".join(filter(None, [arrays.note, note])))
-
-
-def _part(arrays: Arrays, X: Rows, y: NDArray) -> Part:
-    return Part(X, _one_hot(y, len(arrays.classes)) if arrays.classes else y)
 
 
 def _given_labels(arrays: Arrays, train: NDArray, config: DataConfig, seed: int) -> tuple[NDArray, str]:

@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from distill.environment import matplotlib_style
 from distill.kernel.arrays import FloatArray
 from distill.kernel.study.results import TEST, LambdaCurves, Study
-from distill.kernel.toy.figures import STYLE, colour_scale, render, risk_map_figure, risk_norm, shades, step_name
+from distill.kernel.toy.figures import STAR, colour_scale, risk_map_figure, risk_norm, shades, step_name
 
 # Okabe & Ito's palette, which colour-blind readers can distinguish.
 TEACHER: dict[str, Any] = {"color": "black", "linestyle": "-", "label": "teacher"}
@@ -21,23 +20,19 @@ MIXING: dict[str, Any] = {"color": "#009E73", "linestyle": ":", "marker": "o", "
 MOST_VALUES = 2000  # of a curve; more cannot be told apart
 
 
-def all_figures(study: Study, file_format: str, dpi: int) -> dict[str, bytes]:
-    """Every figure as a file's bytes, by name."""
-    with matplotlib_style(STYLE):
-        grid = study.grid
-        j = int(np.flatnonzero(grid.lams == study.best.lam)[0])
-        shown = study.shown
-        chosen = study.best.alpha, study.best.step
-        label = f"{study.problem.loss}, {study.judged_by}"
-        figures = {
-            "lambda": lambda_figure(study),
-            "risk_map": risk_map_figure(
-                grid.alphas, grid.steps, shown[:, j], label, chosen, f"chosen by {study.chosen_by}"
-            ),
-            "lambda_map": lambda_map_figure(study, shown, label),
-            "spectrum": spectrum_figure(study),
-        }
-        return {name: render(figure, file_format, dpi) for name, figure in figures.items()}
+def all_figures(study: Study) -> dict[str, Figure]:
+    """Every figure by name."""
+    grid = study.grid
+    j = int(np.flatnonzero(grid.lams == study.best.lam)[0])
+    chosen = (study.best.alpha, study.best.step)
+    label = f"{study.problem.loss}, {study.judged_by}"
+    risk_map = (grid.alphas, grid.steps, study.shown[:, j], label, chosen, f"chosen by {study.chosen_by}")
+    return {
+        "lambda": lambda_figure(study),
+        "risk_map": risk_map_figure(*risk_map),
+        "lambda_map": lambda_map_figure(study, label),
+        "spectrum": spectrum_figure(study),
+    }
 
 
 def lambda_figure(study: Study) -> Figure:
@@ -70,20 +65,19 @@ def _draw_risks(axes: Axes, study: Study, curves: LambdaCurves) -> None:
     axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
-def lambda_map_figure(study: Study, risks: FloatArray, label: str) -> Figure:
+def lambda_map_figure(study: Study, label: str) -> Figure:
     """Risk over lambda and alpha at the step that was chosen, with the chosen cell marked."""
     grid = study.grid
     s = grid.steps.index(study.best.step)
     figure = Figure(figsize=(5.6, 4.2))
     axes = figure.add_subplot(xlabel=r"$\lambda$", ylabel=r"$\alpha$, weight of the ground truth", xscale="log")
-    values = np.ma.masked_invalid(risks[:, :, s])
+    values = np.ma.masked_invalid(study.shown[:, :, s])
     norm: Normalize = risk_norm(values.compressed())
     order = np.argsort(grid.lams)
     cells: dict[str, Any] = {"norm": norm, "cmap": "cividis_r", "rasterized": True}
     mesh = axes.pcolormesh(_edges(np.log(grid.lams[order]), np.exp), _edges(grid.alphas), values[:, order], **cells)
     name = f"chosen by {study.chosen_by}: " + rf"$\alpha$ = {study.best.alpha:g}, $\lambda$ = {study.best.lam:.3g}"
-    star: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
-    axes.plot(study.best.lam, study.best.alpha, "*", label=name, **star)
+    axes.plot(study.best.lam, study.best.alpha, "*", label=name, **STAR)
     axes.set_title(step_name(study.best.step))
     colour_scale(figure, mesh, norm, axes, label)
     figure.legend(loc="outside lower center", frameon=False)

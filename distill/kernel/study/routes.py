@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from tqdm import tqdm
 
 from distill.environment import available_memory
 from distill.errors import ConfigError
-from distill.kernel import spectral
 from distill.kernel.arrays import FloatArray
-from distill.kernel.eigenchain import EigenChain, eigen_chain
 from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.kernels import RADIAL, kernel_function
 from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
-from distill.kernel.linalg import MatrixTooLargeError, decompose, require_memory
+from distill.kernel.linalg import decompose, product, require_memory
+from distill.kernel.riskmap import EigenChain, Grid, eigen_chain
 from distill.kernel.study.data import Part, Problem, Rows
 from distill.kernel.tiles import Kernel, KernelTiles, matrix
 from distill.kernel.toy.options import MEDIAN
@@ -32,25 +30,10 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The chains of a map: constant alphas, ridges and steps."""
-
-    alphas: FloatArray
-    lams: FloatArray
-    steps: list[float]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of a map."""
-        return len(self.alphas), len(self.lams), len(self.steps)
-
-
-@dataclass(frozen=True)
 class Route:
-    """A problem in an eigenbasis, and how the basis was computed."""
+    """A problem in an eigenbasis."""
 
-    solver: str
-    text: str  # for the reader
+    text: str  # how the basis was computed, for the reader
     chain: EigenChain
     rows: Callable[[Rows], FloatArray]  # from inputs (q, p) to rows (q, k) in the basis
     basis: BlockLanczos | None = None
@@ -107,27 +90,20 @@ def _by_features(train: Part, intercept: bool) -> Route:
     features = FeatureChain(FeatureSums(intercept=intercept).add(train.X, train.y))
     p = train.X.shape[1]
     text = f"linear kernel{' and intercept' if intercept else ''}, by the {p} x {p} Gram matrix of the features"
-
-    def rows(X: Rows) -> FloatArray:
-        return spectral.product(X.astype(np.float64) - features.sums.mean_x, features.spectrum.V)
-
-    return Route("features", text, features.eigen, rows)
+    return Route(text, features.eigen, features.rows)
 
 
 def _by_eigh(train: Part, kernel: Kernel, name: str) -> Route:
     n = len(train.X)
-    try:
-        require_memory(n, arrays=3)
-    except MatrixTooLargeError as error:
-        raise MatrixTooLargeError(f"{error}; --solver lanczos needs less") from None
+    require_memory(n, 3, "; --solver lanczos needs less")
     X = train.X.astype(np.float64)
     spectrum = decompose(matrix(kernel, X, X), overwrite=True)
     text = f"{name}, by an eigendecomposition of {n:,} x {n:,} numbers"
 
     def rows(X_new: Rows) -> FloatArray:
-        return spectral.product(matrix(kernel, X_new.astype(np.float64), X), spectrum.V)
+        return product(matrix(kernel, X_new.astype(np.float64), X), spectrum.V)
 
-    return Route("eigh", text, eigen_chain(spectrum, train.y), rows)
+    return Route(text, eigen_chain(spectrum, train.y), rows)
 
 
 def _by_lanczos(
@@ -141,13 +117,17 @@ def _by_lanczos(
 ) -> tuple[Route, Grid]:
     n = len(train.X)
     memory = args.memory * GIB if args.memory is not None else (available_memory() or 0) / 2
-    dtype = _precision(args, n, memory)
+    dtype = np.dtype(args.precision or ("float64" if 4 * n * (n + 1) <= memory else "float32"))
     X = train.X.astype(dtype, copy=False)
     tiles = KernelTiles(kernel, X, dtype=dtype, memory=memory)
     with tqdm(desc=f"kernel matrix of {n:,} points", unit=" products", disable=None, leave=False) as bar:
-        K = _Counted(tiles, bar)
-        d1 = _largest_eigenvalue(K)
-        lams = d1 * LANCZOS_LAMS if args.lam is None else np.array(args.lam)
+
+        def multiply(block: FloatArray) -> FloatArray:
+            bar.update()
+            return tiles.matmat(block)
+
+        K = LinearOperator(tiles.shape, matvec=multiply, matmat=multiply, dtype=dtype)
+        lams = _largest_eigenvalue(K) * LANCZOS_LAMS if args.lam is None else np.array(args.lam)
         try:
             basis = lanczos(
                 K,
@@ -167,18 +147,12 @@ def _by_lanczos(
             complain(f"note: {error}; they are left out")
             lams = reached
             basis = error.basis
-    text = f"{name}, by block Lanczos with {basis.size} vectors, kernel matrix in {tiles.dtype.name}"
+    text = f"{name}, by block Lanczos with {basis.size} vectors, kernel matrix in {dtype.name}"
 
     def rows(X_new: Rows) -> FloatArray:
         return basis.rows(KernelTiles(kernel, X, X_new.astype(dtype, copy=False), dtype=dtype, memory=0))
 
-    return Route("lanczos", text, basis.eigen, rows, basis), Grid(alphas, lams, steps)
-
-
-def _precision(args: argparse.Namespace, n: int, memory: float) -> type[np.floating]:
-    if args.precision is not None:
-        return np.float32 if args.precision == "float32" else np.float64
-    return np.float64 if 4 * n * (n + 1) <= memory else np.float32
+    return Route(text, basis.eigen, rows, basis), Grid(alphas, lams, steps)
 
 
 def _largest_eigenvalue(K: LinearOperator, products: int = 5) -> float:
@@ -188,17 +162,3 @@ def _largest_eigenvalue(K: LinearOperator, products: int = 5) -> float:
         v /= np.linalg.norm(v)
         v = np.asarray(K.matmat(v))
     return float(np.linalg.norm(v))
-
-
-class _Counted(LinearOperator):
-    """An operator that advances a bar with each product."""
-
-    def __init__(self, K: LinearOperator, bar: tqdm):
-        self.K = K
-        self.bar = bar
-        super().__init__(K.dtype, K.shape)
-
-    def _matmat(self, block: NDArray[np.floating]) -> FloatArray:
-        product = np.asarray(self.K.matmat(block))
-        self.bar.update()
-        return product

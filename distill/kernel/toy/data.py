@@ -3,28 +3,23 @@
 The data are those of Mobahi, Farajtabar & Bartlett (NeurIPS 2020), with the noise that Borup & Andersen drew.
 """
 
+import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distill.errors import DataError
+from distill.kernel import spectral
 from distill.kernel.arguments import check_nonsingular
 from distill.kernel.arrays import FloatArray, check_overflow
 from distill.kernel.kernels import RADIAL
-from distill.kernel.linalg import Spectrum, decompose, product, require_memory
-from distill.kernel.riskmap import risk_map
-from distill.kernel.spectral import (
-    DivergentChainError,
-    always_converges,
-    dual_coefficients,
-    map_columns,
-    power_coefficients,
-    predict,
-)
+from distill.kernel.linalg import Spectrum, decompose, require_memory
+from distill.kernel.mixing import AUTO_FITS, auto_schedule
+from distill.kernel.solvers import risk_map
+from distill.kernel.spectral import DivergentChainError, predict
 from distill.kernel.table import Table
 
 MOST_LEFT_OUT = 200  # points: leaving one out decomposes the kernel of the others; of more, a fraction is held out
@@ -85,6 +80,15 @@ def from_table(table: Table, target: str | None) -> Data:
     values = np.array(sorted(table.numbers(names).tolist())).T
     x = values[0]
     return Data(x, values[1], x, values[2]) if len(values) == 3 else Data(x, values[1], None, None)
+
+
+def load(args: argparse.Namespace, table: Table | None) -> Data:
+    """The points that the options name; ``table`` is the CSV file's, if there is one. Raises DataError."""
+    if table is not None:
+        return from_table(table, args.target)
+    if args.n is None and args.noise is None and args.seed is None:
+        return toy()
+    return draw(args.n or 11, 0.5 if args.noise is None else args.noise, args.seed or 0)
 
 
 def kernel_matrix(name: str, x: FloatArray, z: FloatArray, gamma: float) -> FloatArray:
@@ -149,13 +153,13 @@ def chain_losses(folds: list[Fold], lam: float, alpha: ArrayLike, steps: Sequenc
     for i, step in enumerate(steps):
         try:
             for fold in folds:
-                c = dual_coefficients(fold.spectrum, fold.y, lam, alpha, step)
+                c = spectral.dual_coefficients(fold.spectrum, fold.y, lam, alpha, step)
                 with np.errstate(over="ignore", invalid="ignore"):
-                    prediction = map_columns(partial(product, fold.K_new), c)[0]
+                    prediction = spectral.times(fold.K_new, c)[0]
                     squares[i] += ((prediction - fold.target) ** 2).sum()
         except DivergentChainError:
             squares[i] = math.inf
-    if np.all(always_converges(alpha)):
+    if np.all(spectral.always_converges(alpha)):
         check_overflow("the losses", squares)
     squares[np.isnan(squares)] = math.inf
     return squares / sum(len(fold.target) for fold in folds)
@@ -172,6 +176,11 @@ def held_out_residuals(folds: list[Fold], lam: float, k: int) -> FloatArray:
     """target - (prediction of A^j y), j = 1..k, over all folds: (k, points), for the best alphas."""
     residuals = []
     for fold in folds:
-        powers = power_coefficients(fold.spectrum, fold.y, lam, k)
+        powers = spectral.power_coefficients(fold.spectrum, fold.y, lam, k)
         residuals.append(fold.target - predict(fold.K_new, powers))
     return np.concatenate(residuals, axis=1)
+
+
+def best_schedule(folds: list[Fold], lam: float) -> FloatArray:
+    """The greedy best alphas of fits 2, 3, ... against the targets in ``folds``, as in krr.auto_schedule."""
+    return auto_schedule(held_out_residuals(folds, lam, AUTO_FITS))

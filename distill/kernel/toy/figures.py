@@ -18,19 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from distill.environment import matplotlib_style
 from distill.kernel.arrays import FloatArray
 from distill.kernel.linalg import Spectrum, decompose
 from distill.kernel.mixing import alphas_to_weights, greedy_alphas, joint_weights, weights_to_alphas
-from distill.kernel.spectral import (
-    DivergentChainError,
-    diagonals,
-    dual_coefficients,
-    predict,
-    sparsification_ratios,
-)
+from distill.kernel.spectral import DivergentChainError, diagonals, dual_coefficients, predict, sparsification_ratios
 from distill.kernel.toy.data import Data, Fold, held_out_residuals, kernel_matrix, loss_map
 from distill.kernel.toy.program import NamedChain
 
@@ -50,6 +43,7 @@ STYLE: Any = {  # any, because Matplotlib's own type lists all its settings
     "svg.hashsalt": "krr",  # the same file for the same figure
 }
 LIMIT_COLOUR = "0.1"
+STAR: Any = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
 MOST_CURVES = 6
 MOST_COMPONENTS = 40  # of the spectrum
 ALPHAS = np.round(np.arange(-1, 1.001, 0.05), 10)  # of the risk map
@@ -96,35 +90,37 @@ def distill_figure(
 
 def diagonal_figure(B: FloatArray, steps: Sequence[float], limit: FloatArray | None) -> Figure:
     """Nested bars of the diagonal of B by step, the limit hatched. B (len(steps), n), limit (n,) or None."""
-    figure = Figure(figsize=(5.2, 3.4))
-    axes = figure.add_subplot(xlabel="component k, from the largest eigenvalue", ylabel="diagonal of B")
-    k = np.arange(1, min(B.shape[1], MOST_COMPONENTS) + 1)
+    figure, axes, k = _component_axes(B, "component k, from the largest eigenvalue", "diagonal of B")
     widths = np.linspace(0.92, 0.3, len(steps))
     for row, step, colour, width in zip(B, steps, shades(len(steps)), widths, strict=True):
         axes.bar(k, row[: len(k)], width=width, color=colour, label=step_name(step))
     if limit is not None:
         outline: dict[str, Any] = {"facecolor": "none", "edgecolor": LIMIT_COLOUR, "hatch": "////", "linewidth": 0.8}
         axes.bar(k, limit[: len(k)], width=0.92, label="limit", **outline)
-    if len(k) <= 20:
-        axes.set_xticks(k)
     figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
 def ratio_figure(R: FloatArray, steps: Sequence[float], limit: FloatArray | None) -> Figure:
     """R_k = B_k / B_(k+1) by step, the limit dashed. R (len(steps), n-1), limit (n-1,) or None."""
-    figure = Figure(figsize=(5.2, 3.4))
-    axes = figure.add_subplot(xlabel="component k", ylabel=r"$R_k = B_k\,/\,B_{k+1}$")
-    k = np.arange(1, min(R.shape[1], MOST_COMPONENTS) + 1)
+    figure, axes, k = _component_axes(R, "component k", r"$R_k = B_k\,/\,B_{k+1}$")
     size: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.2}
     for row, step, colour in zip(R, steps, shades(len(steps)), strict=True):
         axes.plot(k, row[: len(k)], "o-", color=colour, label=step_name(step), **size)
     if limit is not None:
         axes.plot(k, limit[: len(k)], "s--", color=LIMIT_COLOUR, markerfacecolor="white", label="limit", **size)
-    if len(k) <= 20:
-        axes.set_xticks(k)
     figure.legend(loc="outside right center", frameon=False)
     return figure
+
+
+def _component_axes(values: FloatArray, xlabel: str, ylabel: str) -> tuple[Figure, Axes, NDArray[np.int_]]:
+    """A figure, its axes, and the components k that are shown of ``values`` (steps, n)."""
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    k = np.arange(1, min(values.shape[1], MOST_COMPONENTS) + 1)
+    if len(k) <= 20:
+        axes.set_xticks(k)
+    return figure, axes, k
 
 
 def chain_drawing() -> Figure:
@@ -204,8 +200,7 @@ def risk_map_figure(
         row, best = int(np.flatnonzero(alphas == chosen[0])[0]), list(steps).index(chosen[1])
     axes.add_patch(Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5))
     name = f"{chosen_by}: {risk[row, best]:.5f} at {step_name(steps[best])}, $\\alpha$ = {alphas[row]:g}"
-    star: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
-    axes.plot(left[best] + 0.5, alphas[row], "*", label=name, **star)
+    axes.plot(left[best] + 0.5, alphas[row], "*", label=name, **STAR)
     axes.set_xticks(left + 0.5, ["∞" if step == math.inf else str(int(step)) for step in steps])
     axes.axvline(left[-1] - 0.25, color="0.2", linestyle="--", linewidth=1)
     axes.text(left[-1] + 0.5, edges[-1] + half, "limit", ha="center", va="bottom")
@@ -291,23 +286,22 @@ def all_figures(
     chains: list[NamedChain],
     steps: Sequence[float],
     args: argparse.Namespace,
-) -> dict[str, bytes]:
-    """Every figure of the program as a file's bytes, by name. ``steps`` are the table's, the limit last."""
+) -> dict[str, Figure]:
+    """Every figure of the program by name. ``steps`` are the table's, the limit last."""
     spectrum = folds[0].spectrum
     if len(spectrum.d) < len(data.y):  # the folds leave points out; the figures show the chain on all of them
         spectrum = decompose(kernel_matrix(args.kernel, data.x, data.x, args.gamma), overwrite=True)
     finite = np.array(steps[:-1])
     drawn = finite[np.unique(np.linspace(0, len(finite) - 1, MOST_CURVES).round().astype(int))]
-    with matplotlib_style(STYLE):
-        figures = {"self_distill": chain_drawing()}
-        for chain in chains:
-            figures |= _chain_figures(chain, spectrum, data, list(drawn), args)
-        map_steps = [*drawn, math.inf]
-        risk = loss_map(folds, args.lam, ALPHAS, map_steps)
-        figures["risk_map"] = risk_map_figure(ALPHAS, map_steps, risk, loss_name)
-        k = int(np.clip(steps[-2], 2, MOST_CURVES))
-        figures["best_alpha"] = best_alpha_figure(best_alphas(folds, args.lam, k), loss_name)
-        return {name: render(figure, args.format, args.dpi) for name, figure in figures.items()}
+    figures = {"self_distill": chain_drawing()}
+    for chain in chains:
+        figures |= _chain_figures(chain, spectrum, data, list(drawn), args)
+    map_steps = [*drawn, math.inf]
+    risk = loss_map(folds, args.lam, ALPHAS, map_steps)
+    figures["risk_map"] = risk_map_figure(ALPHAS, map_steps, risk, loss_name)
+    k = int(np.clip(steps[-2], 2, MOST_CURVES))
+    figures["best_alpha"] = best_alpha_figure(best_alphas(folds, args.lam, k), loss_name)
+    return figures
 
 
 def _chain_figures(

@@ -4,24 +4,23 @@ NumPy and Matplotlib are imported only when they are needed, so that --help and 
 """
 
 import argparse
+import importlib
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.environment import load_matplotlib
-from distill.errors import DataError, one_line
+from distill.environment import load_matplotlib, matplotlib_style
+from distill.errors import one_line
 from distill.files import Content, followed, write_together
 from distill.kernel.toy.options import REAL_ONLY, parse, program, set_toy_defaults
 from distill.program import complain, refuse, run_program, say
 
 if TYPE_CHECKING:
-    from distill.kernel.arrays import FloatArray
     from distill.kernel.table import Table
-    from distill.kernel.toy.data import Data, Fold
 
 INFINITY = "∞"
 
@@ -35,57 +34,56 @@ class NamedChain:
     csv_name: str
     alpha: float | tuple[float, ...]
 
+    @property
+    def schedule(self) -> str:
+        """Two lines with the alphas of a schedule."""
+        numbers = self.alpha if isinstance(self.alpha, tuple) else ()
+        return f"\n{self.heading}: alpha = {', '.join(f'{a:.5g}' for a in numbers)}, ..." if numbers else ""
 
-def named_chains(args: argparse.Namespace, folds: "list[Fold]") -> list[NamedChain]:
-    """The requested chains, without repetitions. "auto" becomes the schedule that is best on ``folds``."""
-    if args.alpha is None and args.alpha_schedule is None:
-        return [NamedChain("alpha = 0", "no_GT", "0.0", 0.0), NamedChain("alpha = 0.35", "GT", "0.35", 0.35)]
+
+DEFAULT_CHAINS = [NamedChain("alpha = 0", "no_GT", "0.0", 0.0), NamedChain("alpha = 0.35", "GT", "0.35", 0.35)]
+
+
+def named_chains(
+    alphas: Iterable[float | str], schedule: Iterable[float], best_schedule: Callable[[], Iterable[float]]
+) -> list[NamedChain]:
+    """The requested chains, without repetitions. The alpha "auto" becomes the best schedule."""
     chains = []
-    for alpha in dict.fromkeys(args.alpha or []):
-        if alpha == "auto":
-            chains.append(NamedChain("auto", "alpha_auto", "auto", best_schedule(folds, args.lam)))
+    for alpha in dict.fromkeys(alphas):
+        if isinstance(alpha, str):
+            chains.append(NamedChain("auto", "alpha_auto", "auto", tuple(best_schedule())))
         else:
             chains.append(NamedChain(f"alpha = {alpha:g}", f"alpha_{alpha!r}", repr(alpha), alpha))
-    if args.alpha_schedule:
-        chains.append(NamedChain("schedule", "alpha_schedule", "schedule", tuple(args.alpha_schedule)))
+    if schedule:
+        chains.append(NamedChain("schedule", "alpha_schedule", "schedule", tuple(schedule)))
     return chains
 
 
-def best_schedule(folds: "list[Fold]", lam: float) -> tuple[float, ...]:
-    """The greedy best alphas of fits 2, 3, ... against the targets in ``folds``, as in krr.auto_schedule."""
-    from distill.kernel.mixing import AUTO_FITS, auto_schedule
-    from distill.kernel.toy.data import held_out_residuals
-
-    return tuple(auto_schedule(held_out_residuals(folds, lam, AUTO_FITS)))
-
-
-def shown_steps(n_fits: int) -> list[int]:
-    """The fits in the table: all up to 20, otherwise the first six, 10, 100, 1000, ... and the last."""
+def shown_steps(n_fits: int) -> list[float]:
+    """The fits in the table: all up to 20, otherwise the first six, 10, 100, 1000, ... and the last; then the limit."""
     if n_fits <= 20:
-        return list(range(1, n_fits + 1))
+        return [*range(1, n_fits + 1), math.inf]
     powers = [10**i for i in range(1, 16) if 10**i < n_fits]
-    return [1, 2, 3, 4, 5, 6, *powers, n_fits]
+    return [1, 2, 3, 4, 5, 6, *powers, n_fits, math.inf]
 
 
-def format_table(chains: list[NamedChain], steps: Sequence[float], table: "list[FloatArray]") -> str:
+def step_text(step: float) -> str:
+    """A step in a table."""
+    return INFINITY if step == math.inf else str(int(step))
+
+
+def format_table(chains: list[NamedChain], steps: Sequence[float], table: Iterable[Sequence[float]]) -> str:
     """A row for each step, a column for each chain, five decimals, a star at the best of each column.
 
     ``table`` (len(chains), len(steps)) of losses.
     """
-    cells = [[INFINITY if step == math.inf else str(step) for step in steps]]
-    for losses in table:
+    columns = [["fit", *map(step_text, steps)]]
+    for chain, losses in zip(chains, table, strict=True):
         best = min(range(len(losses)), key=losses.__getitem__)
         beyond = "diverges" if losses[-1] == math.inf else "overflows"  # the last is the limit
-        cells.append([_cell(loss, beyond) + ("*" if i == best else " ") for i, loss in enumerate(losses)])
-    headings = ["fit", *(chain.heading + " " for chain in chains)]
-    return aligned(headings, cells)
-
-
-def aligned(headings: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
-    """Columns under their headings, flush right."""
-    widths = [max(map(len, [head, *column])) for head, column in zip(headings, columns, strict=True)]
-    rows = [headings, *zip(*columns, strict=True)]
-    return "\n".join("   ".join(map(str.rjust, row, widths)).rstrip() for row in rows)
+        cells = [_cell(loss, beyond) + ("*" if i == best else " ") for i, loss in enumerate(losses)]
+        columns.append([chain.heading + " ", *cells])
+    return aligned(zip(*columns, strict=True))
 
 
 def _cell(loss: float, beyond: str) -> str:
@@ -94,14 +92,17 @@ def _cell(loss: float, beyond: str) -> str:
     return f"{loss:.5f}" if loss < 1e6 else f"{loss:.5e}"
 
 
-def format_csv(chains: list[NamedChain], steps: Sequence[float], table: "list[FloatArray]") -> str:
-    """Rows alpha,step,loss with the shortest digits from which each float64 can be read back; inf for the limit."""
-    rows = [
-        f"{chain.csv_name},{step},{float(loss)!r}\n"
-        for chain, losses in zip(chains, table, strict=True)
-        for step, loss in zip(steps, losses, strict=True)
-    ]
-    return "alpha,step,loss\n" + "".join(rows)
+def aligned(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells, flush right in columns."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("   ".join(map(str.rjust, row, widths)).rstrip() for row in rows)
+
+
+def csv_text(names: Iterable[str], rows: Iterable[Iterable[float | str]]) -> str:
+    """A CSV file; numbers have the shortest digits from which each float64 can be read back."""
+    lines = [",".join(value if isinstance(value, str) else repr(float(value)) for value in row) for row in rows]
+    return "\n".join([",".join(names), *lines, ""])
 
 
 def write_files(files: dict[Path, Content]) -> None:
@@ -117,33 +118,27 @@ def write_files(files: dict[Path, Content]) -> None:
         raise OSError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
-def load(args: argparse.Namespace, table: "Table | None") -> "Data":
-    """The points that the options name; ``table`` is the CSV file's, if there is one. Raises DataError."""
-    from distill.kernel.toy import data
-
-    if table is not None:
-        return data.from_table(table, args.target)
-    if args.n is None and args.noise is None and args.seed is None:
-        return data.toy()
-    return data.draw(args.n or 11, 0.5 if args.noise is None else args.noise, args.seed or 0)
-
-
-def draw(*arguments: Any) -> dict[str, bytes]:
-    """``figures.all_figures(*arguments)``; none, and a note on standard error, if drawing fails."""
+def draw(package: str, folder: Path, args: argparse.Namespace, *arguments: Any) -> dict[Path, Content]:
+    """The files of ``all_figures`` of a package; none with --no-figures and, with a note, if drawing fails."""
+    if args.no_figures:
+        return {}
     try:
         load_matplotlib()
-        from distill.kernel.toy.figures import all_figures
+        from distill.kernel.toy.figures import STYLE, render
 
-        return all_figures(*arguments)
+        with matplotlib_style(STYLE):
+            figures = importlib.import_module(f"{package}.figures").all_figures(*arguments)
+            files = {name: render(figure, args.format, args.dpi) for name, figure in figures.items()}
     except Exception as error:
         complain(f"note: no figures ({type(error).__name__}: {one_line(error)})")
         return {}
+    return {folder / f"{name}.{args.format}": content for name, content in files.items()}
 
 
 def run(args: argparse.Namespace, table: "Table | None" = None) -> str:
     """Compute, write the files, and return the text for standard output."""
     set_toy_defaults(args)
-    from distill.kernel.toy.data import chain_losses, make_folds
+    from distill.kernel.toy.data import best_schedule, chain_losses, load, make_folds
 
     data = load(args, table)
     if args.interactive:
@@ -153,26 +148,27 @@ def run(args: argparse.Namespace, table: "Table | None" = None) -> str:
         show(data, args)
         return ""
     folds, loss_name = make_folds(data, args.kernel, args.gamma, args.seed or 0)
-    chains = named_chains(args, folds)
-    steps: list[float] = [*shown_steps(args.distillation_steps + 1), math.inf]
-    losses = [chain_losses(folds, args.lam, chain.alpha, steps) for chain in chains]
-
+    chains = named_chains(args.alpha or [], args.alpha_schedule or [], lambda: best_schedule(folds, args.lam))
+    chains = chains or DEFAULT_CHAINS
+    steps = shown_steps(args.distillation_steps + 1)
+    losses = [chain_losses(folds, args.lam, chain.alpha, steps).tolist() for chain in chains]
     files: dict[Path, Content] = {}
     if args.csv is not None:
-        files[followed(args.csv)] = format_csv(chains, steps, losses)
-    figures = {} if args.no_figures else draw(data, folds, loss_name, chains, steps, args)
-    files |= {args.output / f"{name}.{args.format}": content for name, content in figures.items()}
-    write_files(files)
-
+        rows = [
+            [chain.csv_name, str(step), loss]
+            for chain, of_chain in zip(chains, losses, strict=True)
+            for step, loss in zip(steps, of_chain, strict=True)
+        ]
+        files[followed(args.csv)] = csv_text(["alpha", "step", "loss"], rows)
+    figures = draw("distill.kernel.toy", args.output, args, data, folds, loss_name, chains, steps, args)
+    write_files(files | figures)
     lines = [
         f"{args.kernel} kernel, gamma = {args.gamma:g}, lambda = {args.lam:g}, {len(data.x)} points",
         f"loss: {loss_name}; * marks the best of a column",
         "",
         format_table(chains, steps, losses),
+        *filter(None, [chain.schedule for chain in chains]),
     ]
-    for chain in chains:
-        if isinstance(chain.alpha, tuple):
-            lines.append(f"\n{chain.heading}: alpha = {', '.join(f'{a:.5g}' for a in chain.alpha)}, ...")
     if figures:
         lines.append(f"\n{len(figures)} figures in {args.output}{os.sep}")
     return "\n".join(lines)
@@ -211,7 +207,7 @@ def _main(words: list[str]) -> int:
         text = run_either(args)
     except MemoryError as error:
         return refuse(program(), str(error) or "out of memory")
-    except (DataError, KernelMatrixError, SingularKernelError, NotReachedError) as error:
+    except (KernelMatrixError, SingularKernelError, NotReachedError) as error:
         return refuse(program(), error)
     if text:
         say(text)

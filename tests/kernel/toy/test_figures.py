@@ -86,10 +86,8 @@ def drawn(folds):
     """The figures of the program's default chains, by name."""
     args = parse([])
     set_toy_defaults(args)
-    chains = program.named_chains(args, folds)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_figures, "render", lambda figure, *_: figure)
-        return toy_figures.all_figures(toy_data.toy(), folds, "a loss", chains, STEPS, args)
+    with matplotlib.rc_context(toy_figures.STYLE):
+        return toy_figures.all_figures(toy_data.toy(), folds, "a loss", program.DEFAULT_CHAINS, STEPS, args)
 
 
 def test_bars_are_the_diagonals_of_the_chain(drawn, folds):

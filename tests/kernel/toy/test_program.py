@@ -88,11 +88,17 @@ def test_negative_alpha_in_any_notation(capsys):
     assert "alpha = -0.001" in outs[0]
 
 
-def test_figures_are_named_by_alpha(capsys, tmp_path):
+def test_figures_are_named_by_alpha(capsys, tmp_path, nothing_drawn):
     run(capsys, "--output", tmp_path, "--alpha", 0.5, 0, 0.5, "--dpi", 30, "--format", "svg")
     names = {path.name for path in tmp_path.iterdir()}
     assert {"B_alpha_0.5.svg", "Rk_alpha_0.0.svg", "distill_alpha_0.5.svg", "self_distill.svg"} <= names
     assert len(names) == 9
+
+
+@pytest.fixture
+def nothing_drawn(monkeypatch):
+    """Rendering takes a second or more."""
+    monkeypatch.setattr("distill.kernel.toy.figures.render", lambda *_: b"")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +135,7 @@ def test_figures_are_named_by_alpha(capsys, tmp_path):
     ],
     ids=" ".join,
 )
-def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, options):
+def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, nothing_drawn, options):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("distill.kernel.linalg.available_memory", lambda: 2**33)
     Path("taken").write_text("a file where a folder is wanted")
@@ -142,7 +148,7 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch,
     assert sorted(os.listdir()) == ["big.csv", "taken"]
 
 
-def test_files_are_all_written_or_none(capsys, tmp_path):
+def test_files_are_all_written_or_none(capsys, tmp_path, nothing_drawn):
     (tmp_path / "risk_map.png").mkdir()
     code, out, err = run(capsys, "--output", tmp_path, "--csv", tmp_path / "loss.csv", "--dpi", 30)
     assert (code, out) == (2, "")
