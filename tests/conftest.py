@@ -52,10 +52,16 @@ def reset_captures():
 
 
 @pytest.fixture(autouse=True)
-def no_page(request, monkeypatch):
-    """Runs inside the tests' process draw no report.html, which takes a second, unless the test is marked ``page``."""
-    if request.node.get_closest_marker("page") is None and "distill.reporting.run_report" in sys.modules:
-        monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: None)
+def no_drawing(request, monkeypatch):
+    """Runs inside the tests' process write no report.html, and make figures without drawing them: that takes seconds.
+
+    Tests marked ``page`` draw both.
+    """
+    if request.node.get_closest_marker("page") is None:
+        if "distill.reporting.run_report" in sys.modules:
+            monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: None)
+        if "distill.pages.style" in sys.modules:
+            monkeypatch.setattr("distill.pages.style.rendered", lambda figure, kind: kind.encode())
 
 
 def patterned_images(labels: np.ndarray, classes: int, size: int, seed: int) -> np.ndarray:

@@ -62,6 +62,7 @@ def test_results_are_read(interrupted):
     assert results[1].teacher_kl == pytest.approx(0.02062, abs=1e-5)
 
 
+@pytest.mark.page
 def test_report_and_figures(interrupted):
     text = report(RunResults.load(interrupted))
     assert "0.0667" in text  # the teacher's test accuracy

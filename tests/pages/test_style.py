@@ -14,6 +14,7 @@ def drawing():
     return figure
 
 
+@pytest.mark.page
 def test_a_figure_is_saved_as_png_and_svg_that_are_the_same_every_time(tmp_path, monkeypatch):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -39,6 +40,7 @@ def test_fourteen_arms_can_be_told_apart(i):
     assert styles.count(styles[i]) == 1
 
 
+@pytest.mark.page
 def test_text_is_text_in_svg_and_fonts_are_embedded_in_pdf(tmp_path):
     save(drawing(), tmp_path / "x")
     texts = [element.text for element in ET.parse(tmp_path / "x.svg").iter("{http://www.w3.org/2000/svg}text")]

@@ -154,7 +154,8 @@ def test_runs_on_other_data_are_refused_by_name(run, tmp_path, capsys):
     assert f"{run} (custom) and {other} (custom) are on different data" in error
 
 
-def test_a_damaged_record_is_named_and_the_others_are_shown(run, tmp_path, capsys):
+def test_a_damaged_record_is_named_and_the_others_are_shown(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("distill.reporting.run_report.FIGURES", {})
     import shutil
 
     copy = tmp_path / "copy"
@@ -171,7 +172,8 @@ def test_a_damaged_record_is_named_and_the_others_are_shown(run, tmp_path, capsy
     assert (copy / "results.csv").read_bytes() == results
 
 
-def test_a_page_that_fails_is_a_note(run, tmp_path, capsys):
+def test_a_page_that_fails_is_a_note(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("distill.reporting.page.page", lambda *_: "")
     assert not write_page([RunResults.load(run)], tmp_path / "no" / "report.html")
     assert capsys.readouterr().err.startswith(f"note: no page {tmp_path / 'no' / 'report.html'} (")
 
@@ -193,7 +195,8 @@ def test_bad_input_is_one_line(tmp_path, capsys, words, what):
     assert what in error
 
 
-def test_the_page_of_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+def test_the_page_of_an_output_that_cannot_be_written_is_one_line(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("distill.reporting.run_report.page", lambda *_: "")
     assert cli.main(["--report", str(run), "--output", str(tmp_path / "no" / "x.html")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

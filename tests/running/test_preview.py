@@ -196,6 +196,7 @@ def test_outcomes_equal_the_models_scores_on_the_held_out_images(run):
 # ---- the page
 
 
+@pytest.mark.page
 def test_a_page_from_end_to_end(run):
     before = tiny.contents(run)
     text = page(run, source=tiny.source())
