@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from distill.program import complain, program_name, run_program, say
 if typing.TYPE_CHECKING:
     from distill.reporting.results import RunResults
     from distill.running.experiment import Experiment
+    from distill.running.schedule import Failed
 
 DESCRIPTION = """\
 Self-distillation of residual networks. Train a teacher on the given labels, then students of the same architecture,
@@ -193,7 +194,7 @@ def _estimate(command: Command) -> None:
             say(format_remaining(cost, done))
 
 
-def _train(command: Command) -> None:
+def _train(command: Command) -> int:
     config = command.config
     preview = command.mode == "preview"
     if not preview and _is_finished(config):  # said before torch is loaded
@@ -201,14 +202,28 @@ def _train(command: Command) -> None:
     from distill.reporting.run_report import report
     from distill.running.experiment import memory_errors
     from distill.running.jobs import prepare_with_jobs
+    from distill.running.loaded import load_run
+    from distill.running.schedule import FailedError
 
+    failures: Sequence[Failed] = ()
     with memory_errors(config):
-        results = _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
+        try:
+            results = _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
+        except FailedError as error:
+            failures = error.failures
+            results = load_run(config.output)
     say(f"\n{report(results)}\n")
+    finished = {result.seed for result in results}
     for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
-        if preview or (config.output / f"seed_{seed}" / "preview.png").exists():
+        if seed in finished and (preview or (config.output / f"seed_{seed}" / "preview.png").exists()):
             _print_page(config, seed)
     say(f"everything is in {config.output}{os.sep}: report.html, results.csv, figures, a folder for each model")
+    if not failures:
+        return 0
+    complain(f"{program()}: {len(failures)} failed; the same command tries again:")
+    for failed in failures:
+        complain(f"  {failed}")
+    return 1
 
 
 def _is_finished(config: Config) -> bool:

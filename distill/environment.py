@@ -1,7 +1,8 @@
-"""Settings of the process that precede loading torch, those of Matplotlib, and the cores and memory it may use."""
+"""Settings of the process that precede loading torch, those of Matplotlib; the cores, memory and source it has."""
 
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -85,3 +86,22 @@ def available_memory() -> int | None:
     except (OSError, ValueError):  # no control group, or "max": no limit
         pass
     return min(room, default=None)
+
+
+def commit() -> str | None:
+    """The commit of the program's source, with a + if it has been changed since; None outside a checkout."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():  # installed: a repository around it would be another one
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -16,6 +16,10 @@ class ConfigError(UserError):
     """A configuration that cannot run as it is, here and now."""
 
 
+class TrainingError(UserError):
+    """A model that cannot be trained; others of its run may be."""
+
+
 class DataError(UserError):
     """Data that cannot be used."""
 

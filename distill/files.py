@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import socket
 import stat
 import sys
 import time
@@ -167,7 +168,7 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
         raise FileNotFoundError(errno.ENOENT, "Its folder does not exist (any more)", str(path))
     remove_leftovers(path.parent, path.name)
     while True:
-        name = path.with_name(f"{_prefix(path.name)}.{secrets.token_hex(8)}.tmp")
+        name = temporary_name(path)
         try:
             with open(name, "xb") as file:  # a new file, never through a link
                 take_lock(file.fileno(), wait=True)
@@ -185,6 +186,14 @@ def _refuse_link(path: Path) -> None:
         raise OSError(errno.ELOOP, "Is a symbolic link, which is not followed; delete it", str(path))
 
 
+def temporary_name(path: Path) -> Path:
+    """A new temporary name beside ``path``: it says on which host it was made."""
+    return path.with_name(f"{_prefix(path.name)}.{secrets.token_hex(8)}.{_HOST}.tmp")
+
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
 def _prefix(name: str) -> str:
     """How the temporary names of a file begin: short enough for every file system."""
     return f".{name[:40]}"
@@ -193,7 +202,7 @@ def _prefix(name: str) -> str:
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove temporary files of killed processes: of ``name`` in ``folder`` or, without ``name``, all below it."""
     begins = re.escape(_prefix(name)) if name is not None else r"\..+"
-    pattern = re.compile(rf"{begins}(\.[0-9a-f]{{16}})?\.tmp")
+    pattern = re.compile(rf"{begins}(\.[0-9a-f]{{16}}(\.[0-9a-f]{{8}})?)?\.tmp")
     for place, folders, names in os.walk(folder):
         for found in filter(pattern.fullmatch, names):
             with suppress(OSError):  # removed by another, or no file
@@ -203,14 +212,19 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_unlocked(path: str) -> None:
-    """Remove a temporary file if no living process holds its lock; without locks, if it is a day old."""
+    """Remove a temporary file if no living process holds its lock.
+
+    Locks may not exist, or not reach as far as another host: then it must be a day old.
+    """
     if os.name == "nt":
         os.unlink(path)  # fails while a process has it open
         return
     handle = os.open(path, os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     try:
         locked = take_lock(handle, wait=False)
-        if locked or (locked is None and os.fstat(handle).st_mtime < time.time() - 86_400):
+        elsewhere = re.search(rf"\.[0-9a-f]{{16}}\.(?!{_HOST})[0-9a-f]{{8}}\.tmp$", path)
+        old = os.fstat(handle).st_mtime < time.time() - 86_400
+        if (locked and not elsewhere) or (locked is not False and old):
             os.unlink(path)
     finally:
         os.close(handle)

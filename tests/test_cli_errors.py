@@ -12,7 +12,6 @@ import torch
 from tiny import DIGITS, contents, refusal
 
 from distill.cli import main
-from distill.store.rundir import RunDir
 from distill.training.fit import Trainer
 from distill.training.models import CifarResNet
 
@@ -154,19 +153,15 @@ def test_a_directory_of_something_else(capsys, tmp_path):
     assert "is not empty and holds no run" in refusal(capsys, tmp_path, *DIGITS)
 
 
-def test_a_directory_in_which_another_process_works(capsys, tmp_path):
-    with RunDir(tmp_path).lock():
-        assert "another process is at work" in refusal(capsys, tmp_path, *DIGITS)
-
-
 def test_out_of_memory_names_the_batch_size(capsys, tmp_path, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2.00 GiB")
 
     monkeypatch.setattr(Trainer, "update", full)
-    tmp_path.joinpath("run").mkdir()
-    said = refusal(capsys, tmp_path / "run", *DIGITS)
-    assert "out of memory on --device cpu at batch size 8" in said
+    assert main([*DIGITS, "--output", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr()
+    assert "seed 1, teacher: out of memory on --device cpu at batch size 8" in said.err
+    assert "no model is finished yet" in said.out
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -180,8 +175,8 @@ def test_a_bug_is_not_hidden(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite(capsys, tmp_path):
-    tmp_path.joinpath("run").mkdir()
-    said = refusal(capsys, tmp_path / "run", *DIGITS, "--lr", "1e38", "--optimizer", "sgd")
+    assert main([*DIGITS, "--output", str(tmp_path), "--lr", "1e38", "--optimizer", "sgd"]) == 1
+    said = capsys.readouterr().err
     assert re.search(r"seed 1, step 0, epoch 1: the loss is not finite at update \d; try a smaller --lr", said)
 
 

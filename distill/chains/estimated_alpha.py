@@ -20,6 +20,7 @@ from distill.chains.session import Session
 from distill.files import open_file, write_atomically
 from distill.kernel.mixing import best_alpha
 from distill.randomness import generator
+from distill.store import claims
 from distill.store.records import DamagedRecordError, read_json, write_json
 from distill.store.results import ESTIMATE, check_estimate, name_model, read_record
 from distill.store.rundir import RunDir
@@ -112,6 +113,7 @@ def train(session: Session, spec: ModelSpec, first: FinishedModel, listener: Lis
     probe = train_model(session, probe_spec, listener)
     if not choice_file.exists():
         choice = _choose(session, spec, first, probe, listener)
+        claims.check()
         write_json(choice_file, asdict(choice) | {"probe_sha256": probe.sha256})
     choice = _read_choice(choice_file, probe.sha256)
     if choice.takes_probe:
@@ -168,6 +170,7 @@ def format_choice(choice: Choice, images: int) -> str:
 
 def _take_probe(probe: FinishedModel, spec: ModelSpec, choice: Choice, listener: Listener) -> None:
     """Make a probe the student of its step: the same parameters and metrics, without another training."""
+    claims.check()
     RunDir(spec.run).make_folder(spec.folder)
     with open_file(probe.folder / "model.pt") as file:
         write_atomically(spec.folder / "model.pt", file.read())

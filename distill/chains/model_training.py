@@ -17,9 +17,10 @@ from distill.arms import Fixed, Target
 from distill.chains.checkpoints import read_tensors, write_tensors
 from distill.chains.session import Session
 from distill.config import Config
-from distill.errors import ConfigError
+from distill.errors import ConfigError, TrainingError
 from distill.files import sha256, write_derived
 from distill.randomness import RNG_LOCK, torch_seed
+from distill.store import claims
 from distill.store.events import write_model_events
 from distill.store.predictions import TestPredictions, write_predictions
 from distill.store.records import DamagedRecordError
@@ -141,7 +142,8 @@ class Training:
                 raise ValueError("its optimiser is of another model")
 
     def record(self, row: dict[str, Any]) -> None:
-        """Write the metrics of an epoch and the state after it."""
+        """Write the metrics of an epoch and the state after it. Raises claims.ClaimLostError."""
+        claims.check()
         if self.selects_best and row["val_acc"] > max((r["val_acc"] for r in self.rows), default=-1):
             self.best = {name: tensor.cpu().clone() for name, tensor in self.trainer.kept.state_dict().items()}
         self.rows.append(row)
@@ -223,7 +225,7 @@ def checked_model(session: Session, spec: ModelSpec) -> FinishedModel:
 
 
 def _training_images(session: Session, spec: ModelSpec) -> ImageStore:
-    """The images to train on: all, unless the student's target keeps a part of them. Raises ConfigError for too few."""
+    """The images to train on: all, or those that the student's target keeps. Raises TrainingError for too few."""
     if spec.teacher is None or not isinstance(spec.target, Fixed):
         return session.train
     given = session.train.labels
@@ -231,7 +233,7 @@ def _training_images(session: Session, spec: ModelSpec) -> ImageStore:
     if kept is None:
         return session.train
     if kept.sum() < session.config.train.batch_size:
-        raise ConfigError(
+        raise TrainingError(
             f"{spec.name}: the teacher predicts the given label of {int(kept.sum())} of {len(given):,} images, fewer "
             f"than a batch of {session.config.train.batch_size}: lower --batch-size, or train the teacher for longer"
         )
@@ -261,7 +263,7 @@ def _train_epoch(
     try:
         train_metrics = trainer.epoch(images, plan, len(data.classes), teacher, target, listener)
     except NotFiniteLossError as error:
-        raise ConfigError(f"{spec.name}, epoch {epoch + 1}: {error}; {error.advice}") from None
+        raise TrainingError(f"{spec.name}, epoch {epoch + 1}: {error}; {error.advice}") from None
     val_loss = None
     val_acc = None
     if session.val is not None:
@@ -304,6 +306,7 @@ def finish_model(
     }
     result = Result.of(columns, metrics.evaluate_all(predictions))
     run = RunDir(spec.run)
+    claims.check()
     write_tensors(spec.folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
     write_predictions(spec.folder, _kept(predictions))
     record = result.row() | {

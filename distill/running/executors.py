@@ -1,4 +1,4 @@
-"""Executors, which train a run's units: in the calling thread, in processes or, on a CUDA device, in threads.
+"""Executors, which train a run's tasks: in the calling thread, in processes or, on a CUDA device, in threads.
 
 Threads share one CUDA context and one copy of each seed's images. Each has its own stream, on which its models' graphs
 are captured and replayed. The threads have not run on a device yet: they are tested on a CPU.
@@ -9,10 +9,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,29 +23,36 @@ import torch
 from distill.arms import students
 from distill.chains.chain import Chain
 from distill.config import Config
-from distill.errors import UserError
+from distill.errors import TrainingError
 from distill.files import remove_leftovers
 from distill.program import Signals
 from distill.running.experiment import Experiment, job_count
-from distill.running.unit import Unit, open_run, student_units, train_arms, train_unit
-from distill.running.watch import RunWatcher
+from distill.running.unit import ClaimedError, open_run, train_arms
+from distill.store import claims
 from distill.store.results import Result
 from distill.store.rundir import RunDir
+from distill.store.tasks import Task, is_finished
 from distill.training.fit import EpochSums
 from distill.training.listener import Listener
 
-POLL_SECONDS = 0.2  # between two readings of the run directory
+NOT_TRAINED = (ClaimedError, claims.ClaimLostError, TrainingError)  # errors that concern one task only
 
 
 class Executor:
-    """Trains units. Its ``with`` block waits at its end for running units, or stops them after an error."""
+    """Trains tasks. Its ``with`` block waits at its end for running tasks, or stops them after an error."""
 
-    def submit(self, unit: Unit) -> Future[Any]:
-        """Start training a unit; the future is done when the unit is."""
+    size = 1  # tasks at the same time
+    reports = True  # whether it reports their progress to the listener; otherwise it is read from the run directory
+
+    def submit(self, task: Task) -> Future[Any]:
+        """Start training a task, if less than ``size`` are running; the future is done when the task is."""
         raise NotImplementedError
 
-    def report(self) -> None:
-        """Report to the listener what the units do not report themselves."""
+    def keep(self, groups: set[tuple[Path, int]]) -> None:
+        """Free what is in memory for other groups of tasks than these: they are done."""
+
+    def check(self) -> None:
+        """Raise what a signal that has come is to raise."""
 
     def __enter__(self) -> Self:
         return self
@@ -52,13 +61,15 @@ class Executor:
         """Clean up."""
 
 
-def make_executor(experiment: Experiment, listener: Listener) -> Executor:
-    """The executor for an experiment's number of jobs and its device."""
-    if job_count(experiment.config) == 1:
-        return Serial(experiment, listener)
-    if uses_threads(experiment.device):
-        return Threads(experiment, listener)
-    return Processes(experiment.config, listener)
+def make_executor(experiments: Sequence[Experiment], listener: Listener) -> Executor:
+    """The executor for the experiments' number of jobs and their device, in which they agree."""
+    first = experiments[0]
+    by_run = {experiment.config.output: experiment for experiment in experiments}
+    if job_count(first.config) == 1:
+        return Serial(lambda config: by_run[config.output], listener)
+    if uses_threads(first.device):
+        return Threads(by_run, listener)
+    return Processes(first.config)
 
 
 def uses_threads(device: torch.device) -> bool:
@@ -66,40 +77,22 @@ def uses_threads(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def train_units(config: Config, executor: Executor, teachers_only: bool = False) -> None:
-    """Train all units of a run: submit every seed's teacher and, when one is finished, the units of its students."""
-    running: dict[Future[Any], Unit] = {}
-
-    def proceed(timeout: float) -> None:
-        for future in wait(running, timeout, FIRST_COMPLETED).done:
-            unit = running.pop(future)
-            future.result()  # re-raises the unit's error
-            if not unit.arms and not teachers_only:
-                running.update({executor.submit(each): each for each in student_units(config, unit.seed)})
-
-    for seed in config.chain.seed:
-        teacher = Unit(seed)
-        running[executor.submit(teacher)] = teacher
-        proceed(timeout=0)  # the serial executor has finished it; its students are next, while its images are in memory
-    while running:
-        proceed(POLL_SECONDS)
-        executor.report()
-
-
 class ConcurrentExecutor(Executor):
-    """An executor of units that run beside the calling thread.
+    """An executor of tasks that run beside the calling thread.
 
-    Ctrl-C and SIGTERM wait for the next ``report``: raised in the middle of a pool's code, they could leave one of its
+    Ctrl-C and SIGTERM wait for the next ``check``: raised in the middle of a pool's code, they could leave one of its
     locks taken for ever, or a half-started process behind.
     """
 
-    pool: ThreadPoolExecutor | ProcessPoolExecutor
-
     def stop(self) -> None:
-        """Stop the running units after an error."""
+        """Stop the running tasks after an error."""
         raise NotImplementedError
 
-    def report(self) -> None:
+    def close(self) -> None:
+        """Wait until nothing runs any more."""
+        raise NotImplementedError
+
+    def check(self) -> None:
         self.signals.check()
 
     def __enter__(self) -> Self:
@@ -109,61 +102,77 @@ class ConcurrentExecutor(Executor):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self.stop()
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.close()
         self.signals.__exit__()
         if self.signals.received:
             signal.raise_signal(self.signals.received[0])  # the caller's handler decides what to raise
 
 
 class Serial(Executor):
-    """``submit`` trains the unit at once, in the calling thread, and returns when it is finished.
+    """``submit`` trains the task at once, in the calling thread, and returns when it is finished.
 
     The images of one seed stay in device memory.
     """
 
-    def __init__(self, experiment: Experiment, listener: Listener):
+    def __init__(self, experiment: Callable[[Config], Experiment], listener: Listener):
         self.experiment = experiment
         self.listener = listener
+        self.group: tuple[Path, int] | None = None
         self.chain: Chain | None = None
 
-    def submit(self, unit: Unit) -> Future[Any]:
-        if self.chain is None or self.chain.session.seed != unit.seed:
-            self.chain = None  # frees the last seed's images first
-            self.chain = self.experiment.chain(unit.seed, RunDir(self.experiment.config.output), self.listener)
+    def submit(self, task: Task) -> Future[Any]:
         future: Future[Any] = Future()
-        future.set_result(train_arms(self.chain, unit.arms))
+        try:
+            if self.chain is None or self.group != task.group:
+                self.chain = None  # frees the last seed's images first
+                experiment = self.experiment(task.config)
+                experiment.set_up()
+                run = RunDir(task.run)
+                self.chain = experiment.chain(task.unit.seed, run, self.listener)
+                self.group = task.group
+            future.set_result(train_arms(self.chain, task.unit.arms))
+        except NOT_TRAINED as error:
+            error.__context__ = None  # its frames hold tensors
+            future.set_exception(error.with_traceback(None))
         return future
 
 
 class Threads(ConcurrentExecutor):
-    """Trains units in threads that share each seed's images and teacher."""
+    """Trains tasks in threads that share each seed's images and teacher."""
 
-    def __init__(self, experiment: Experiment, listener: Listener):
-        config = experiment.config
-        self.experiment = experiment
+    def __init__(self, experiments: dict[Path, Experiment], listener: Listener):
+        first = next(iter(experiments.values()))
+        self.experiments = experiments
         self.listener = _SynchronisedListener(listener)
-        self.chains: dict[int, Chain] = {}
-        self.units_left = {seed: len(student_units(config, seed)) for seed in config.chain.seed}
-        self.pool = job_threads(experiment.device, job_count(config))
+        self.chains: dict[tuple[Path, int], Chain] = {}
+        self.locks: defaultdict[tuple[Path, int], threading.Lock] = defaultdict(threading.Lock)
+        self.size = job_count(first.config)
+        self.pool = job_threads(first.device, self.size)
 
-    def submit(self, unit: Unit) -> Future[Any]:
-        return self.pool.submit(self._train, unit)
+    def submit(self, task: Task) -> Future[Any]:
+        return self.pool.submit(self._train, task, self.locks[task.group])
 
-    def _train(self, unit: Unit) -> None:
-        seed = unit.seed
-        if unit.arms:
-            train_arms(self.chains[seed], unit.arms)
-        else:
-            self.chains[seed] = self.experiment.chain(seed, RunDir(self.experiment.config.output), self.listener)
-            _share_teacher(self.chains[seed])
-        with self.listener.lock:
-            if unit.arms:
-                self.units_left[seed] -= 1
-            if self.units_left[seed] == 0:
-                del self.chains[seed]  # frees its images
+    def _train(self, task: Task, lock: threading.Lock) -> None:
+        with lock:  # the teacher, and the images for it, are needed first
+            if task.group not in self.chains:
+                run = RunDir(task.run)
+                chain = self.experiments[run.path].chain(task.unit.seed, run, self.listener)
+                if not task.unit.arms:
+                    train_arms(chain, ())
+                _share_teacher(chain)
+                self.chains[task.group] = chain
+        if task.unit.arms:
+            train_arms(self.chains[task.group], task.unit.arms)
+
+    def keep(self, groups: set[tuple[Path, int]]) -> None:
+        for group in self.chains.keys() - groups:
+            del self.chains[group]
 
     def stop(self) -> None:
         self.listener.stop.set()  # threads end after their chunk; each model's last finished epoch is on disk
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
@@ -177,14 +186,14 @@ def job_threads(device: torch.device, jobs: int) -> ThreadPoolExecutor:
 
 
 def _share_teacher(chain: Chain) -> None:
-    """Train a seed's teacher and put it on the device before several streams need it at once."""
+    """Put a seed's teacher, which is finished, on the device before several streams need it at once."""
     teacher = chain.teacher
     config = chain.session.config.chain
     folders = (
         chain.rundir.model(chain.session.seed, each.arm, config.first_step + each.position)
         for each in students(config.arms)
     )
-    if not all((folder / "result.json").exists() for folder in folders):
+    if not all(map(is_finished, folders)):
         teacher.test_logits  # noqa: B018 - reads the model; ends with a copy to the host
 
 
@@ -218,22 +227,30 @@ class _SynchronisedListener(Listener):
 
 
 class Processes(ConcurrentExecutor):
-    """Trains units in processes, which read everything from the run directory. Their progress is read from it too."""
+    """Trains tasks in processes, which read everything from the run directory. Their progress is read from it too.
 
-    def __init__(self, config: Config, listener: Listener):
-        self.path = config.output
-        self.watcher = RunWatcher(config, listener)
+    Each process is a pool of its own: if one dies, the tasks of the others go on.
+    """
+
+    reports = False
+
+    def __init__(self, config: Config):
         self.others = set(multiprocessing.active_children())
-        context = multiprocessing.get_context("spawn")  # a forked process cannot use torch's threads
-        self.pool = ProcessPoolExecutor(job_count(config), context, initializer=_start_worker)
+        self.size = job_count(config)
+        self.idle = [_make_pool() for _ in range(self.size)]
+        self.busy: dict[Future[Any], ProcessPoolExecutor] = {}
+        self.runs: set[Path] = set()
 
-    def submit(self, unit: Unit) -> Future[Any]:
+    def submit(self, task: Task) -> Future[Any]:
+        for future in [future for future in self.busy if future.done()]:
+            pool = self.busy.pop(future)
+            self.idle.append(_make_pool() if isinstance(future.exception(), BrokenProcessPool) else pool)
+        self.runs.add(task.run)
+        pool = self.idle.pop(0)
         with _interrupts_blocked():
-            return self.pool.submit(_train_quietly, self.path, unit)
-
-    def report(self) -> None:
-        super().report()
-        self.watcher.report_new()
+            future = pool.submit(_train_quietly, task)
+        self.busy[future] = pool
+        return future
 
     def stop(self) -> None:
         workers = set(multiprocessing.active_children()) - self.others
@@ -241,16 +258,18 @@ class Processes(ConcurrentExecutor):
             process.kill()  # each model's last finished epoch is on disk
         for process in workers:
             process.join()
-        remove_leftovers(self.path)
+        for run in self.runs:
+            remove_leftovers(run)
+            claims.remove_dead(run)
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        super().__exit__(kind, error, trace)
-        if isinstance(error, BrokenProcessPool):
-            raise UserError(
-                "a worker process ended unexpectedly: killed, perhaps for lack of memory (run the same command to "
-                "resume, maybe with fewer --jobs); or, from Python, the call is not under "
-                '`if __name__ == "__main__":`'
-            ) from None
+    def close(self) -> None:
+        for pool in [*self.idle, *self.busy.values()]:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _make_pool() -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use torch's threads
+    return ProcessPoolExecutor(1, context, initializer=_start_worker)
 
 
 @contextmanager
@@ -274,11 +293,17 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)  # a parent that was killed must not leave a second writer in the run directory
+    os._exit(1)  # without its parent nobody would stop it
 
 
-def _train_quietly(path: Path, unit: Unit) -> None:
-    """Train a unit in a worker process."""
+@lru_cache(maxsize=1)
+def _serial() -> Serial:
+    """The executor of a worker process, which keeps the images of its last task."""
+    return Serial(open_run, Listener())
+
+
+def _train_quietly(task: Task) -> None:
+    """Train a task in a worker process."""
     with redirect_stderr(io.StringIO()):  # the parent has already reported on the images
-        open_run(path)
-    train_unit(path, unit.seed, unit.arms)
+        open_run(task.config)
+    _serial().submit(task).result()

@@ -21,7 +21,7 @@ from distill.data.load import load_source
 from distill.data.source import Source
 from distill.data.splits import Dataset, Split, make_dataset
 from distill.environment import available_cores
-from distill.errors import ConfigError, UserError, one_line
+from distill.errors import ConfigError, TrainingError, one_line
 from distill.files import write_atomically
 from distill.store.events import require_tensorboard
 from distill.store.records import DamagedRecordError, digest_of_parts
@@ -212,14 +212,14 @@ def caller_unaffected(config: Config) -> Iterator[None]:
 
 @contextmanager
 def memory_errors(config: Config) -> Iterator[None]:
-    """Turn an error of memory into a UserError of one line; torch's allocators and libraries raise many kinds."""
+    """Turn an error of memory into a TrainingError of one line; torch's allocators and libraries raise many kinds."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         signs = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
             raise
-        raise UserError(
+        raise TrainingError(
             f"out of memory on --device {config.run.device} at batch size {config.train.batch_size}: "
             "lower --batch-size (or --jobs, or take a smaller network)"
         ) from None

@@ -1,6 +1,6 @@
 """A whole run: every seed's teacher once, then the students of every arm, in one job or in several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -8,13 +8,16 @@ from torch import nn
 
 from distill.config import Config
 from distill.data.source import Source
-from distill.running.executors import make_executor, train_units
+from distill.running.executors import make_executor
 from distill.running.experiment import Experiment, caller_unaffected, count_models, job_count, versions
 from distill.running.jobs import prepare_with_jobs
 from distill.running.loaded import LoadedRun
 from distill.running.progress import Progress, in_notebook
+from distill.running.schedule import FailedError, train_tasks
+from distill.store import claims
 from distill.store.events import write_events_of_finished
 from distill.store.rundir import RunDir
+from distill.store.tasks import tasks
 from distill.training.listener import Listener
 
 
@@ -47,25 +50,39 @@ def create_run(config: Config, source: Source | None = None, network: Callable[[
     with caller_unaffected(config):
         experiment = prepare_with_jobs(config, source, network)
         _check(experiment)
-        rundir = RunDir(experiment.config.output)
-        with rundir.lock():
-            _begin(experiment, rundir, Listener())
-        return rundir.path
+        _begin(experiment, Listener())
+        return experiment.config.output
 
 
 def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bool = False) -> LoadedRun:
-    """Train all units of an experiment, or only its teachers (for a preview), and return all results."""
-    _check(experiment)
-    rundir = RunDir(experiment.config.output)
-    with rundir.lock():
-        _begin(experiment, rundir, listener)
-        results = rundir.results()
-        listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
-        with make_executor(experiment, listener) as executor:
-            train_units(experiment.config, executor, teachers_only)
-        rundir.write_results()
-        rundir.write_finished()
-        return LoadedRun.load(rundir.path)
+    """Train all units of an experiment, or only its teachers (for a preview), and return all results.
+
+    Other processes may train units of the same run meanwhile. Raises FailedError if some could not be trained.
+    """
+    return run_experiments([experiment], listener, teachers_only)[0]
+
+
+def run_experiments(
+    experiments: Sequence[Experiment], listener: Listener, teachers_only: bool = False
+) -> list[LoadedRun]:
+    """Train all units of several experiments, which agree in device and jobs: see ``run_experiment``."""
+    for experiment in experiments:
+        _check(experiment)
+    for experiment in experiments:
+        _begin(experiment, listener)
+    runs = [RunDir(experiment.config.output) for experiment in experiments]
+    results = [result for run in runs for result in run.results()]
+    listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
+    every = [task for experiment in experiments for task in tasks(experiment.config)]
+    with make_executor(experiments, listener) as executor:
+        failures = train_tasks([task for task in every if not (teachers_only and task.unit.arms)], executor, listener)
+    for run in runs:
+        run.write_results()
+        if not any(failed.task.run == run.path for failed in failures):
+            run.write_finished()
+    if failures:
+        raise FailedError(failures)
+    return [LoadedRun.load(run.path) for run in runs]
 
 
 def progress_of(experiment: Experiment, teachers_only: bool = False) -> Progress:
@@ -89,9 +106,12 @@ def _check(experiment: Experiment) -> None:
             experiment.check_teacher(data)
 
 
-def _begin(experiment: Experiment, rundir: RunDir, listener: Listener) -> None:
+def _begin(experiment: Experiment, listener: Listener) -> None:
     """Write what describes the run; report a device or a number of threads that is not the last process's."""
-    rundir.begin(experiment.config, experiment.source.fingerprint)
+    rundir = RunDir(experiment.config.output)
+    rundir.open()
+    with claims.turn(rundir.path, "begin"):
+        rundir.begin(experiment.config, experiment.source.fingerprint)
     rundir.check_finished()
     facts = versions(experiment.device)
     before = rundir.environments()

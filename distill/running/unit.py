@@ -1,42 +1,36 @@
 """One unit of work: a seed's teacher, or the students of some arms of the grid, trained from a run directory."""
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
 from torch import nn
 
-from distill.arms import TEACHER, arm_name, disjoint_groups
+from distill.arms import TEACHER, Arm, arm_name, disjoint_groups
 from distill.chains.chain import Chain
 from distill.config import Config
 from distill.data.source import Source
-from distill.errors import ConfigError
-from distill.running.experiment import Experiment, caller_unaffected, prepare
+from distill.errors import ConfigError, TrainingError, UserError
+from distill.running.experiment import Experiment, caller_unaffected, memory_errors, prepare
+from distill.store import claims
 from distill.store.results import Result
 from distill.store.rundir import RunDir
+from distill.store.tasks import Unit, claim_name, is_finished, tasks
 from distill.training.listener import Listener
 
-
-@dataclass(frozen=True)
-class Unit:
-    """A part of a run that one call trains. No model is trained by two units."""
-
-    seed: int
-    arms: tuple[str, ...] = ()  # as in folder names; empty: the seed's teacher
+MOST_DEATHS = 3  # of processes, one after the other, that trained a unit in the jobs of one array
 
 
-def student_units(config: Config, seed: int) -> list[Unit]:
-    """The units of a seed's students. Arms that share students are in one unit."""
-    return [Unit(seed, tuple(str(arm_name(arm)) for arm in group)) for group in disjoint_groups(config.chain.arms)]
+class ClaimedError(UserError):
+    """A unit that another process trains."""
 
 
 def units(run_directory: str | PathLike[str]) -> list[Unit]:
     """All units of a run: first every seed's teacher, then the students, which need the teacher of their seed."""
-    config = RunDir(Path(run_directory)).config()
-    teachers = [Unit(seed) for seed in config.chain.seed]
-    return teachers + [unit for seed in config.chain.seed for unit in student_units(config, seed)]
+    found = [task.unit for task in tasks(RunDir(Path(run_directory)).config())]
+    return sorted(found, key=lambda unit: bool(unit.arms))
 
 
 def train_unit(
@@ -54,11 +48,9 @@ def train_unit(
     need the finished teacher of their seed. Models that are finished are kept, interrupted ones are resumed.
     ``source`` and ``network`` are those given to ``create_run``, if any.
 
-    Returns the results of the unit's models. Raises UserError with a one-line message.
-
-    This function takes no lock: the lock on the directory only keeps a second ``run`` out. The caller must ensure that
-    no two processes train the same unit, or units whose arms begin alike, and that no ``run`` works in the directory.
-    When all units are done, ``run`` with the same configuration trains nothing and completes the directory.
+    Returns the results of the unit's models. Raises UserError with a one-line message, also if another process is
+    training the unit. When all units are done, ``run`` with the same configuration trains nothing and completes the
+    directory.
     """
     path = Path(run_directory)
     rundir = RunDir(path)
@@ -69,34 +61,74 @@ def train_unit(
     for arm in arms:
         if arm not in known:
             raise ConfigError(f"{path} has no arm {arm}; it has {' '.join(known)}")
-    if arms and not (rundir.model(seed, None, config.chain.first_step) / "result.json").exists():
+    if arms and not is_finished(rundir.model(seed, None, config.chain.first_step)):
         raise ConfigError(f"the teacher of seed {seed} in {path} is not finished: train it first")
     with caller_unaffected(config):
-        experiment = open_run(path, source, network)
-        return train_arms(experiment.chain(seed, rundir, listener or Listener()), arms)
+        experiment = open_run(config, source, network)
+        results = train_arms(experiment.chain(seed, rundir, listener or Listener()), arms)
+        rundir.write_results()
+        return results
 
 
 def train_arms(chain: Chain, arms: Sequence[str]) -> list[Result]:
-    """Train the students of some arms of a seed, or its teacher if there are none. Returns each model's result once."""
+    """Train the students of some arms of a seed, or its teacher if there are none. Returns each model's result once.
+
+    Raises ClaimedError if another process trains one of them, ClaimLostError if one has taken this process for dead,
+    and, when the other arms are done, TrainingError for those that failed.
+    """
     by_name = {arm_name(arm): arm for arm in chain.session.config.chain.arms}
-    chosen = [by_name[name] for name in arms] or [TEACHER]
-    return list(dict.fromkeys(result for arm in chosen for result in chain.run(arm)))
+    chosen = [by_name[name] for name in arms]
+    groups = disjoint_groups(chosen) or [(TEACHER,)]
+    return list(dict.fromkeys(result for group in groups for result in _train_group(chain, group)))
+
+
+def _train_group(chain: Chain, group: tuple[Arm, ...]) -> list[Result]:
+    """Train arms that share students, as far as they can be trained, while holding their claim."""
+    run = chain.rundir
+    seed = chain.session.seed
+    first = chain.first_step
+    name = claim_name(seed, group[0])
+    results = []
+    errors = []
+    with claims.claim(run.path, name) as owner:
+        if owner is None:
+            raise ClaimedError(f"{name} in {run.path} is being trained by {claims.holder(run.path, name) or 'another'}")
+        if owner.deaths >= MOST_DEATHS:
+            errors.append(f"{owner.deaths} processes in turn ended unexpectedly while they trained it")
+            group = ()
+        for arm in group:
+            _list_files(run.model(seed, None, first) if arm == TEACHER else run.arm(seed, str(arm_name(arm))))
+            try:
+                with memory_errors(chain.session.config):
+                    results += chain.run(arm)
+            except TrainingError as error:
+                errors.append(str(error))
+        if errors:
+            claims.write_failure(run.path, name, "; ".join(errors))
+            raise TrainingError("; ".join(errors))
+        claims.remove_failure(run.path, name)
+    return results
+
+
+def _list_files(folder: Path) -> None:
+    """List a folder and those in it: a network file system then sees what other hosts have finished meanwhile."""
+    for _ in os.walk(folder):
+        pass
 
 
 def open_run(
-    run_directory: Path, source: Source | None = None, network: Callable[[], nn.Module] | None = None
+    config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None
 ) -> Experiment:
-    """The experiment of a run directory; the images stay in memory for the next call on the same run.
+    """The experiment of a run; the images stay in memory for the next call on the same run.
 
-    Raises ConfigError if the directory holds no run, or if the images are not those it began with.
+    Raises ConfigError if the images are not those it began with.
     """
-    config = RunDir(run_directory).config()
     if source is None and network is None:
         experiment = _prepared(config)
         experiment.set_up()  # another run may have changed torch's switches since
     else:
         experiment = prepare(config, source, network)
-    RunDir(run_directory).check_data(experiment.source.fingerprint)
+    RunDir(config.output).check_data(experiment.source.fingerprint)
     return experiment
 
 

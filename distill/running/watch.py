@@ -1,5 +1,7 @@
 """Progress of a run, read from its directory, so that any process may train there."""
 
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,15 +24,26 @@ class RunWatcher:
         models = RunDir(config.output).models(config)
         self.unfinished = {model.folder: model.name for model in models if not _is_finished(model.folder)}
         self.rows = {folder: read_metrics(folder) for folder in self.unfinished}
+        self.due = 0.0  # when to read again
 
-    def report_new(self) -> None:
-        """Report what has appeared since the last call."""
+    def leave_out(self, folders: Iterable[Path]) -> None:
+        """Report nothing more of these models, nor of their probes."""
+        for folder in folders:
+            self.unfinished.pop(folder, None)
+            self.unfinished.pop(folder / "probe", None)
+
+    def report_new(self, at_once: bool = True) -> None:
+        """Report what has appeared since the last call. Not ``at_once``: less often where reading takes long."""
+        started = time.monotonic()
+        if started < self.due and not at_once:
+            return
         for folder, name in list(self.unfinished.items()):
             finished = _is_finished(folder)  # checked before its epochs are read, so that none is missed
             self._report_epochs(folder, name)
             if finished:
                 del self.unfinished[folder]
                 self._report_result(folder, name)
+        self.due = time.monotonic() + 20 * (time.monotonic() - started)
 
     def _report_epochs(self, folder: Path, name: str) -> None:
         before = self.rows[folder]

@@ -1,4 +1,4 @@
-"""The run directory: the folder of each model, the files of the run, the lock. Imports no torch.
+"""The run directory: the folder of each model, the files of the run. Imports no torch.
 
 While a model is trained, its folder holds ``training_state.pt``, a file that is replaced after every epoch. Then comes
 model.pt, then result.json: a model is finished once its result.json exists. Before a student of an estimated alpha
@@ -8,22 +8,27 @@ begins, choice.json holds the estimate. Everything else is derived from these fi
 import csv
 import io
 import json
-import subprocess
+import os
+import socket
 import sys
+import threading
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill.arms import PROBE, Estimated, arm_folder, students
 from distill.config import Config
 from distill.configfile import read_config, to_toml
+from distill.environment import commit
 from distill.errors import ConfigError
-from distill.files import open_file, open_locked, read_text, remove_leftovers, sha256, write_atomically, write_derived
+from distill.files import open_file, read_text, remove_leftovers, sha256, write_atomically, write_derived
 from distill.program import complain
+from distill.store import claims
 from distill.store.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store.results import Result, columns, name_model, read_record, sort_key
 
@@ -96,6 +101,20 @@ def check_options(file: Path, recorded: dict[str, Any] | None, config: Config) -
         )
 
 
+@dataclass
+class _Table:
+    """The rows of results.csv as this process has last read them, so that each result.json is read once."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    read: dict[Model, tuple[tuple[int, int], Result]] = field(default_factory=dict)
+    due: float = 0.0  # when it may be written again
+
+
+@lru_cache(maxsize=8)
+def _table(run: Path) -> _Table:
+    return _Table()
+
+
 class RunDir:
     """The folder of one run."""
 
@@ -104,10 +123,12 @@ class RunDir:
 
     def model(self, seed: int, arm: str | None, step: int) -> Path:
         """The folder of one model. ``arm`` is the arm up to it, and None for the teacher that all arms share."""
-        folder = self.path / f"seed_{seed}"
-        if arm is not None:
-            folder = folder / arm_folder(arm)
+        folder = self.path / f"seed_{seed}" if arm is None else self.arm(seed, arm)
         return folder / f"step_{step}"
+
+    def arm(self, seed: int, arm: str) -> Path:
+        """The folder of an arm of a seed."""
+        return self.path / f"seed_{seed}" / arm_folder(arm)
 
     def labels(self, seed: int) -> Path:
         """The file that holds a seed's given labels, if they are corrupted."""
@@ -182,7 +203,9 @@ class RunDir:
     def check(self, config: Config, fingerprint: str) -> None:
         """Raise ConfigError if the folder holds another run, or one on other data."""
         file = self.path / "config.toml"
-        if not file.exists() or not any(self.path.glob("seed_*/**/*.pt")):
+        working = any(name.startswith("seed_") for name in claims.holders(self.path))
+        begun = working or any(self.path.glob("seed_*/**/*.pt"))
+        if not file.exists() or not begun:
             return
         held = read_config(file)
         # A run that has no student yet, because it was only previewed, may continue with other arms.
@@ -197,22 +220,18 @@ class RunDir:
         except ConfigError as error:
             raise ConfigError(f"{error}; choose another --output") from None
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep a second run out of the folder. Raises ConfigError if another process works in it."""
+    def open(self) -> None:
+        """Make the folder, unless it holds a run, and remove what dead processes left. Raises ConfigError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             strange = any(not entry.name.startswith(".") for entry in self.path.iterdir())
             if strange and not (self.path / "config.toml").exists():
                 raise ConfigError(f"{self.path} is not empty and holds no run; choose another --output")
-            file = open_locked(self.path / ".lock", wait=False)
+            (self.path / claims.WORK).mkdir(exist_ok=True)
+            remove_leftovers(self.path)
+            claims.remove_dead(self.path)
         except OSError as error:
             raise ConfigError(f"cannot write to {error.filename or self.path}: {error.strerror}") from None
-        if file is None:
-            raise ConfigError(f"another process is at work in {self.path}")
-        with file:
-            remove_leftovers(self.path)
-            yield
 
     def results(self) -> list[Result]:
         """The result of every finished model, by seed, arm (the teacher first) and step."""
@@ -273,22 +292,47 @@ class RunDir:
             )
 
     def write_result(self, folder: Path, record: dict[str, Any]) -> None:
-        """Write the result.json that makes the model of ``folder`` a finished one, then results.csv with its row."""
-        write_json(folder / "result.json", record)
-        self.write_results()
+        """Write the result.json that makes the model of ``folder`` a finished one, then results.csv with its row.
 
-    def write_results(self) -> list[Result]:
-        """Write results.csv from the finished models and return their results. Concurrent calls take turns."""
-        config = self.config()  # raises if the run was moved or deleted
-        with open_locked(self.path / ".results.lock", wait=True) or nullcontext():
-            results = [Result.of(record) for record in self.records(config)]
-            write_derived(self.path / "results.csv", results_csv(results))
-        return results
+        Where results.csv takes long to write it is written less often: it then lags behind.
+        """
+        write_json(folder / "result.json", record)
+        if time.monotonic() >= _table(self.path).due:
+            self.write_results()
+
+    def write_results(self) -> None:
+        """Write results.csv from the finished models. Any number of processes may do so at the same time."""
+        table = _table(self.path)
+        started = time.monotonic()
+        with table.lock:
+            config = self.config()
+            before = None
+            while (finished := self._finished(config)) != before:  # another process may finish a model meanwhile
+                before = finished
+                for model, stamp in finished.items():
+                    if table.read.get(model, (None, None))[0] != stamp:
+                        table.read[model] = stamp, Result.of(self.record(model, config))
+                results = sorted((table.read[model][1] for model in finished), key=sort_key)
+                write_derived(self.path / "results.csv", results_csv(results))
+                config = self.config()  # raises if the run was moved or deleted
+            took = time.monotonic() - started
+            table.due = time.monotonic() + (20 * took if took > 0.2 else 0)
+
+    def _finished(self, config: Config) -> dict[Model, tuple[int, int]]:
+        """The finished models, with the time and number of each result.json."""
+        found = {}
+        for model in self.models(config):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                file = os.stat(model.folder / "result.json")
+                found[model] = file.st_mtime_ns, file.st_ino
+        return found
 
     def write_environment(self, **facts: str | int) -> None:
         """Add this process to environment.json: the command line, when it started, versions, device, commit."""
-        started = {"started": now(), "finished": None, "command": sys.argv, "commit": _commit(), **facts}
-        write_json(self.path / "environment.json", {"runs": [*self.environments(), started]})
+        started = {"started": now(), "finished": None, "command": sys.argv, "commit": commit(), **facts}
+        started |= {"host": socket.gethostname(), "pid": os.getpid()}
+        with claims.turn(self.path, "environment"):
+            write_json(self.path / "environment.json", {"runs": [*self.environments(), started]})
 
     def environments(self) -> list[dict[str, Any]]:
         """The entries of environment.json, one for each process; none if the file is missing or damaged."""
@@ -312,9 +356,12 @@ class RunDir:
 
     def write_finished(self) -> None:
         """Note in environment.json that the run is complete."""
-        if entries := self.environments():
-            entries[-1]["finished"] = now()
-            write_json(self.path / "environment.json", {"runs": entries})
+        with claims.turn(self.path, "environment"):
+            entries = self.environments()
+            mine = [e for e in entries if (e.get("host"), e.get("pid")) == (socket.gethostname(), os.getpid())]
+            if entries:
+                (mine or entries)[-1]["finished"] = now()
+                write_json(self.path / "environment.json", {"runs": entries})
 
 
 def _check_file(file: Path, recorded: str | None) -> None:
@@ -334,22 +381,3 @@ def _check_file(file: Path, recorded: str | None) -> None:
 def now() -> str:
     """Local time, as 2026-01-31T23:59:59+0100."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _commit() -> str | None:
-    """The commit of the program's source, with a + if it has been changed since; None outside a checkout."""
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():  # installed: a repository around it would be another one
-        return None
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()

@@ -10,7 +10,6 @@ from tiny import Killed, config, contents, rows, source
 import distill
 from distill.errors import UserError
 from distill.running.experiment import Experiment, count_models
-from distill.store.rundir import RunDir
 from distill.training.fit import Trainer
 from distill.training.listener import Listener
 
@@ -35,7 +34,7 @@ def crash(monkeypatch, at: int, before: bool) -> list:
 @pytest.mark.parametrize("before", [True, False], ids=["before_the_rename", "after_the_rename"])
 def test_a_run_killed_at_any_write_resumes_to_the_same_bits(tmp_path, monkeypatch, before):
     monkeypatch.setattr("distill.files.os.fsync", lambda file: None)
-    monkeypatch.setattr("distill.store.rundir._commit", lambda: None)
+    monkeypatch.setattr("distill.store.rundir.commit", lambda: None)
     options = {"distillation_steps": 1, "label_noise": 0.25}
     distill.run(config(tmp_path / "whole", **options), source=source())
     whole = contents(tmp_path / "whole")
@@ -137,8 +136,3 @@ def test_every_seeds_data_are_checked_before_anything_is_written(tmp_path, monke
     with pytest.raises(UserError, match="too few"):
         distill.run(config(tmp_path / "run", seed=[1, 2]), source=source())
     assert not (tmp_path / "run").exists()
-
-
-def test_two_runs_may_not_share_a_directory(tmp_path):
-    with RunDir(tmp_path).lock(), pytest.raises(UserError, match="another process"):
-        distill.run(config(tmp_path), source=source())

@@ -10,6 +10,7 @@ from tiny import ROOT, config, contents, rows, source
 import distill
 from distill.errors import UserError
 from distill.running.unit import Unit, open_run
+from distill.store.rundir import RunDir
 from distill.training.fit import Trainer
 
 GRID = {"alpha": [0, 0.5], "seed": [1, 2], "distillation_steps": 2, "max_epochs": 1}
@@ -106,7 +107,8 @@ def test_a_unit_needs_the_runs_own_directory_and_images(tmp_path):
 
 def test_the_images_of_a_run_are_read_once_per_process(tmp_path, folder):
     run = distill.create_run(config(tmp_path, **folder))
-    assert open_run(run).source is open_run(run).source
+    options = RunDir(run).config()
+    assert open_run(options).source is open_run(options).source
 
 
 def test_create_run_keeps_the_same_run_and_refuses_another(tmp_path):

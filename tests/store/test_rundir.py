@@ -65,8 +65,8 @@ def test_results_csv_has_a_row_per_finished_model_in_order(tmp_path):
     for i in (3, 10, 7, 0, 8, 5, 2, 9, 1, 6, 4):
         leave_result(rundir, **dict(zip(("seed", "arm", "step"), expected[i], strict=True)))
     (rundir.model(2, "0.6", 1)).mkdir(parents=True)  # begun, not finished
-    results = rundir.write_results()
-    assert [(r.seed, r.arm, r.step) for r in results] == expected
+    rundir.write_results()
+    assert [(r.seed, r.arm, r.step) for r in rundir.results()] == expected
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert lines[0].startswith(  # a new metric is the last column
         "seed,alpha,step,train_loss,train_acc,val_loss,val_acc,test_loss,test_acc,test_nll,test_brier,test_ece,"
@@ -95,8 +95,8 @@ def test_device_jobs_and_threads_may_change(tmp_path):
 
 def test_a_directory_with_other_files_is_refused_and_not_changed(tmp_path):
     (tmp_path / "thesis.tex").write_text("six years")
-    with pytest.raises(ConfigError, match="not empty"), RunDir(tmp_path).lock():
-        pass
+    with pytest.raises(ConfigError, match="not empty"):
+        RunDir(tmp_path).open()
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -105,25 +105,10 @@ def test_config_toml_does_not_contain_the_output(tmp_path):
     assert "output" not in (tmp_path / "config.toml").read_text()
 
 
-LOCK = """import sys
-from pathlib import Path
-from distill.store.rundir import RunDir
-with RunDir(Path(sys.argv[1])).lock():
-    pass"""
-
-
-def test_a_second_process_is_kept_out_until_the_first_has_ended(tmp_path):
-    command = [sys.executable, "-c", LOCK, tmp_path]
-    with RunDir(tmp_path).lock():
-        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert f"another process is at work in {tmp_path}" in second.stderr.splitlines()[-1]
-    assert subprocess.run(command, cwd=ROOT).returncode == 0
-
-
 def test_a_directory_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot write to"), RunDir(tmp_path / "file" / "run").lock():
-        pass
+    with pytest.raises(ConfigError, match="cannot write to"):
+        RunDir(tmp_path / "file" / "run").open()
 
 
 def test_environment_has_an_entry_for_every_process(tmp_path):
@@ -152,7 +137,8 @@ rundir = RunDir(Path(sys.argv[1]))
 record = rundir.records()[0]
 for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
     rundir.make_folder(rundir.model(seed, None, 0))
-    rundir.write_result(rundir.model(seed, None, 0), record | {"seed": seed})"""
+    rundir.write_result(rundir.model(seed, None, 0), record | {"seed": seed})
+rundir.write_results()"""
 
 
 def test_models_that_finish_in_several_processes_at_once_are_all_in_results_csv(tmp_path):
