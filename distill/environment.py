@@ -16,6 +16,8 @@ SETTINGS = {
     "GOMP_SPINCOUNT": "20000",
     # CUDA has 8 queues for all streams by default: with more jobs, streams that share a queue wait for each other.
     "CUDA_DEVICE_MAX_CONNECTIONS": "32",
+    # Python has a process that removes the semaphores of a program that was killed, and warns that it does.
+    "PYTHONWARNINGS": "ignore:resource_tracker",
 }
 
 

@@ -6,15 +6,14 @@ list the kinds at once.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from distill.errors import DataError, one_line
-from distill.files import open_file
+from distill.records import read_json
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -106,11 +105,10 @@ def _confusions(true: TrueLabels) -> np.ndarray:
     """(C, C) float64: how many test images of a class the finished model predicts as each other class."""
     import numpy as np
 
-    file = os.path.join(str(true.confusion), "result.json")
+    file = Path(str(true.confusion), "result.json")
     classes = len(true.classes)
     try:
-        with open_file(file) as content:
-            record = json.load(content)
+        record = read_json(file)
         if tuple(record["classes"]) != true.classes:
             raise ValueError(f"its model has other classes: {', '.join(map(str, record['classes']))}")
         counts = np.zeros((classes, classes))

@@ -1,10 +1,12 @@
 """The frame of every program: streams that take any text, signals, and errors as one line with an exit status."""
 
+import _thread
 import codecs
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +19,15 @@ CLOSED_PIPE = 141  # the exit status of a program that SIGPIPE ends
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM, which stops a program as Ctrl-C does."""
+    """Ctrl-C or SIGTERM. Unless it reaches ``run_program``, it is raised again."""
+
+    def __init__(self, signals: "Signals") -> None:
+        super().__init__()
+        self.signals = signals
+        self.number = signals.received[0]
+
+    def __del__(self) -> None:
+        self.signals.raise_again(self.number)
 
 
 class OutputError(OSError):
@@ -45,25 +55,29 @@ def run_program(program: str, work: Callable[[], int], after_stop: str = "", aft
 class Signals:
     """Ctrl-C and SIGTERM in a ``with`` block of the main thread; in other threads, they are the caller's.
 
-    A signal waits for ``check``, or is raised at once after ``raise_at_once``. Only the first is raised: those that
-    follow come while the program cleans up. The third ends the process, and its child processes, at once.
+    A signal waits for ``check``, or is raised at any moment after ``raise_at_once``. Only the first is raised: those
+    that follow come while the program cleans up. The third ends the process, and its child processes, at once.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self.at_once = False
         self.before: dict[int, Any] = {}
+        self.hook = sys.unraisablehook
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self.before[number] = signal.signal(number, self._receive)
+                    sys.unraisablehook = self._unraisable
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.at_once = False
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            sys.unraisablehook = self.hook
 
     def raise_at_once(self) -> None:
         """Raise a signal at any moment from now on, or now if one has come."""
@@ -71,19 +85,40 @@ class Signals:
         self.check()
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt, or Stopped for SIGTERM, if a signal has come."""
+        """Raise Stopped if a signal has come."""
         if self.received:
-            self.at_once = False
-            raise Stopped if self.received[0] == signal.SIGTERM else KeyboardInterrupt
+            raise Stopped(self)
+
+    def raise_again(self, number: int) -> None:
+        """Raise a signal in a moment, because what it raised is gone and the program still runs.
+
+        Python swallows exceptions in some callbacks, such as ``__del__`` and those of weak references, which imports
+        have; so do libraries.
+        """
+        if self.at_once:
+            self.received.clear()
+            _thread.start_new_thread(self._deliver, (number,))
+
+    def _deliver(self, number: int) -> None:
+        time.sleep(0.01)  # seconds, in which a callback ends
+        if self.at_once and not self.received:
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident or 0, number)  # wakes it, too
+            else:  # Windows
+                _thread.interrupt_main(signal.Signals(number))
+
+    def _unraisable(self, swallowed: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(swallowed.exc_value, Stopped):
+            self.hook(swallowed)
 
     def _receive(self, number: int, frame: object) -> None:
         self.received.append(number)
         if len(self.received) > 2:
-            if "multiprocessing" in sys.modules:
-                for process in sys.modules["multiprocessing"].active_children():
-                    process.kill()
+            children = getattr(sys.modules.get("multiprocessing"), "active_children", list)  # it may be half loaded
+            for process in children():
+                process.kill()
             os._exit(128 + number)
-        if self.at_once:
+        if self.at_once and len(self.received) == 1:
             self.check()
 
 
@@ -102,7 +137,7 @@ def _run(program: str, work: Callable[[], int], signals: Signals, after_stop: st
     except KeyboardInterrupt as stopped:
         newline = "\n" if sys.stderr.isatty() else ""  # the terminal shows ^C
         complain(f"{newline}stopped{after_stop}")
-        return 128 + (signal.SIGTERM if isinstance(stopped, Stopped) else signal.SIGINT)
+        return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
     except UserError as error:
         return refuse(program, error)
     except BrokenPipeError:

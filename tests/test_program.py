@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -191,9 +193,55 @@ def test_signals_wait_for_a_check_and_only_the_first_is_raised():
             signals.raise_at_once()
     with Signals() as signals:
         signals.raise_at_once()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stopped:
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # while the program cleans up
+    assert isinstance(stopped.value, Stopped)
+
+
+class Thing:
+    """An object whose end is a callback."""
+
+
+class Ending(Thing):
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def in_a_weak_reference() -> None:
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))  # imports have such callbacks
+    del thing
+    assert reference() is None
+
+
+def in_a_library() -> None:
+    with suppress(BaseException):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("swallow", "status"), [(in_a_weak_reference, 143), (Ending, 130), (in_a_library, 130)])
+def test_what_a_signal_raised_and_python_swallowed_is_raised_again(capsys, swallow, status):
+    def work() -> int:
+        swallow()
+        threading.Event().wait(10)
+        return 0
+
+    assert run_program("program", work) == status
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_other_exceptions_that_python_swallows_are_still_shown(capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+
+    class Bad(Thing):
+        def __del__(self) -> None:
+            raise ValueError
+
+    assert run_program("program", lambda: Bad() and 0) == 0
+    assert [each.exc_type for each in shown] == [ValueError]
+    assert sys.unraisablehook == shown.append
 
 
 def test_the_third_signal_ends_a_program_and_its_child_processes_at_once():

@@ -13,7 +13,19 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 # Light modules: loading them loads neither torch nor NumPy. Each may import those before it, packages may import all.
 LIGHT = (
-    *("errors", "program", "arguments", "named", "files", "environment", "arms", "noise", "losses", "metrics"),
+    *(
+        "errors",
+        "program",
+        "arguments",
+        "named",
+        "files",
+        "environment",
+        "records",
+        "arms",
+        "noise",
+        "losses",
+        "metrics",
+    ),
     *("options", "grid", "sections", "config", "configfile"),
 )
 # What each package, and each public name at the top, may import besides. The order is from the bottom up.

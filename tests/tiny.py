@@ -18,8 +18,8 @@ from distill.cli import main
 from distill.config import SECTION_OF, ChainConfig, Config
 from distill.configfile import from_dict, read_toml
 from distill.data.source import Source, from_arrays
+from distill.records import write_json
 from distill.reporting.results import RunResults
-from distill.store.records import write_json
 from distill.store.results import Result, columns
 from distill.store.rundir import RunDir
 from distill.training import cuda_graph as graph

@@ -16,7 +16,7 @@ from distill.configfile import from_dict
 from distill.errors import ConfigError, one_line
 from distill.files import open_file, sha256, write_atomically
 from distill.named import named_object
-from distill.store.records import DamagedRecordError, digest_of_parts
+from distill.records import DamagedRecordError, digest_of_parts
 from distill.store.results import read_record
 from distill.training import models
 from distill.training.device import place, torch_defaults

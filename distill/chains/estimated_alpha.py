@@ -20,8 +20,9 @@ from distill.chains.session import Session
 from distill.files import open_file, write_atomically
 from distill.kernel.mixing import best_alpha
 from distill.randomness import generator
+from distill.records import DamagedRecordError, read_json, write_json
 from distill.store import claims
-from distill.store.records import DamagedRecordError, read_json, write_json
+from distill.store.predictions import PREDICTIONS
 from distill.store.results import ESTIMATE, check_estimate, name_model, read_record
 from distill.store.rundir import RunDir
 from distill.training.listener import Listener
@@ -172,8 +173,10 @@ def _take_probe(probe: FinishedModel, spec: ModelSpec, choice: Choice, listener:
     """Make a probe the student of its step: the same parameters and metrics, without another training."""
     claims.check()
     RunDir(spec.run).make_folder(spec.folder)
-    with open_file(probe.folder / "model.pt") as file:
-        write_atomically(spec.folder / "model.pt", file.read())
+    for name in ("model.pt", PREDICTIONS):
+        if (probe.folder / name).exists():  # an older version kept no predictions
+            with open_file(probe.folder / name) as file:
+                write_atomically(spec.folder / name, file.read())
     result = replace(probe.result, arm=spec.arm, epochs=0, seconds=0.0)
     record: dict[str, Any] = read_record(probe.folder) | result.row() | metrics_record([])
     record["auto"] = asdict(choice) | {"val_brier": result.val_brier}

@@ -20,10 +20,10 @@ from distill.config import Config
 from distill.errors import ConfigError, TrainingError
 from distill.files import sha256, write_derived
 from distill.randomness import RNG_LOCK, torch_seed
+from distill.records import DamagedRecordError
 from distill.store import claims
 from distill.store.events import write_model_events
-from distill.store.predictions import TestPredictions, write_predictions
-from distill.store.records import DamagedRecordError
+from distill.store.predictions import PREDICTIONS, TestPredictions, write_predictions
 from distill.store.results import Result, name_model, read_record
 from distill.store.rundir import STATE, Model, RunDir, check_options, options_of_models, to_csv
 from distill.training import augment
@@ -312,6 +312,7 @@ def finish_model(
     record = result.row() | {
         "selected_epoch": last.get("epoch"),
         "model_sha256": sha256(spec.folder / "model.pt"),
+        "predictions_sha256": sha256(spec.folder / PREDICTIONS),
         **metrics_record(rows),
         **run.digests(session.seed),
         "label_noise": session.data.label_noise,

@@ -8,7 +8,6 @@ import sys
 import threading
 import unicodedata
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from distill.environment import available_memory
 from distill.errors import DataError, one_line
 from distill.files import open_file, write_atomically
 from distill.program import complain
+from distill.records import read_arrays
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -257,21 +257,15 @@ def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | N
     A note on standard error says so if they are not what was written.
     """
     try:
-        with open_file(cache) as file:
-            size = os.fstat(file.fileno()).st_size
-            with zipfile.ZipFile(file) as parts:
-                if sum(part.file_size for part in parts.infolist()) > size:
-                    raise ValueError("it is compressed")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as stored:
-                if str(stored["key"]) != key:
-                    return None
-                images = stored["images"]
-                if images.dtype != np.uint8 or images.shape != shape:
-                    raise ValueError(f"{images.dtype} of shape {images.shape}")
-                if str(stored["sha256"]) != _digest(images):
-                    raise ValueError("other pixels")
-                return images
+        if str(read_arrays(cache, ("key",))["key"]) != key:
+            return None
+        stored = read_arrays(cache)
+        images = stored["images"]
+        if images.dtype != np.uint8 or images.shape != shape:
+            raise ValueError(f"{images.dtype} of shape {images.shape}")
+        if str(stored["sha256"]) != _digest(images):
+            raise ValueError("other pixels")
+        return images
     except OSError:
         return None
     except Exception as error:  # a damaged cache of any kind is replaced

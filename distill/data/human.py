@@ -3,7 +3,6 @@
 Their licence forbids to ship them: the user puts the authors' file into the data folder.
 """
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import numpy as np
 from distill.config import DataConfig
 from distill.data.pickles import load_pickle
 from distill.errors import DataError, one_line
-from distill.files import open_file
 from distill.noise import HUMAN_LABELS
+from distill.records import opened_zip
 
 FILES = {"cifar10": "CIFAR-10_human.pt", "cifar100": "CIFAR-100_human.pt"}
 MOST_BYTES = 2**26  # of the arrays in a file; the original has 2.4 MB
@@ -26,7 +25,7 @@ def read_human_labels(config: DataConfig, true: np.ndarray, classes: int) -> np.
     """
     path = Path(config.data_dir) / FILES[config.dataset]
     try:
-        with open_file(path) as file, zipfile.ZipFile(file) as parts:
+        with opened_zip(path) as parts:
             [entry] = [part for part in parts.infolist() if part.filename.rpartition("/")[2] == "data.pkl"]
             if entry.file_size > MOST_BYTES:
                 raise ValueError("it is too large for a file of labels")

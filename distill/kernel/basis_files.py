@@ -1,6 +1,5 @@
 """The files that keep a basis of block Lanczos between runs."""
 
-import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from distill.errors import DataError
 from distill.files import append, open_file, open_locked, write_atomically
 from distill.kernel.arrays import FloatArray
+from distill.records import read_arrays
 
 
 class BasisFiles:
@@ -27,6 +27,7 @@ class BasisFiles:
         self.vectors = folder / "basis.f64"
         self.problem = problem
         self._kept = 0  # vectors in the file that the state counts
+        self._checksum: int | None = 0  # of these vectors, by zlib.crc32
         folder.mkdir(parents=True, exist_ok=True)
 
     def read_state(self) -> dict[str, NDArray[Any]] | None:
@@ -34,24 +35,32 @@ class BasisFiles:
         if not self.state.exists():
             return None
         try:
-            with open_file(self.state) as file, np.load(file) as saved:
-                state = dict(saved)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-            raise DataError(f"{self.state} is damaged; delete the folder, or take another one") from None
+            state = read_arrays(self.state)
+        except ValueError as error:
+            raise self.damaged(f"{self.state} is damaged ({error})") from None
         if str(state.get("problem")) != self.problem:
             raise self.another("problem")
+        self._checksum = int(state["checksum"]) if "checksum" in state else None  # of an older version
         return state
 
     def another(self, what: str) -> DataError:
         """The error for a folder of another problem."""
         return DataError(f"{self.state.parent} holds the basis of another {what}; delete it, or take another folder")
 
+    def damaged(self, what: str) -> DataError:
+        """The error for a damaged file."""
+        return DataError(f"{what}; delete the folder {self.state.parent}, or take another one")
+
     def read_vectors(self, out: FloatArray) -> None:
-        """Fill ``out`` (k, n), C-contiguous, with the first k vectors. Raises DataError if there are fewer."""
+        """Fill ``out`` (k, n), C-contiguous, with the first k vectors. Raises DataError if they are not those saved."""
         with open_file(self.vectors) as file:
             if file.readinto(out) < out.nbytes:  # type: ignore[arg-type]
-                raise DataError(f"{self.vectors} is shorter than its state says; delete the folder")
+                raise self.damaged(f"{self.vectors} is shorter than its state says")
+        checksum = zlib.crc32(out.data)
+        if self._checksum not in (None, checksum):
+            raise self.damaged(f"{self.vectors} is damaged (its checksum is another)")
         self._kept = len(out)
+        self._checksum = checksum
 
     def save(self, vectors: FloatArray, state: dict[str, NDArray[Any]]) -> None:
         """Write those of ``vectors`` (k, n), C-contiguous, that are not in the file, and the state. Raises OSError."""
@@ -59,9 +68,11 @@ class BasisFiles:
         row = 8 * vectors.shape[1]
         present = min(self._kept, size // row)
         append(self.vectors, row * present, vectors[present:].data)
-        arrays: dict[str, Any] = state | {"problem": np.array(self.problem)}
+        checksum = zlib.crc32(vectors[self._kept :].data, self._checksum or 0)
+        arrays: dict[str, Any] = state | {"problem": np.array(self.problem), "checksum": np.array(checksum)}
         write_atomically(self.state, lambda file: np.savez(file, **arrays))
         self._kept = len(vectors)
+        self._checksum = checksum
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Any, Self
 from distill import metrics
 from distill.arms import TEACHER, Arm, Fixed, arm_name, arm_title, students_of
 from distill.config import Config
-from distill.errors import ConfigError, suggestion
+from distill.errors import ConfigError, one_line, suggestion
+from distill.files import note_once
 from distill.pages.tables import Spread, Table
 from distill.reporting.statistics import Difference, holm, over_images, over_seeds, spread
 from distill.store.predictions import PER_IMAGE, TestPredictions, read_predictions
@@ -240,11 +241,14 @@ class RunResults(list[Result]):
         return over_seeds(list(pairs.values())) if pairs else None
 
     def predictions(self, seed: int, arm: str | None, step: int) -> TestPredictions | None:
-        """The predictions of a model for the test images; None if it has none, or if they are damaged."""
-        try:
-            return read_predictions(self.folder(seed, arm, step))
-        except (ConfigError, OSError):
-            return None
+        """The predictions of a finished model for the test images; None if it has none or, with a note, damaged ones."""
+        for record in self.records_of.get((arm, step), []):
+            if record["seed"] == seed:
+                try:
+                    return read_predictions(self.folder(seed, arm, step), record.get("predictions_sha256"))
+                except (ConfigError, OSError) as error:
+                    note_once(f"note: {one_line(error)}")
+        return None
 
     def folder(self, seed: int, arm: float | str | None, step: int) -> Path:
         """The folder of a model, finished or not; ``arm`` is None for the teacher. Raises ConfigError."""

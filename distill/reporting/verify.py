@@ -11,10 +11,10 @@ from distill.config import Config
 from distill.errors import ConfigError
 from distill.files import read_text, sha256
 from distill.pages.style import UNDATED
+from distill.records import DamagedRecordError, digest_of_parts, read_json
 from distill.reporting.plots import FIGURES
 from distill.store.events import EVENTS
-from distill.store.predictions import PREDICTIONS, read_predictions
-from distill.store.records import DamagedRecordError, digest_of_parts, read_json
+from distill.store.predictions import PREDICTIONS
 from distill.store.results import Result, check_estimate, columns
 from distill.store.rundir import STATE, Model, RunDir, results_csv
 
@@ -129,7 +129,7 @@ class _Verification:
             with self.reporting("damaged"):
                 _verify_sha256(folder / "metrics.csv", record.get("metrics_sha256"))
             with self.reporting("damaged"):
-                _verify_predictions(folder, record["test_acc"])
+                _verify_sha256(folder / PREDICTIONS, record.get("predictions_sha256"))
         return "whole"
 
     def _verify_if_there(self, file: Path, verify: Callable[[Path], object]) -> None:
@@ -206,13 +206,6 @@ class _Verification:
 def _verify_sha256(file: Path, recorded: str | None) -> None:
     if recorded is not None and sha256(file) != recorded:
         raise DamagedRecordError(f"{file} is not the file that was written (its SHA-256 is another)")
-
-
-def _verify_predictions(folder: Path, test_acc: float) -> None:
-    """Raise DamagedRecordError if a model's predictions, if it has any, are not those of its test accuracy."""
-    kept = read_predictions(folder)
-    if kept is not None and (kept.predicted == kept.labels).mean() != test_acc:
-        raise DamagedRecordError(f"{folder / PREDICTIONS} is not of this model (its test accuracy is another)")
 
 
 def _expected(path: Path, models: list[Model]) -> dict[Path, set[str]]:

@@ -23,8 +23,8 @@ from distill.data.splits import Dataset, Split, make_dataset
 from distill.environment import available_cores
 from distill.errors import ConfigError, TrainingError, one_line
 from distill.files import write_atomically
+from distill.records import DamagedRecordError, digest_of_parts
 from distill.store.events import require_tensorboard
-from distill.store.records import DamagedRecordError, digest_of_parts
 from distill.store.results import read_record
 from distill.store.rundir import RunDir
 from distill.training.device import pick_device, set_up, torch_defaults

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.files import open_file, write_atomically
-from distill.store.records import DamagedRecordError, digest_of_parts
+from distill.files import sha256, write_atomically
+from distill.records import DamagedRecordError, read_arrays
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -67,17 +67,19 @@ def write_predictions(folder: Path, predictions: TestPredictions) -> None:
     write_atomically(folder / PREDICTIONS, content.getvalue())
 
 
-def read_predictions(folder: Path) -> TestPredictions | None:
-    """A model's predictions; None if it has none, as of an older version. Raises DamagedRecordError and OSError."""
-    import numpy as np
+def read_predictions(folder: Path, recorded: str | None = None) -> TestPredictions | None:
+    """A model's predictions; None if it has none, as of an older version. ``recorded``: the SHA-256 in its record.
 
+    Raises DamagedRecordError and OSError.
+    """
     file = folder / PREDICTIONS
     if not file.exists():
         return None
-    digest_of_parts(file)  # NumPy does not verify all checksums
     try:
-        with open_file(file) as opened, np.load(opened, allow_pickle=False) as arrays:
-            found = TestPredictions(**{name: arrays[name] for name in ("probabilities", "predicted", "labels")})
+        if recorded not in (None, sha256(file)):
+            raise ValueError("its SHA-256 is not the recorded one")
+        arrays = read_arrays(file)
+        found = TestPredictions(**{name: arrays[name] for name in ("probabilities", "predicted", "labels")})
         n, classes = found.probabilities.shape
         kinds = tuple(array.dtype.name for array in (found.probabilities, found.predicted, found.labels))
         if kinds != ("float16", "int32", "int32") or not found.predicted.shape == found.labels.shape == (n,):
@@ -85,6 +87,7 @@ def read_predictions(folder: Path) -> TestPredictions | None:
         for array in (found.predicted, found.labels):
             if n == 0 or array.min() < 0 or array.max() >= classes:
                 raise ValueError("it names a class that there is not")
-    except (ValueError, KeyError, EOFError) as error:
-        raise DamagedRecordError(f"{file} is damaged ({error}); delete it, the run does not need it") from None
+    except (ValueError, KeyError) as error:
+        remedy = "delete it to continue without it, or its folder to retrain that model"
+        raise DamagedRecordError(f"{file} is damaged ({error}); {remedy}") from None
     return found

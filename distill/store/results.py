@@ -7,7 +7,7 @@ from typing import Any
 
 from distill import arms, metrics
 from distill.errors import ConfigError
-from distill.store.records import DamagedRecordError, read_json
+from distill.records import DamagedRecordError, read_json
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ SHAPE: dict[str, Callable[[Any], bool]] = {
     "model_sha256": _is_text,
     "metrics_sha256": _or_none(_is_text),
     "metrics_csv": _or_none(_is_text),
+    "predictions_sha256": _is_text,
     "labels_sha256": _or_none(_is_text),
     "data_sha256": _or_none(_is_text),
     "label_noise": _or_none(_has({"kind": _is_text, "rate": _is_share})),

@@ -28,8 +28,8 @@ from distill.environment import commit
 from distill.errors import ConfigError
 from distill.files import open_file, read_text, remove_leftovers, sha256, write_atomically, write_derived
 from distill.program import complain
+from distill.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store import claims
-from distill.store.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store.results import Result, columns, name_model, read_record, sort_key
 
 STATE = "training_state.pt"

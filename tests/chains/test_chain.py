@@ -16,8 +16,8 @@ from distill.data.splits import make_dataset
 from distill.errors import UserError
 from distill.files import sha256
 from distill.randomness import generator, torch_seed
+from distill.records import write_json
 from distill.running.experiment import count_models, prepare
-from distill.store.records import write_json
 from distill.store.rundir import RunDir
 from distill.training.fit import Trainer
 from distill.training.listener import Listener

@@ -11,6 +11,7 @@ from tests.crash.inject.sitecustomize import READ
 from tests.crash.processes import NOT_DRAWN, Outcome
 
 FINISHED = ("result.json", "model.pt")
+ENDS = {".png": b"IEND\xaeB`\x82", ".svg": b"</svg>\n", ".pdf": b"%%EOF\n", ".html": b"</html>"}
 Stamp = tuple[str, int]
 
 
@@ -41,10 +42,9 @@ def half_written(out: Path) -> list[str]:
         lines = file.read_text().split("\n")
         if lines[-1] != "" or len({line.count(",") for line in lines[:-1]}) != 1:
             found.append(f"{file.relative_to(out)} is torn")
-    for file in sorted(out.rglob("*.[ps][nv]g")):
-        if not file.name.startswith(".") and not file.read_bytes().endswith(
-            (NOT_DRAWN, b"IEND\xaeB`\x82", b"</svg>\n")
-        ):
+    for file in sorted(out.rglob("*")):
+        end = ENDS.get(file.suffix)
+        if end is not None and not file.name.startswith(".") and not file.read_bytes().endswith((NOT_DRAWN, end)):
             found.append(f"{file.relative_to(out)} is torn")
     return found
 

@@ -18,7 +18,7 @@ from tests.crash.inject import sitecustomize as injection
 
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = Path(injection.__file__).parent
-NOT_DRAWN = b"a figure that a fork did not draw"
+NOT_DRAWN = b'<svg width="1pt" height="1pt">a figure that a fork did not draw</svg>'  # report.html takes it, too
 SECONDS = 300.0  # after which a program hangs
 
 

@@ -109,6 +109,12 @@ def test_vectors_that_no_state_counts_are_cut_off(tmp_path):
     assert (tmp_path / "basis.f64").stat().st_size == 8 * 300 * 66
 
 
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
@@ -118,6 +124,8 @@ def test_vectors_that_no_state_counts_are_cut_off(tmp_path):
         (lambda folder: None, {"probes": 21}, "another problem"),
         (lambda folder: None, {"K": 2 * K}, "another kernel matrix"),
         (lambda folder: None, {"K": rbf_kernel(X, gamma=3.00001)}, "another kernel matrix"),
+        (lambda folder: flip(folder / "basis.f64"), {}, "basis.f64 is damaged"),
+        (lambda folder: flip(folder / "state.npz"), {}, "state.npz is damaged"),
         (lambda folder: os.truncate(folder / "basis.f64", 1000), {}, "basis.f64 is shorter"),
         (lambda folder: os.truncate(folder / "state.npz", 1000), {}, "state.npz is damaged"),
         (lambda folder: (folder / "state.npz").write_bytes(b""), {}, "state.npz is damaged"),

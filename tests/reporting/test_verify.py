@@ -79,7 +79,10 @@ def misencode(file: Path, at: float) -> None:
 FILES = [
     *("config.toml", "data.sha256", "environment.json", "results.csv", "seed_1/labels.npz"),
     *(f"seed_1/step_0/{name}" for name in ("model.pt", "metrics.csv", "result.json")),
-    *(f"seed_2/alpha_auto/step_1/probe/{name}" for name in ("model.pt", "metrics.csv", "result.json")),
+    *(
+        f"seed_2/alpha_auto/step_1/probe/{name}"
+        for name in ("model.pt", "metrics.csv", "result.json", "predictions.npz")
+    ),
 ]
 
 
@@ -101,7 +104,7 @@ def test_every_missing_file_is_named(run, name):
     assert any(line.startswith("missing: ") and name in line for line in problems(run))
 
 
-@pytest.mark.parametrize("name", ["model.pt", "metrics.csv", "result.json"])
+@pytest.mark.parametrize("name", ["model.pt", "metrics.csv", "result.json", "predictions.npz"])
 def test_files_exchanged_between_two_models_are_named(run, name):
     first, second = (run / f"seed_{seed}/step_0/{name}" for seed in (1, 2))
     held = first.read_bytes()

@@ -5,11 +5,11 @@ from distill.arms import Estimated, Fixed, Student
 from distill.chains.checkpoints import write_tensors
 from distill.chains.model_training import STATE
 from distill.errors import UserError
+from distill.records import write_json
 from distill.running import cost as cost_module
 from distill.running.cost import Cost, done_in, measure
 from distill.running.experiment import prepare
 from distill.running.trial import trial_of
-from distill.store.records import write_json
 from distill.training.fit import Trainer
 
 

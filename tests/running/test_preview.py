@@ -20,11 +20,11 @@ from distill.data import source as data
 from distill.data.splits import Split
 from distill.errors import ConfigError
 from distill.kernel.twin import ALPHAS, make_twin
+from distill.records import write_json
 from distill.reporting.preview_page import Outcome
 from distill.running import preview
 from distill.running import run as sweep
 from distill.running.preview import balanced_subset, features, outcomes_of, page, small
-from distill.store.records import write_json
 from distill.store.results import columns, read_record
 from distill.store.rundir import RunDir
 from distill.training.batches import ImageStore, make_image_store

@@ -13,8 +13,8 @@ from tiny import config, contents, killed_at, source
 import distill
 from distill.cli import main
 from distill.errors import UserError
+from distill.records import write_json
 from distill.reporting.verify import verify
-from distill.store.records import write_json
 from distill.training.listener import Listener
 
 OPTIONS = {"label_noise": 0.2, "val_size": 9, "alpha": ["auto", 0.3], "distillation_steps": 1, "seed": [1, 2]}

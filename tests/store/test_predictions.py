@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
+from distill.files import sha256
+from distill.records import DamagedRecordError
 from distill.store.predictions import PER_IMAGE, PREDICTIONS, TestPredictions, read_predictions, write_predictions
-from distill.store.records import DamagedRecordError
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 50).astype(np.int32)
@@ -52,3 +53,12 @@ def test_damage_is_named(tmp_path, content):
             np.savez(file, probabilities=KEPT.probabilities)
     with pytest.raises(DamagedRecordError, match=PREDICTIONS):
         read_predictions(tmp_path)
+
+
+def test_predictions_of_another_model_are_not_believed(tmp_path):
+    write_predictions(tmp_path, KEPT)
+    recorded = sha256(tmp_path / PREDICTIONS)
+    assert read_predictions(tmp_path, recorded) is not None
+    write_predictions(tmp_path, TestPredictions(KEPT.probabilities, KEPT.predicted[::-1], KEPT.labels))
+    with pytest.raises(DamagedRecordError, match="its SHA-256 is not the recorded one"):
+        read_predictions(tmp_path, recorded)

@@ -5,7 +5,6 @@ options and seed a kernel and a network learn the same labels of the same images
 """
 
 import argparse
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from distill.data.load import load_source
 from distill.data.source import Source
 from distill.data.splits import Split, corrupted, make_dataset
 from distill.errors import ConfigError, DataError, one_line
-from distill.files import open_file
 from distill.kernel.arrays import LARGEST_ENTRY, FloatArray
 from distill.kernel.table import Table, is_number
 from distill.randomness import generator
+from distill.records import read_arrays
 from distill.sections import CUSTOM_DATA, DataConfig
 
 Rows = NDArray[np.floating]
@@ -167,10 +166,9 @@ ARRAYS = ("X", "y", "X_test", "y_test", "X_val", "y_val", "given")
 def read_npz(path: Path) -> Arrays:
     """The arrays of an NPZ file: X, y, and optionally X_test and y_test, X_val and y_val, given. Raises DataError."""
     try:
-        with open_file(path) as file, np.load(file, allow_pickle=False) as saved:
-            found: dict[str, Any] = {name: saved[name] for name in ARRAYS if name in saved.files}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not an NPZ file of arrays ({one_line(error)})") from None
+        found: dict[str, Any] = read_arrays(path, ARRAYS)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as an NPZ file of arrays ({error})") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({one_line(error)})") from None
     for name in ("X", "y"):

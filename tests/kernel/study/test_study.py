@@ -226,7 +226,7 @@ BAD_ARRAYS = {
     "shape": ({"X": [1.0, 2.0], "y": [0.0, 1.0]}, "X must be numbers (n, p)"),
     "one class": ({"X": [[1.0], [2.0]], "y": [3, 3]}, "one class"),
     "kinds": ({"X": [[1.0], [2.0]], "y": [0, 1], "X_test": [[1.0]], "y_test": [0.5]}, "real numbers"),
-    "objects": ({"X": np.array([[None], [2]], object), "y": [0, 1]}, "not an NPZ file"),
+    "objects": ({"X": np.array([[None], [2]], object), "y": [0, 1]}, "cannot be read as an NPZ file"),
 }
 
 
@@ -247,7 +247,7 @@ BAD_OPTIONS = [
     (["--dataset", "digits", "--solver", "features"], "--solver features is for --kernel linear"),
     (["--dataset", "digits", "--tolerance", 0], "--tolerance"),
     (["--dataset", "features"], "needs the file: --data FILE.npz"),
-    (["--dataset", "features", "--data", "text.npz"], "not an NPZ file"),
+    (["--dataset", "features", "--data", "text.npz"], "cannot be read as an NPZ file"),
     (["--dataset", "nowhere"], "dataset must be one of"),
     (["--data", "some.csv", "--labels", "coarse"], "--labels is for --dataset"),
     (["--solver", "eigh"], "--solver is for real data"),
@@ -258,7 +258,7 @@ BAD_OPTIONS = [
     (["--data", "some.csv", "--test-size", 3], "too few"),
     (["--data", "some.csv", "--lam", 0], "--lam must be above 0"),
     (["--data", "missing.csv"], "missing value"),
-    (["--data", "text.npz"], "not an NPZ file"),
+    (["--data", "text.npz"], "cannot be read as an NPZ file"),
     (["--data", "some.csv", "--solver", "lanczos", "--lam", 1e-12, "--max-basis", 25], "lam = 1e-12"),
 ]
 

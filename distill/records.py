@@ -1,16 +1,26 @@
-"""JSON and zip files of a run, verified when they are read: JSON holds the SHA-256 of its own content, a zip CRCs."""
+"""JSON and zip files, verified when they are read: JSON holds the SHA-256 of its own content, a zip CRCs."""
+
+from __future__ import annotations
 
 import errno
 import hashlib
 import io
 import json
 import math
+import typing
+import warnings
 import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distill.environment import available_memory
 from distill.errors import ConfigError, one_line
 from distill.files import open_file, write_atomically
+
+if typing.TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MOST_BYTES = 64 * 2**20  # of a file that is read; a result.json has some thousands
 
@@ -64,24 +74,62 @@ def _finite(text: str) -> float:
     return number
 
 
-def digest_of_parts(file: Path | io.BytesIO) -> str:
-    """The SHA-256 of what a zip file of arrays or tensors holds, however it is packed.
+@contextmanager
+def opened_zip(file: Path | io.BytesIO) -> Iterator[zipfile.ZipFile]:
+    """A zip file that is open in the ``with`` block. All that its content raises there is a ValueError of one line.
 
-    Raises DamagedRecordError if a checksum is wrong or an entry is compressed, which NumPy and torch never do.
+    Raises OSError too.
     """
-    digest = hashlib.sha256()
     try:
         with open_file(file) if isinstance(file, Path) else file as content, zipfile.ZipFile(content) as parts:
             content.seek(0)
             if content.read(4) != b"PK\x03\x04":  # zipfile takes anything before it
                 raise ValueError("it does not begin as a zip file")
+            yield parts
+    except Exception as error:  # zipfile and NumPy raise a dozen kinds of errors
+        torn = isinstance(error, OSError) and error.errno == errno.EINVAL  # it has positions before its beginning
+        if isinstance(error, OSError) and not (torn and error.filename is None):
+            raise
+        raise ValueError(one_line(error)) from None
+
+
+def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays of an NPZ file, all or those of ``names`` that are in it. No code in it is run.
+
+    Raises OSError, and ValueError of one line if it is damaged, is no such file or does not fit in memory.
+    """
+    import numpy as np
+
+    arrays = {}
+    with opened_zip(path) as parts, warnings.catch_warnings(action="ignore"):
+        chosen = {part.filename.removesuffix(".npy"): part for part in parts.infolist()}
+        chosen = {name: part for name, part in chosen.items() if names is None or name in names}
+        size = sum(part.file_size for part in chosen.values())
+        free = available_memory()
+        if free is not None and size > free:
+            raise ValueError(f"its arrays need {size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free")
+        for name, part in chosen.items():
+            with parts.open(part) as content:
+                arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
+                if content.read(1) or arrays[name].size > part.file_size:  # at its end the checksum is verified
+                    raise ValueError(f"{part.filename} is not as long as its array")
+    return arrays
+
+
+def digest_of_parts(file: Path | io.BytesIO) -> str:
+    """The SHA-256 of what a zip file of arrays or tensors holds, however it is packed.
+
+    Raises OSError, and DamagedRecordError if a checksum is wrong or an entry is compressed, which NumPy and torch
+    never do.
+    """
+    digest = hashlib.sha256()
+    try:
+        with opened_zip(file) as parts:
             infos = sorted(parts.infolist(), key=lambda info: info.filename)
-            if sum(info.file_size for info in infos) > content.seek(0, io.SEEK_END):
+            if any(info.file_size > info.compress_size for info in infos):
                 raise ValueError("it is compressed")
             for info in infos:
                 digest.update(info.filename.encode(errors="replace") + parts.read(info))
-    except Exception as error:  # zipfile raises a dozen kinds of errors
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a torn file has positions before its beginning
-            raise
-        raise DamagedRecordError(f"{file} is damaged ({one_line(error)})") from None
+    except ValueError as error:
+        raise DamagedRecordError(f"{file} is damaged ({error})") from None
     return digest.hexdigest()

@@ -3,13 +3,14 @@
 import io
 import json
 import os
+import pickle
 import zipfile
 
 import numpy as np
 import pytest
 
 from distill.errors import ConfigError
-from distill.store.records import digest_of_parts, read_json, write_json
+from distill.records import digest_of_parts, read_arrays, read_json, write_json
 
 CONTENT = {"x": 0.1 + 0.2, "smallest": 5e-324, "text": "naïve \ud800", "none": None, "list": [1, {"b": 2, "a": True}]}
 
@@ -117,3 +118,67 @@ def test_a_torn_or_changed_zip_is_refused(tmp_path):
                 assert digest_of_parts(tmp_path / "t.npz") == expected  # a date or a flag that nobody reads
             except ConfigError as error:
                 assert "\n" not in str(error)  # noqa: PT017 - either is right
+
+
+def test_arrays_torn_or_changed_anywhere_are_refused_or_right(tmp_path):
+    np.savez(tmp_path / "whole.npz", a=np.arange(50), b=np.array("text"))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for at in range(len(whole)):
+        for changed in (whole[:at], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]):
+            (tmp_path / "t.npz").write_bytes(changed)
+            try:
+                found = read_arrays(tmp_path / "t.npz", ("a",))
+            except ValueError as error:
+                assert "\n" not in str(error)  # noqa: PT017 - either is right
+            else:
+                assert not found or found["a"].tolist() == list(range(50))
+
+
+def npy(shape: str, content: bytes, kind: str = "<f8") -> bytes:
+    """A file of one array with a header of one's own."""
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (npy("(1000000000,)", bytes(80)), "."),
+        (npy("(10000000000000000000000,)", bytes(80)), "."),
+        (npy("(4611686018427387904, 4)", bytes(80)), "."),
+        (npy("(2,)", bytes(80)), "not as long as its array"),
+        (npy("(1000000000000,)", b"", "|S0"), "not as long as its array"),
+        (npy("(1,)", pickle.dumps([print]), "|O"), "Object arrays"),
+        (npy("[" * 5000, b""), "."),
+        (b"text", "magic"),
+    ],
+)
+def test_an_array_that_claims_too_much_or_holds_objects_is_refused(tmp_path, content, said):
+    with zipfile.ZipFile(tmp_path / "t.npz", "w") as parts:
+        parts.writestr("a.npy", content)
+    with pytest.raises(ValueError, match=said):
+        read_arrays(tmp_path / "t.npz")
+
+
+def test_arrays_that_would_fill_the_memory_are_refused_before_they_do(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10**6))
+    assert read_arrays(tmp_path / "bomb.npz")["a"].shape == (10**6,)
+    monkeypatch.setattr("distill.records.available_memory", lambda: 10**6)
+    with pytest.raises(ValueError, match=r"its arrays need 0\.0 GB of memory"):
+        read_arrays(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("name", ["plain.npy", "pipe", "folder", "none", "encrypted.npz", "packed.npz"])
+def test_other_kinds_of_files_are_refused(tmp_path, name):
+    np.save(tmp_path / "plain.npy", np.arange(3))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    np.savez(tmp_path / "whole.npz", a=np.arange(3))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    for damaged, at, value in (("encrypted.npz", 8, 1), ("packed.npz", 10, 99)):
+        changed = bytearray(whole)
+        changed[directory + at] = changed[at - 2] = value
+        (tmp_path / damaged).write_bytes(changed)
+    with pytest.raises((ValueError, OSError)):
+        read_arrays(tmp_path / name)
