@@ -241,7 +241,7 @@ class RunResults(list[Result]):
         return over_seeds(list(pairs.values())) if pairs else None
 
     def predictions(self, seed: int, arm: str | None, step: int) -> TestPredictions | None:
-        """The predictions of a finished model for the test images; None if it has none or, with a note, damaged ones."""
+        """A finished model's predictions for the test images; None if it has none or, with a note, damaged ones."""
         for record in self.records_of.get((arm, step), []):
             if record["seed"] == seed:
                 try:
