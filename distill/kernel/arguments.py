@@ -25,14 +25,14 @@ def as_steps(steps: ArrayLike) -> list[float]:
     return as_list
 
 
-def as_count(name: str, value: SupportsIndex) -> int:
-    """``value``, a whole number from 1 to 10^9."""
+def as_count(name: str, value: SupportsIndex, least: int = 1) -> int:
+    """``value``, a whole number from ``least`` to 10^9."""
     try:
         count = operator.index(value)
     except TypeError:
         count = 0
-    if not 1 <= count <= 10**9:
-        raise ValueError(f"{name} must be a whole number from 1 to 10^9")
+    if not least <= count <= 10**9:
+        raise ValueError(f"{name} must be a whole number from {least} to 10^9")
     return count
 
 

@@ -5,6 +5,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distill.errors import UserError
+
 FloatArray: TypeAlias = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
 LARGEST_FLOAT = float(np.finfo(np.float64).max)
@@ -13,7 +15,7 @@ MOST_ENTRIES = 2**31 - 1  # of an array whose entries a routine with 32-bit inte
 SHAPES = ("a number", "a sequence", "a matrix", "an array with three axes")  # by the number of axes
 
 
-class KernelMatrixError(ValueError):
+class KernelMatrixError(UserError):
     """K is not a kernel matrix; the subclasses say why."""
 
 

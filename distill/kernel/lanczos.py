@@ -20,6 +20,7 @@ import scipy.linalg
 from numpy.typing import ArrayLike
 from scipy.sparse.linalg import aslinearoperator
 
+from distill.errors import UserError
 from distill.kernel import linalg, spectral
 from distill.kernel.arguments import as_count, as_ridges, as_schedule, as_steps, as_targets
 from distill.kernel.arrays import EPS, FloatArray, as_floats, check_overflow
@@ -32,7 +33,7 @@ LATEST_STEP = 1000  # the last finite step with an error bound, which is a sum o
 Schedules = ArrayLike | Sequence[ArrayLike]  # numbers and schedules
 
 
-class NotReachedError(ArithmeticError):
+class NotReachedError(UserError):
     """The basis is too small for the tolerance; the message names the ridges, and the basis that they would need.
 
     ``basis`` is the basis, ``lams`` (r,) the ridges that it does not reach, and ``needs`` (r,) the vectors that each
@@ -48,8 +49,8 @@ class BlockLanczos:
     """An orthonormal basis that grows by one block per product with K, and the results computed from it.
 
     ``K`` (n, n) is an array or anything that SciPy's ``aslinearoperator`` takes, real, symmetric and positive
-    semidefinite; ``y`` (n,) or (n, m). ``probes`` columns of random signs, drawn with ``seed``, serve to estimate
-    traces, which takes two at least. ``max_basis`` bounds k, the number of basis vectors; memory for n × max_basis
+    semidefinite; ``y`` (n,) or (n, m). ``probes`` columns of random signs, two at least, drawn with ``seed``, serve to
+    estimate traces. ``max_basis`` bounds k, the number of basis vectors; memory for n × max_basis
     float64 numbers must be free. With ``checkpoint``, a folder, each pass is also written there, and the same call
     resumes from it, with a larger ``max_basis`` if need be. Raises ValueError for an argument out of its range,
     MatrixTooLargeError, OSError, and DataError for a checkpoint of another problem.
@@ -74,9 +75,8 @@ class BlockLanczos:
             raise ValueError(f"K must be square and real, not {self.operator.shape} of {self.operator.dtype}")
         self.y = as_targets(y, n)
         targets = self.y.reshape(n, -1)
-        probes = as_count("probes", probes) if probes != 0 else 0
-        # Without a target or a probe there would be no basis at all.
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (n, probes if targets.any() else max(probes, 1)))
+        probes = as_count("probes", probes, least=2)
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (n, probes))
         self.max_basis = min(as_count("max_basis", max_basis), n)
         # Of K's Frobenius norm. Rounding in K, whose precision is its dtype's, disturbs symmetry and eigenvalues.
         eps = float(np.finfo(np.result_type(self.operator.dtype, np.float32)).eps)
@@ -234,14 +234,9 @@ class BlockLanczos:
         return np.array([[chain_errors(*known, lam, a, steps) for lam in lams] for a in _schedules(alphas)])
 
     def trace(self, filters: ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Traces of f(K) and their standard errors, (len(filters),) each, from f(Theta) in ``filters`` (..., k).
-
-        Raises ValueError for fewer than two probes.
-        """
+        """Traces of f(K) and their standard errors, (len(filters),) each, from f(Theta) in ``filters`` (..., k)."""
         U = self._eigenpairs()[1]
         weights = (U.T[:, : len(self._start)] @ self._start[:, self._columns :]) ** 2  # (k, probes)
-        if weights.shape[1] < 2:
-            raise ValueError("traces and their standard errors need probes >= 2")
         estimates = np.atleast_2d(filters) @ weights
         return estimates.mean(axis=1), estimates.std(axis=1, ddof=1) / math.sqrt(estimates.shape[1])
 

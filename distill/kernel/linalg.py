@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import blas, lapack
 
 from distill.environment import available_memory
+from distill.errors import UserError
 from distill.kernel.arrays import (
     EPS,
     LARGEST_ENTRY,
@@ -44,7 +45,7 @@ class NotPositiveSemidefiniteError(KernelMatrixError):
     """K has an eigenvalue clearly below zero."""
 
 
-class SingularKernelError(ValueError):
+class SingularKernelError(UserError):
     """K + lam I is singular: K is, and lam is 0 or below K's rounding errors."""
 
 
@@ -152,7 +153,16 @@ def decompose(K: ArrayLike | Dense, *, overwrite: bool = False) -> Spectrum:
     KernelMatrixError's subclasses, and MatrixTooLargeError before anything is allocated.
     """
     kernel = K if isinstance(K, Dense) else check_kernel(K)
-    _require_eigh(len(kernel.K), arrays=2 if overwrite else 3)
+    arrays = 2 if overwrite else 3
+    n = len(kernel.K)
+    if n > LARGEST_OF_32_BITS:
+        if "USE64BITINT" not in str(np.show_config(mode="dicts")):
+            raise MatrixTooLargeError(
+                f"n = {n}: LAPACK with 32-bit integers, as this SciPy and NumPy have it, decomposes "
+                f"{LARGEST_OF_32_BITS} rows at most; krr.lanczos, or solver='lanczos', has no such limit"
+            )
+        arrays += 2  # NumPy's, see ``eigh``
+    require_memory(n, arrays)
     # LAPACK sorts from small to large, the theory from large to small: decompose -K.
     # Its transpose is the same matrix in Fortran order, which LAPACK overwrites in place.
     negated = np.negative(kernel.K, out=kernel.K if overwrite else None).T
@@ -163,18 +173,6 @@ def decompose(K: ArrayLike | Dense, *, overwrite: bool = False) -> Spectrum:
             f"K is not positive semidefinite: its smallest eigenvalue is {d[-1]:.3g}, its largest {d[0]:.3g}"
         )
     return Spectrum(np.maximum(d, 0.0), V)
-
-
-def _require_eigh(n: int, arrays: int) -> None:
-    """Raise MatrixTooLargeError if no LAPACK here decomposes n rows, or ``arrays`` n × n arrays do not fit."""
-    if n > LARGEST_OF_32_BITS:
-        if "USE64BITINT" not in str(np.show_config(mode="dicts")):
-            raise MatrixTooLargeError(
-                f"n = {n}: LAPACK with 32-bit integers, as this SciPy and NumPy have it, decomposes "
-                f"{LARGEST_OF_32_BITS} rows at most; krr.lanczos, or solver='lanczos', has no such limit"
-            )
-        arrays += 2  # NumPy's, see ``eigh``
-    require_memory(n, arrays)
 
 
 def eigh(A: FloatArray) -> tuple[FloatArray, FloatArray]:

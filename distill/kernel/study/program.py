@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.errors import ConfigError
 from distill.kernel.study.data import Problem, load_problem
-from distill.kernel.study.results import Study, run_study
+from distill.kernel.study.results import Study
 from distill.kernel.study.routes import make_route
 from distill.kernel.table import Table
 from distill.kernel.toy.options import TOY_ONLY, require_absent
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace, table: Table | None) -> str:
     folder = args.output or Path("runs") / f"krr-{problem.name}"
     columns: list[float | str] = args.alpha or ([] if args.alpha_schedule else TABLE_ALPHAS)
     alphas = np.array(sorted({*ALPHAS.tolist(), *(alpha for alpha in columns if not isinstance(alpha, str))}))
-    route, grid = make_route(args, problem, alphas, shown_steps(args.distillation_steps + 1), folder)
-    study = run_study(problem, route, grid, columns, args.alpha_schedule or [])
+    route = make_route(args, problem, alphas, shown_steps(args.distillation_steps + 1), folder)
+    study = Study(problem, route, columns, args.alpha_schedule or [])
     figures = draw("distill.kernel.study", folder, args, study)
     tables = {folder / f"{name}.csv": text for name, text in csv_files(study).items()}
     write_files(tables | figures)
@@ -74,12 +74,11 @@ def describe_problem(problem: Problem) -> str:
 
 def summary_table(study: Study) -> str:
     """The chosen cells, a row each."""
-    rows = [["", "fit", "alpha", "lambda", *study.summary[0].values]]
-    for row in study.summary:
-        cell = row.cell
-        values = [f"{value:{FORMATS.get(name, '.5g')}}" for name, value in row.values.items()]
+    rows = [["", "fit", "alpha", "lambda", *study.summary["chosen"][1]]]
+    for name, (cell, measured) in study.summary.items():
         alpha = "" if cell.step == 1 else f"{cell.alpha:.4g}"
-        rows.append([row.name, step_text(cell.step), alpha, f"{cell.lam:.4g}", *values])
+        values = [f"{value:{FORMATS.get(what, '.5g')}}" for what, value in measured.items()]
+        rows.append([name, step_text(cell.step), alpha, f"{cell.lam:.4g}", *values])
     return aligned(rows)
 
 

@@ -31,11 +31,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Route:
-    """A problem in an eigenbasis."""
+    """A problem in an eigenbasis, and the grid of its maps."""
 
     text: str  # how the basis was computed, for the reader
     chain: EigenChain
     rows: Callable[[Rows], FloatArray]  # from inputs (q, p) to rows (q, k) in the basis
+    grid: Grid
     basis: BlockLanczos | None = None
 
 
@@ -53,57 +54,46 @@ def choose_gamma(args: argparse.Namespace, X: Rows) -> float:
     return 1 / median
 
 
-def choose_solver(args: argparse.Namespace, n: int, p: int) -> str:
-    """The solver that --solver names. "auto" takes the cheapest that suits. Raises ConfigError."""
-    solver = args.solver or "auto"
-    if solver == "features" and args.kernel != "linear":
-        raise ConfigError(f"--solver features is for --kernel linear, not {args.kernel}")
-    if solver == "auto":
-        if args.kernel == "linear" and (p < n or args.intercept):
-            return "features"
-        return "eigh" if n <= MOST_DECOMPOSED else "lanczos"
-    return str(solver)
-
-
 def make_route(
     args: argparse.Namespace, problem: Problem, alphas: FloatArray, steps: list[float], folder: Path
-) -> tuple[Route, Grid]:
-    """The route that the options name, and the grid of chains; ``folder`` keeps a Lanczos basis.
+) -> Route:
+    """The route that the options name, by default the cheapest that suits; ``folder`` keeps a Lanczos basis.
 
     Raises ConfigError, MatrixTooLargeError, NotReachedError and the kernel matrix's errors.
     """
     train = problem.train
-    solver = choose_solver(args, *train.X.shape)
+    n, p = train.X.shape
+    linear = args.kernel == "linear"
+    solver = args.solver
+    if solver in (None, "auto"):
+        solver = "eigh" if n <= MOST_DECOMPOSED else "lanczos"
+        if linear and (p < n or args.intercept):
+            solver = "features"
+    if solver == "features" and not linear:
+        raise ConfigError(f"--solver features is for --kernel linear, not {args.kernel}")
     if args.intercept and solver != "features":
         raise ConfigError("--intercept needs --kernel linear and --solver features")
     gamma = choose_gamma(args, train.X)
     kernel = kernel_function(args.kernel, gamma)
-    name = args.kernel if args.kernel == "linear" else f"{args.kernel} kernel, gamma = {gamma:.4g}"
+    name = args.kernel if linear else f"{args.kernel} kernel, gamma = {gamma:.4g}"
     if solver == "lanczos":
         return _by_lanczos(args, train, kernel, name, alphas, steps, folder)
-    route = _by_features(train, args.intercept) if solver == "features" else _by_eigh(train, kernel, name)
-    lams = route.chain.d[0] * LAMS if args.lam is None else np.array(args.lam)
-    return route, Grid(alphas, lams, steps)
+    if solver == "features":
+        features = FeatureChain(FeatureSums(intercept=args.intercept).add(train.X, train.y))
+        chain = features.eigen
+        rows: Callable[[Rows], FloatArray] = features.rows
+        name = f"linear kernel{' and intercept' * args.intercept}, by the {p} x {p} Gram matrix of the features"
+    else:
+        chain, rows = _by_eigh(train, kernel)
+        name += f", by an eigendecomposition of {n:,} x {n:,} numbers"
+    return Route(name, chain, rows, Grid(alphas, chain.d[0] * LAMS if args.lam is None else args.lam, steps))
 
 
-def _by_features(train: Part, intercept: bool) -> Route:
-    features = FeatureChain(FeatureSums(intercept=intercept).add(train.X, train.y))
-    p = train.X.shape[1]
-    text = f"linear kernel{' and intercept' if intercept else ''}, by the {p} x {p} Gram matrix of the features"
-    return Route(text, features.eigen, features.rows)
-
-
-def _by_eigh(train: Part, kernel: Kernel, name: str) -> Route:
-    n = len(train.X)
-    require_memory(n, 3, "; --solver lanczos needs less")
+def _by_eigh(train: Part, kernel: Kernel) -> tuple[EigenChain, Callable[[Rows], FloatArray]]:
+    require_memory(len(train.X), 3, "; --solver lanczos needs less")
     X = train.X.astype(np.float64)
     spectrum = decompose(matrix(kernel, X, X), overwrite=True)
-    text = f"{name}, by an eigendecomposition of {n:,} x {n:,} numbers"
-
-    def rows(X_new: Rows) -> FloatArray:
-        return product(matrix(kernel, X_new.astype(np.float64), X), spectrum.V)
-
-    return Route(text, eigen_chain(spectrum, train.y), rows)
+    return eigen_chain(spectrum, train.y), lambda new: product(matrix(kernel, new.astype(np.float64), X), spectrum.V)
 
 
 def _by_lanczos(
@@ -114,7 +104,7 @@ def _by_lanczos(
     alphas: FloatArray,
     steps: list[float],
     folder: Path,
-) -> tuple[Route, Grid]:
+) -> Route:
     n = len(train.X)
     memory = args.memory * GIB if args.memory is not None else (available_memory() or 0) / 2
     dtype = np.dtype(args.precision or ("float64" if 4 * n * (n + 1) <= memory else "float32"))
@@ -152,7 +142,7 @@ def _by_lanczos(
     def rows(X_new: Rows) -> FloatArray:
         return basis.rows(KernelTiles(kernel, X, X_new.astype(dtype, copy=False), dtype=dtype, memory=0))
 
-    return Route(text, basis.eigen, rows, basis), Grid(alphas, lams, steps)
+    return Route(text, basis.eigen, rows, Grid(alphas, lams, steps), basis)
 
 
 def _largest_eigenvalue(K: LinearOperator, products: int = 5) -> float:

@@ -8,7 +8,6 @@ import argparse
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -209,27 +208,34 @@ def risk_map_figure(
     return figure
 
 
-def best_alpha_figure(best: "BestAlphas", loss_name: str) -> Figure:
-    """The best alphas in closed form against the valley that a grid finds, and the losses they lead to."""
+def best_alpha_figure(folds: list[Fold], lam: float, k: int, loss_name: str) -> Figure:
+    """The best alphas of up to k fits in closed form, the valley that a grid finds, and the losses they lead to."""
+    R = held_out_residuals(folds, lam, k)
+    greedy, greedy_risks = greedy_alphas(R)
+    fits = np.arange(2, k + 1)
     figure = Figure(figsize=(9.6, 3.6))
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
-    fits = np.arange(2, len(best.greedy) + 2)
-    colours = shades(len(fits))
-    edges = [np.append(fits - 0.5, fits[-1] + 0.5), np.append(WIDE_ALPHAS - 0.025, WIDE_ALPHAS[-1] + 0.025)]
-    norm = risk_norm(best.valley)
-    mesh = left.pcolormesh(*edges, best.valley, norm=norm, cmap="cividis_r", rasterized=True)
-    lowest = WIDE_ALPHAS[np.argmin(best.valley, axis=0)]
-    left.plot(fits, lowest, "s", color="white", markeredgecolor="black", label="grid's minimum")
-    left.plot(fits, best.greedy, "x", color="black", markeredgewidth=1.5, label="closed form")
-    left.set(title="Greedy: each fit after the best before it", ylim=edges[1][[0, -1]])
-    colour_scale(figure, mesh, norm, left, "loss")
-    for k, schedule, colour in zip(fits, best.joint, colours, strict=True):
-        middle.plot(fits[: k - 1], schedule, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{k} fits")
+    _draw_valley(figure, left, R, greedy)
+    joint_risks = []
+    for fit, colour in zip(fits, shades(len(fits)), strict=True):
+        weights, risk = joint_weights(R[:fit])
+        try:
+            schedule = weights_to_alphas(weights)
+        except ValueError:  # the best weights exceed 1e15, and no chain has them in float64
+            schedule = np.full(fit - 1, np.nan)
+        joint_risks.append(risk)
+        middle.plot(fits[: fit - 1], schedule, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{fit} fits")
     middle.set_yscale("symlog", linthresh=10)
     middle.set(title="Joint: all weights together")
     for axes in (left, middle):
         axes.set(xlabel="fit", ylabel=r"$\alpha$ of the fit", xticks=fits)
-    for (name, losses), marker, colour in zip(best.risks.items(), "sxo", colours[[0, len(fits) // 2, -1]], strict=True):
+    risks = {
+        "constant, best of the grid": loss_map(folds, lam, WIDE_ALPHAS, fits).min(axis=0),
+        "greedy": greedy_risks[1:],
+        "joint": joint_risks,
+    }
+    colours = shades(len(fits))[[0, len(fits) // 2, -1]]
+    for (name, losses), marker, colour in zip(risks.items(), "sxo", colours, strict=True):
         right.plot(fits, losses, f"{marker}-", color=colour, markersize=5, linewidth=1.2, label=name)
     right.set(xlabel="number of fits", ylabel="loss", xticks=fits, title="What they gain")
     for axes, legend_columns in ((left, 2), (middle, 2), (right, 1)):
@@ -238,39 +244,21 @@ def best_alpha_figure(best: "BestAlphas", loss_name: str) -> Figure:
     return figure
 
 
-@dataclass(frozen=True)
-class BestAlphas:
-    """The best alphas of chains of 2, ..., k fits, and their losses."""
-
-    valley: FloatArray  # (len(WIDE_ALPHAS), k-1) the loss of fits 2..k by their alpha, after greedy alphas
-    greedy: FloatArray  # (k-1,) the best alpha of each fit after those before it
-    joint: list[FloatArray]  # for each number of fits the best schedule (fits - 1,), or NaN if no chain has it
-    risks: dict[str, FloatArray]  # by name: losses (k-1,)
-
-
-def best_alphas(folds: list[Fold], lam: float, k: int) -> BestAlphas:
-    """The best alphas of chains of up to ``k`` fits on ``folds``."""
-    R = held_out_residuals(folds, lam, k)
-    greedy, greedy_risks = greedy_alphas(R)
-    valley = np.empty((len(WIDE_ALPHAS), k - 1))
-    joint = []
-    joint_risks = []
-    for fits in range(2, k + 1):
-        for i, alpha in enumerate(WIDE_ALPHAS):
-            weights = alphas_to_weights([*greedy[: fits - 2], alpha])
-            valley[i, fits - 2] = np.mean((weights @ R[:fits]) ** 2)
-        weights, risk = joint_weights(R[:fits])
-        try:
-            joint.append(weights_to_alphas(weights))
-        except ValueError:  # the best weights exceed 1e15, and no chain has them in float64
-            joint.append(np.full(fits - 1, np.nan))
-        joint_risks.append(risk)
-    risks = {
-        "constant, best of the grid": loss_map(folds, lam, WIDE_ALPHAS, range(2, k + 1)).min(axis=0),
-        "greedy": greedy_risks[1:],
-        "joint": np.array(joint_risks),
-    }
-    return BestAlphas(valley, greedy, joint, risks)
+def _draw_valley(figure: Figure, axes: Axes, R: FloatArray, greedy: FloatArray) -> None:
+    """The loss of fits 2, ..., k by their alpha after ``greedy`` alphas (k-1,), for residuals R (k, points)."""
+    valley = np.empty((len(WIDE_ALPHAS), len(greedy)))
+    for i, j in np.ndindex(valley.shape):
+        weights = alphas_to_weights([*greedy[:j], WIDE_ALPHAS[i]])
+        valley[i, j] = np.mean((weights @ R[: j + 2]) ** 2)
+    fits = np.arange(2, len(R) + 1)
+    edges = [np.append(fits - 0.5, fits[-1] + 0.5), np.append(WIDE_ALPHAS - 0.025, WIDE_ALPHAS[-1] + 0.025)]
+    norm = risk_norm(valley)
+    mesh = axes.pcolormesh(*edges, valley, norm=norm, cmap="cividis_r", rasterized=True)
+    lowest = WIDE_ALPHAS[np.argmin(valley, axis=0)]
+    axes.plot(fits, lowest, "s", color="white", markeredgecolor="black", label="grid's minimum")
+    axes.plot(fits, greedy, "x", color="black", markeredgewidth=1.5, label="closed form")
+    axes.set(title="Greedy: each fit after the best before it", ylim=edges[1][[0, -1]])
+    colour_scale(figure, mesh, norm, axes, "loss")
 
 
 def curve_grid(data: Data) -> FloatArray:
@@ -300,7 +288,7 @@ def all_figures(
     risk = loss_map(folds, args.lam, ALPHAS, map_steps)
     figures["risk_map"] = risk_map_figure(ALPHAS, map_steps, risk, loss_name)
     k = int(np.clip(steps[-2], 2, MOST_CURVES))
-    figures["best_alpha"] = best_alpha_figure(best_alphas(folds, args.lam, k), loss_name)
+    figures["best_alpha"] = best_alpha_figure(folds, args.lam, k, loss_name)
     return figures
 
 

@@ -110,12 +110,9 @@ def write_files(files: dict[Path, Content]) -> None:
     for path in files:
         if path.is_dir():
             raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    try:
-        for path in files:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_together(files)
-    except OSError as error:
-        raise OSError(f"cannot write {error.filename}: {error.strerror}") from None
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_together(files)
 
 
 def draw(package: str, folder: Path, args: argparse.Namespace, *arguments: Any) -> dict[Path, Content]:
@@ -177,15 +174,13 @@ def run(args: argparse.Namespace, table: "Table | None" = None) -> str:
 def run_either(args: argparse.Namespace) -> str:
     """Run the toy experiment, or the study of real data; returns the text for standard output."""
     table = None
-    real = "dataset" in args.data_options
+    real = args.data is not None or "dataset" in args.data_options
     if args.data is not None and args.data.suffix != ".npz":
         from distill.kernel.table import read_table
 
         table = read_table(args.data)
         one_input = len(table.inputs(table.target(args.target))) == 1
         real = not one_input or bool(args.data_options) or any(getattr(args, name) for name in REAL_ONLY)
-    elif args.data is not None:
-        real = True
     if real:
         from distill.kernel.study.program import run as run_study
 
@@ -199,16 +194,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    args = parse(words)
-    from distill.kernel.lanczos import NotReachedError
-    from distill.kernel.linalg import KernelMatrixError, SingularKernelError
-
     try:
-        text = run_either(args)
+        text = run_either(parse(words))
     except MemoryError as error:
         return refuse(program(), str(error) or "out of memory")
-    except (KernelMatrixError, SingularKernelError, NotReachedError) as error:
-        return refuse(program(), error)
     if text:
         say(text)
     return 0
