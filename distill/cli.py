@@ -6,19 +6,20 @@ import argparse
 import os
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from distill.arguments import OneLineParser, to_path
 from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config
-from distill.configfile import from_dict, read_config, read_toml
+from distill.configfile import read_toml
 from distill.environment import set_environment
 from distill.errors import ConfigError, one_line, suggestion
 from distill.options import add_option
 from distill.program import complain, program_name, run_program, say
+from distill.study import AXES, Study, expand, extended, read_sections, read_study, run_folders
 
 if typing.TYPE_CHECKING:
     from distill.reporting.results import RunResults
@@ -40,10 +41,16 @@ class Command:
     """What a command line asks for."""
 
     mode: str  # a key of MODES
-    config: Config  # in the modes "report" and "verify" the default
+    study: Study  # in the modes "report" and "verify" the default
     directories: tuple[Path, ...] = ()  # in the modes "report" and "verify" the runs
     format: str | None = None  # of the tables that the mode "report" prints; None: text, and files are written
     page: Path | None = None  # the file of the page, in the mode "report"; None: beside the run
+    x: str | None = None  # the axis of a study's figure
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run, or of the first setting of a study."""
+        return self.study.settings[0].config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,6 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     mode = modes.add_mutually_exclusive_group()
     mode.add_argument("--estimate", action="store_true", help="estimate the cost on this machine; write nothing")
     mode.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what is finished, begun and to be trained; write nothing",
+    )
+    mode.add_argument(
         "--preview", action="store_true", help="train only the teachers, and forecast their chains (needs --val-size)"
     )
     mode.add_argument(
@@ -76,10 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--verify", nargs="+", type=to_path, metavar="DIR", help="verify the files of runs; write nothing"
     )
     modes.add_argument("--format", choices=FORMATS, help="with --report: print tables in this format; write nothing")
+    modes.add_argument("--x", metavar="AXIS", help="draw accuracy against this axis of a study, such as label_noise")
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
         for f in fields(cls):
-            add_option(group, cls, f)
+            add_option(group, cls, f, axis=f.name in AXES)
     return parser
 
 
@@ -97,29 +110,40 @@ def parse(argv: list[str]) -> Command:
         what = f"unknown option {unknown[0]}" if unknown[0].startswith("-") else f"unexpected argument {unknown[0]!r}"
         raise ConfigError(f"{what}{suggestion(unknown[0], flags)}")
     options = vars(given)
+    for name, value in options.items():
+        if name in AXES and isinstance(value, list) and len(value) == 1:  # several values make an axis
+            options[name] = value[0]
     file = options.pop("config", None)
     resume = options.pop("resume", None)
     reads = [mode for mode in ("report", "verify") if mode in options]  # at most one
     directories = tuple(options.pop(reads[0])) if reads else ()
     estimate = options.pop("estimate", False)
     preview = options.pop("preview", False)
+    dry_run = options.pop("dry_run", False)
+    x = options.pop("x", None)
     form = options.pop("format", None)
     if form is not None and reads != ["report"]:
         raise ConfigError("--format is for the tables of --report")
     if directories:
         page = options.pop("output", None) if reads == ["report"] else None
-        if options or file is not None or resume is not None:
+        if options or file is not None or resume is not None or (x is not None and reads == ["verify"]):
             raise ConfigError(f"--{reads[0]} reads everything from the run directory; leave other options out")
-        return Command(reads[0], Config(), directories, form, None if page is None else to_path(page))
+        return Command(reads[0], expand({}), directories, form, None if page is None else to_path(page), x)
     if resume is not None:
-        config = _resumed(resume, file, options)
+        sections = _resumed(resume, file, options)
+        study = extended(resume, sections, resumes=True)
     else:
-        config = from_dict(_merged({} if file is None else read_toml(file), options))
-    if estimate:
-        return Command("estimate", config)
-    if preview:
-        config.check_preview()
-    return Command("preview" if preview or PREVIEW in config.chain.alphas else "train", config)
+        sections = _merged({} if file is None else read_toml(file), options)
+        study = extended(expand(sections).path, sections)
+    alpha = sections.get("chain", {}).get("alpha")
+    previews = preview or PREVIEW in (alpha if isinstance(alpha, list) else [alpha])
+    if previews:
+        for setting in study.settings:
+            setting.config.check_preview()
+    mode = "dry-run" if dry_run else "estimate" if estimate else "preview" if previews else "train"
+    if x is not None and (mode != "train" or not study.axes):
+        raise ConfigError("--x is for a study, while it is trained or with --report: give an option several values")
+    return Command(mode, study, x=x)
 
 
 def _with_dashes(word: str) -> str:
@@ -137,20 +161,15 @@ def _merged(sections: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
     return merged
 
 
-def _resumed(path: Path, file: Path | None, options: Mapping[str, Any]) -> Config:
-    """The configuration of the run in ``path``, with options that do not affect its results."""
+def _resumed(path: Path, file: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of the run in ``path`` with the options that are given."""
     if file is not None:
         raise ConfigError("--resume takes its options from the run itself; leave --config out")
     if not (path / "config.toml").exists():
         raise ConfigError(f"{path} holds no run to resume (no config.toml in it)")
     if "output" in options:
         raise ConfigError("--resume continues in the directory it names; leave --output out")
-    held = read_config(path / "config.toml")
-    written = {section: {k: v for k, v in values.items() if v is not None} for section, values in asdict(held).items()}
-    config = from_dict(_merged(written, options))
-    if differing := config.differences(held):
-        raise ConfigError(f"--resume continues the run as it is, but was given {differing}")
-    return replace(config, run=replace(config.run, output=str(path)))
+    return _merged(read_sections(path), options)
 
 
 def program() -> str:
@@ -175,14 +194,26 @@ def main(argv: list[str] | None = None) -> int:
 # torch is imported in the modes, so that a configuration is checked before that takes its time.
 
 
+def _settings(command: Command) -> Iterator[Config]:
+    """The configuration of each setting, after a line that names it."""
+    for i, setting in enumerate(command.study.settings, start=1):
+        if setting.values:
+            say(f"\nsetting {i} of {len(command.study.settings)}: {setting.title}")
+        yield setting.config
+
+
 def _estimate(command: Command) -> None:
+    for config in _settings(command):
+        _estimate_run(config)
+
+
+def _estimate_run(config: Config) -> None:
     from distill.running.cost import done_in, measure
     from distill.running.describe import describe, format_cost, format_remaining
     from distill.running.experiment import memory_errors
     from distill.running.jobs import prepare_with_jobs
     from distill.store.rundir import RunDir
 
-    config = command.config
     with memory_errors(config):
         experiment = prepare_with_jobs(config, progress=True)
         RunDir(config.output).check(config, experiment.source.fingerprint)
@@ -195,6 +226,8 @@ def _estimate(command: Command) -> None:
 
 
 def _train(command: Command) -> int:
+    if command.study.axes:
+        return _train_study(command)
     config = command.config
     preview = command.mode == "preview"
     if not preview and _is_finished(config):  # said before torch is loaded
@@ -218,25 +251,52 @@ def _train(command: Command) -> int:
         if seed in finished and (preview or (config.output / f"seed_{seed}" / "preview.png").exists()):
             _print_page(config, seed)
     say(f"everything is in {config.output}{os.sep}: report.html, results.csv, figures, a folder for each model")
-    if not failures:
-        return 0
-    complain(f"{program()}: {len(failures)} failed; the same command tries again:")
-    for failed in failures:
-        complain(f"  {failed}")
-    return 1
+    return _end(failures)
 
 
 def _is_finished(config: Config) -> bool:
     """Whether all models of this run are finished, as far as their folders show."""
     from distill.store.rundir import RunDir
 
-    run = RunDir(config.output)
-    try:
-        if config.differences(run.config()):
-            return False
-    except ConfigError:  # there is no such run yet, or its options are damaged
-        return False
-    return all(model.folder.name == "probe" or (model.folder / "result.json").exists() for model in run.models(config))
+    return (config.output / "config.toml").exists() and RunDir(config.output).is_finished(config)
+
+
+def _train_study(command: Command) -> int:
+    from distill.reporting.study import StudyResults, report, write_results
+    from distill.running.experiment import memory_errors
+    from distill.running.schedule import FailedError
+    from distill.running.settings import describe_study, prepare_study, progress_of_study, train_study
+
+    study = command.study
+    StudyResults(study, []).axis(command.x)
+    preview = command.mode == "preview"
+    failures: Sequence[Failed] = ()
+    with memory_errors(command.config):
+        experiments = prepare_study(study)
+        say(describe_study(study, experiments))
+        try:
+            with closing(progress_of_study(experiments, preview)) as progress:
+                train_study(study, experiments, progress, preview)
+        except FailedError as error:
+            failures = error.failures
+        finally:
+            with suppress(ConfigError):  # moved, deleted, or not begun
+                write_results(StudyResults.load(study.path))
+    for setting in study.settings if preview else ():
+        for seed in setting.config.chain.seed:
+            _print_page(setting.config, seed)
+    say(f"\n{report(StudyResults.load(study.path), command.x)}")
+    return _end(failures)
+
+
+def _end(failures: Sequence[Failed]) -> int:
+    """Print what failed, if anything; returns the exit status."""
+    if not failures:
+        return 0
+    complain(f"{program()}: {len(failures)} failed; the same command tries again:")
+    for failed in failures:
+        complain(f"  {failed}")
+    return 1
 
 
 def _run(experiment: Experiment, teachers_only: bool) -> RunResults:
@@ -262,14 +322,30 @@ def _report(command: Command) -> int:
     from distill.reporting.run_report import reports
     from distill.reporting.run_tables import formatted
 
-    runs = [RunResults.load(path) for path in command.directories]
+    if len(command.directories) == 1 and read_study(command.directories[0]).axes:
+        return _report_study(command)
+    if command.x is not None:
+        raise ConfigError("--x is for one study, a run whose options have several values")
+    runs = [RunResults.load(folder) for path in command.directories for folder in run_folders(path)]
     if command.format is None:
         check_same_data(runs)
         say(reports(runs, command.page))
     else:
         for run in runs:
             say(formatted(run, command.format))
-    problems = [problem for run in runs for problem in run.problems]
+    return _complain([problem for run in runs for problem in run.problems])
+
+
+def _report_study(command: Command) -> int:
+    from distill.reporting.study import StudyResults, formatted, report
+
+    results = StudyResults.load(command.directories[0])
+    kind = command.format
+    say(report(results, command.x, command.page) if kind is None else formatted(results, kind))
+    return _complain(results.problems)
+
+
+def _complain(problems: list[str]) -> int:
     for problem in problems:
         complain(f"{program()}: error: {one_line(problem)}")
     return 2 if problems else 0
@@ -278,13 +354,21 @@ def _report(command: Command) -> int:
 def _verify(command: Command) -> int:
     from distill.reporting.verify import verify
 
-    texts, whole = zip(*map(verify, command.directories), strict=True)
-    say("\n".join(texts))
-    return 0 if all(whole) else 1
+    folders = [folder for path in command.directories for folder in run_folders(path)]
+    found = [verify(folder) for folder in folders]
+    say("\n".join(text for text, _ in found) or "no run of this study is begun yet")
+    return 0 if all(whole for _, whole in found) else 1
+
+
+def _dry_run(command: Command) -> None:
+    from distill.reporting.tree import tree
+
+    say(tree(command.study))
 
 
 MODES: dict[str, Callable[[Command], int | None]] = {
     "train": _train,
+    "dry-run": _dry_run,
     "estimate": _estimate,
     "preview": _train,
     "report": _report,

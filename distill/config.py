@@ -10,6 +10,8 @@ from typing import Any
 from distill import losses
 from distill.arms import TARGETS
 from distill.grid import (
+    GRID as GRID,
+    LARGEST_GRID as LARGEST_GRID,
     PREVIEW as PREVIEW,
     ChainConfig as ChainConfig,
 )
@@ -38,6 +40,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        models = self.chain.models
+        require(
+            self.run.yes or models <= LARGEST_GRID,
+            f"the grid is too large: {len(self.chain.seed):,} seeds make up to {models:,} models, more than "
+            f"{LARGEST_GRID:,}: give --yes if you mean it",
+        )
         require(
             self.chain.teacher_select == "last" or self.data.val_size > 0,
             "teacher_select best needs held-out images: give --val-size",

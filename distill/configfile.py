@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import SECTION_OF, SECTIONS, Config
-from distill.errors import ConfigError, suggestion
+from distill.errors import ConfigError, shown, suggestion
 from distill.files import open_file
 from distill.options import require
 
 LARGEST_FILE = 1_000_000  # bytes
+FORMAT = 1  # of config.toml and result.json: raise it when an older program would misread them
 DEEPEST = 100  # tables in one another
 
 
@@ -21,8 +22,11 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
     Raises ConfigError for an unknown section or key (naming the nearest), a wrong type or an illegal value.
     """
+    check_format(values)
     sections: dict[str, Any] = {}
     for section, given in values.items():
+        if section == "format":
+            continue
         require(section in SECTIONS, f"unknown section [{section}]{suggestion(section, SECTIONS)}")
         require(isinstance(given, dict), f"{section} must be a section: write [{section}] on its own line")
         names = [f.name for f in fields(SECTIONS[section])]
@@ -32,6 +36,13 @@ def from_dict(values: Mapping[str, Any]) -> Config:
                 raise ConfigError(f"unknown key {section}.{name}{hint}")
         sections[section] = SECTIONS[section](**given)
     return Config(**sections)
+
+
+def check_format(content: Mapping[str, Any], where: str = "") -> None:
+    """Raise ConfigError, beginning with ``where``, if a newer program wrote this config.toml or result.json."""
+    found = content.get("format", FORMAT)
+    newer = f"{where}written by a newer version of this program"
+    require(found == FORMAT, f"{newer} (format {shown(found)}; this one reads {FORMAT}): use that version")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -70,16 +81,22 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def sections_of(config: Config) -> dict[str, dict[str, Any]]:
+    """The configuration as dictionaries that ``from_dict`` takes back. Fields that are None are left out."""
+    return {section: {k: v for k, v in values.items() if v is not None} for section, values in asdict(config).items()}
+
+
 def to_toml(config: Config) -> str:
-    """The configuration as TOML that ``read_toml`` and ``from_dict`` take back. Fields that are None are left out."""
+    """The configuration as TOML that ``read_toml`` and ``from_dict`` take back."""
+    return dump_toml(sections_of(config))
+
+
+def dump_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Sections as TOML, without the output: the file, run again elsewhere, must not write over this run."""
     import tomli_w
 
-    sections = {
-        section: {name: _lists(v) for name, v in values.items() if v is not None}
-        for section, values in asdict(config).items()
-    }
-    sections["run"].pop("output", None)  # so that the file, run again elsewhere, does not write over this run
-    return tomli_w.dumps(sections)
+    kept = {name: {k: _lists(v) for k, v in values.items() if k != "output"} for name, values in sections.items()}
+    return tomli_w.dumps({"format": FORMAT, **kept})
 
 
 def _lists(value: Any) -> Any:

@@ -8,9 +8,10 @@ from distill.arguments import Range
 from distill.arms import Arm, Fixed
 from distill.options import Section, option, require
 
-LARGEST_GRID = 10_000  # models
+LARGEST_GRID = 100_000  # models, without --yes
 ALPHA = Range(-100.0, 100.0)
 PREVIEW = "preview"  # an "alpha" without students: train the teacher and forecast its chain
+GRID = ("target", "alpha", "alpha_schedule", "seed", "distillation_steps")  # values that may be added to a run
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,22 @@ class ChainConfig(Section):
                 seen.add(arm)
 
     def _check_size(self) -> None:
-        """Refuse a grid that is too large to be meant, before anything is made of it."""
-        alphas = len(self.alphas) + len(self.alpha_schedule)
-        chains = sum(alphas if arms.TARGETS[kind].only_alpha is None else 1 for kind in self.target)
-        models = len(self.seed) * (1 + chains * self.distillation_steps)
+        """Refuse a chain or a number of arms that is too large to be meant, before anything is made of it."""
         require(
-            models <= LARGEST_GRID,
-            f"the grid is too large: {len(self.seed):,} seeds, {chains:,} alphas and {self.distillation_steps:,} steps "
-            f"make up to {models:,} models, and a run has {LARGEST_GRID:,} at most",
+            1 + self._chains * self.distillation_steps <= LARGEST_GRID,
+            f"the grid is too large: {self._chains:,} alphas and {self.distillation_steps:,} steps make more than "
+            f"{LARGEST_GRID:,} models of one seed",
         )
+
+    @property
+    def _chains(self) -> int:
+        alphas = len(self.alphas) + len(self.alpha_schedule)
+        return sum(alphas if arms.TARGETS[kind].only_alpha is None else 1 for kind in self.target)
+
+    @property
+    def models(self) -> int:
+        """The models of the grid, at most: those that arms share count for each."""
+        return len(self.seed) * (1 + self._chains * self.distillation_steps)
 
     def _check_values(self) -> None:
         """Refuse options without a value, and values that are given twice."""

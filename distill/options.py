@@ -13,6 +13,7 @@ import os
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar
 
 from distill.arguments import Range
@@ -57,7 +58,7 @@ class Section:
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None or f.default is not None:
-                self._set(f.name, _checked(type(self), f, value))
+                self._set(f.name, checked(type(self), f.name, value))
         for name, value in self.resolved().items():
             self._set(name, value)
         self.check()
@@ -73,12 +74,17 @@ class Section:
         """Raise ConfigError for illegal values and combinations."""
 
 
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def field_type(cls: type[Section], name: str) -> tuple[type, int]:
     """The scalar type of a field and its nesting: 0 for a value, 1 for several, 2 for lists of several.
 
     ``seed: tuple[int, ...]`` gives ``(int, 1)``. Of a union such as ``int | None`` the first member counts.
     """
-    hint = typing.get_type_hints(cls)[name]
+    hint = _hints(typing.cast(Any, cls))[name]
     depth = 0
     while (origin := typing.get_origin(hint)) is not None:
         if origin is tuple:
@@ -87,7 +93,14 @@ def field_type(cls: type[Section], name: str) -> tuple[type, int]:
     return hint, depth
 
 
-def _checked(cls: type[Section], f: dataclasses.Field, value: Any) -> Any:
+def may_be_axis(cls: type[Section], f: dataclasses.Field) -> bool:
+    """Whether an option may have several values, each for a run of its own: it changes results and has one value."""
+    return f.metadata["identity"] and field_type(cls, f.name)[1] == 0 and f.name != "distillation_steps"
+
+
+def checked(cls: type[Section], name: str, value: Any) -> Any:
+    """A value as a field of a section holds it. Raises ConfigError."""
+    f = cls.__dataclass_fields__[name]
     kind, depth = field_type(cls, f.name)
     value = _plain(value)
     if depth == 2 and isinstance(value, list) and not any(isinstance(_plain(v), list) for v in value):
@@ -145,8 +158,13 @@ def _as_float(value: float) -> float:
 METAVARS = {"output": "DIR", "data_dir": "DIR", "teacher_ckpt": "FILE", "alpha_schedule": "ALPHA"}
 
 
-def add_option(group: argparse._ArgumentGroup, cls: type[Section], f: dataclasses.Field, **options: Any) -> None:
-    """Add the command-line option of a section's field to a group; ``options`` go to ``add_argument``."""
+def add_option(
+    group: argparse._ArgumentGroup, cls: type[Section], f: dataclasses.Field, axis: bool = False, **options: Any
+) -> None:
+    """Add the command-line option of a section's field to a group; ``options`` go to ``add_argument``.
+
+    With ``axis`` it takes several values, if it is not a switch.
+    """
     kind, depth = field_type(cls, f.name)
     flag = f"--{f.name.replace('_', '-')}"
     text = f.metadata["help"]
@@ -159,7 +177,7 @@ def add_option(group: argparse._ArgumentGroup, cls: type[Section], f: dataclasse
         values = f.default if isinstance(f.default, tuple) else (f.default,)
         text += f" [default: {' '.join(map(str, values))}]"
     choices = f.metadata["choices"]
-    options |= {"nargs": "+"} if depth else {}
+    options |= {"nargs": "+"} if depth or axis else {}
     if depth == 2:
         options["action"] = "append"
     group.add_argument(

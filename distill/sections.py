@@ -326,6 +326,7 @@ class RunConfig(Section):
     tensorboard: bool = option(
         False, "also write TensorBoard's event files into the models' folders (needs the package)", identity=False
     )
+    yes: bool = option(False, "train a grid of more than 100,000 models", identity=False)
 
     def check(self) -> None:
         kind, _, index = self.device.partition(":")

@@ -68,6 +68,7 @@ WHERE = {
     "threads": 3,
     "jobs": 2,
     "tensorboard": True,
+    "yes": True,
 }
 
 

@@ -254,8 +254,8 @@ def test_numbers_and_arrays_of_numpy_are_taken(name, given, taken):
 @pytest.mark.parametrize(
     ("options", "size"),
     [
-        ({"seed": range(20_000)}, "20,000 seeds, 1 alphas and 5 steps make up to 120,000 models"),
-        ({"alpha": np.linspace(0, 1, 10**5)}, "1 seeds, 100,000 alphas and 5 steps make up to 500,001 models"),
+        ({"seed": range(20_000)}, "20,000 seeds make up to 120,000 models"),
+        ({"alpha": np.linspace(0, 1, 10**5)}, "100,000 alphas and 5 steps make more than 100,000 models of one seed"),
     ],
     ids=["seeds", "alphas"],
 )

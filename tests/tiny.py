@@ -22,6 +22,7 @@ from distill.records import write_json
 from distill.reporting.results import RunResults
 from distill.store.results import Result, columns
 from distill.store.rundir import RunDir
+from distill.study import expand
 from distill.training import cuda_graph as graph
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +119,7 @@ def contents(run: Path) -> dict:
     read = {
         ".csv": rows,
         ".json": lambda path: None if path.name == "environment.json" else result(path),
-        ".toml": lambda path: from_dict(read_toml(path)).identity,
+        ".toml": lambda path: [setting.config.identity for setting in expand(read_toml(path)).settings],
         ".html": lambda path: None,  # the report shows seconds and the run's folder
     }
     files = sorted(path for path in run.rglob("*") if path.is_file() and not path.name.endswith(".lock"))

@@ -17,6 +17,7 @@ from distill.arms import Fixed, Target
 from distill.chains.checkpoints import read_tensors, write_tensors
 from distill.chains.session import Session
 from distill.config import Config
+from distill.configfile import FORMAT
 from distill.errors import ConfigError, TrainingError
 from distill.files import sha256, write_derived
 from distill.randomness import RNG_LOCK, torch_seed
@@ -310,6 +311,7 @@ def finish_model(
     write_tensors(spec.folder / "model.pt", {name: t.cpu().contiguous() for name, t in model.state_dict().items()})
     write_predictions(spec.folder, _kept(predictions))
     record = result.row() | {
+        "format": FORMAT,
         "selected_epoch": last.get("epoch"),
         "model_sha256": sha256(spec.folder / "model.pt"),
         "predictions_sha256": sha256(spec.folder / PREDICTIONS),

@@ -27,6 +27,7 @@ from distill.records import DamagedRecordError, digest_of_parts
 from distill.store.events import require_tensorboard
 from distill.store.results import read_record
 from distill.store.rundir import RunDir
+from distill.study import with_held
 from distill.training.device import pick_device, set_up, torch_defaults
 from distill.training.listener import Listener
 from distill.training.models import Classifier, forked_rng
@@ -198,6 +199,7 @@ def prepare(
         config = replace(config, model=replace(config.model, resnet=CUSTOM_MODEL, stem=None, width=None, network=None))
     elif config.model.is_python:
         raise ConfigError("this run's network came from Python: give it to run() as network")
+    config = with_held(config)
     experiment = Experiment(config, source, device, network)
     experiment.set_up()
     return experiment

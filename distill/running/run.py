@@ -49,7 +49,7 @@ def create_run(config: Config, source: Source | None = None, network: Callable[[
     """
     with caller_unaffected(config):
         experiment = prepare_with_jobs(config, source, network)
-        _check(experiment)
+        check(experiment)
         _begin(experiment, Listener())
         return experiment.config.output
 
@@ -67,7 +67,7 @@ def run_experiments(
 ) -> list[LoadedRun]:
     """Train all units of several experiments, which agree in device and jobs: see ``run_experiment``."""
     for experiment in experiments:
-        _check(experiment)
+        check(experiment)
     for experiment in experiments:
         _begin(experiment, listener)
     runs = [RunDir(experiment.config.output) for experiment in experiments]
@@ -92,7 +92,7 @@ def progress_of(experiment: Experiment, teachers_only: bool = False) -> Progress
     return Progress(models, config.train.epochs, job_count(config))
 
 
-def _check(experiment: Experiment) -> None:
+def check(experiment: Experiment) -> None:
     """Check every seed's data and the given teacher now, rather than after hours of training other seeds."""
     chain = experiment.config.chain
     for seed in chain.seed:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import arms, metrics
+from distill.configfile import check_format
 from distill.errors import ConfigError
 from distill.records import DamagedRecordError, read_json
 
@@ -174,6 +175,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / "result.json"
     try:
         content = read_json(file)
+        check_format(content, f"{file}: ")
         if missing := sorted((REQUIRED | MODEL_KEYS) - content.keys()):
             raise DamagedRecordError(f"{file} is damaged (it lacks {', '.join(missing)})")
         if "metrics_sha256" in content and "sha256" not in content:  # an old version has neither

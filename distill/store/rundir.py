@@ -16,14 +16,14 @@ import time
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill.arms import PROBE, Estimated, arm_folder, students
-from distill.config import Config
-from distill.configfile import read_config, to_toml
+from distill.config import GRID, Config
+from distill.configfile import to_toml
 from distill.environment import commit
 from distill.errors import ConfigError
 from distill.files import open_file, read_text, remove_leftovers, sha256, write_atomically, write_derived
@@ -31,10 +31,11 @@ from distill.program import complain
 from distill.records import DamagedRecordError, digest_of_parts, read_json, write_json
 from distill.store import claims
 from distill.store.results import Result, columns, name_model, read_record, sort_key
+from distill.study import read_study, with_held
 
 STATE = "training_state.pt"
 MOST_HASHED = 2**24  # bytes of a model.pt that is read whole whenever a run begins
-ARMS = ("chain.alpha", "chain.alpha_schedule", "chain.target")
+_GRID = tuple(f"chain.{name}" for name in GRID)
 
 
 def to_csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -84,15 +85,15 @@ class Model(NamedTuple):
 
 
 def options_of_models(config: Config) -> dict[str, Any]:
-    """The options that affect results, as read back from JSON, without the arms, which a model's folder names."""
-    options = {name: value for name, value in config.identity.items() if name not in ARMS}
+    """The options that affect results, as read back from JSON, without the grid: a model's folder names its place."""
+    options = {name: value for name, value in config.identity.items() if name not in _GRID}
     return json.loads(json.dumps(options))
 
 
 def check_options(file: Path, recorded: dict[str, Any] | None, config: Config) -> None:
     """Raise ConfigError if the options that ``file`` records are not this run's. An old version recorded none."""
     here = options_of_models(config)
-    there = here if recorded is None else {name: value for name, value in recorded.items() if name not in ARMS}
+    there = here if recorded is None else {name: value for name, value in recorded.items() if name not in _GRID}
     differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     if differing:
         raise DamagedRecordError(
@@ -170,13 +171,19 @@ class RunDir:
                 found.append(Model(folder, seed, student.arm, step))
         return found
 
+    def is_finished(self, config: Config) -> bool:
+        """Whether all models of a run are finished, as far as their folders show."""
+        return all(
+            each.folder.name == "probe" or (each.folder / "result.json").exists() for each in self.models(config)
+        )
+
     def config(self) -> Config:
         """The configuration of the run in this folder, as its output. Raises ConfigError if there is none."""
-        file = self.path / "config.toml"
-        if not file.exists():
-            raise ConfigError(f"{self.path} holds no run (no config.toml in it)")
-        config = read_config(file)
-        return replace(config, run=replace(config.run, output=str(self.path)))
+        study = read_study(self.path)
+        if study.axes:
+            folder = study.settings[0].config.output
+            raise ConfigError(f"{self.path} holds a study of several runs: name one of its folders, such as {folder}")
+        return study.settings[0].config
 
     def check_data(self, fingerprint: str) -> None:
         """Raise ConfigError if the run in this folder is on other data."""
@@ -197,22 +204,21 @@ class RunDir:
     def begin(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or continue in it. Raises ConfigError if it holds another run, or other data."""
         self.check(config, fingerprint)
-        write_atomically(self.path / "config.toml", to_toml(config))
+        held = with_held(config, self._is_worked_on)  # another process may have extended it
+        write_atomically(self.path / "config.toml", to_toml(held))
         write_atomically(self.path / "data.sha256", fingerprint + "\n")
+
+    @property
+    def _is_worked_on(self) -> bool:
+        """Whether a process trains a model of this run."""
+        return any(name.startswith("seed_") for name in claims.holders(self.path))
 
     def check(self, config: Config, fingerprint: str) -> None:
         """Raise ConfigError if the folder holds another run, or one on other data."""
-        file = self.path / "config.toml"
-        working = any(name.startswith("seed_") for name in claims.holders(self.path))
-        begun = working or any(self.path.glob("seed_*/**/*.pt"))
-        if not file.exists() or not begun:
+        working = self._is_worked_on
+        if not (self.path / "config.toml").exists() or not (working or any(self.path.glob("seed_*/**/*.pt"))):
             return
-        held = read_config(file)
-        # A run that has no student yet, because it was only previewed, may continue with other arms.
-        previewed = not any(self.path.glob("seed_*/*/step_*"))
-        ignored = ARMS if previewed else ()
-        if differing := config.differences(held, ignored):
-            raise ConfigError(f"{self.path} holds a run with other options: {differing}; choose another --output")
+        with_held(config, working)
         try:
             self.check_data(fingerprint)
         except DamagedRecordError:

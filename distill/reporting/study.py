@@ -1,0 +1,238 @@
+"""The report of a study: its results.csv, its tables, accuracy against an axis, and one page for all settings."""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.arms import arm_name, arm_title, sort_key
+from distill.errors import ConfigError, suggestion
+from distill.files import followed, write_atomically, write_derived
+from distill.pages.html import PAGE, Part, View, render_page, svg
+from distill.pages.style import draw, line_style, new_figure, styled
+from distill.pages.tables import FORMATS, Spread, Table, shaded
+from distill.reporting.page_tables import link
+from distill.reporting.results import RunResults, metric_labels
+from distill.reporting.run_report import tables
+from distill.reporting.statistics import interval, spread
+from distill.store.results import columns
+from distill.store.rundir import to_csv
+from distill.study import Setting, Study, read_study, shown
+
+if typing.TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_TABLES = 4  # settings whose own tables are printed
+MOST_PANELS = 12
+TEACHER: dict[str, Any] = {"color": "#808080", "marker": "", "linestyle": "--"}
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """The results of each setting of a study that has a finished model."""
+
+    study: Study
+    runs: list[tuple[Setting, RunResults]]
+
+    @classmethod
+    def load(cls, path: Path) -> StudyResults:
+        """The results of the study in a folder. Raises ConfigError."""
+        study = read_study(path)
+        begun = [each for each in study.settings if (each.config.output / "config.toml").exists()]
+        loaded = [(setting, RunResults.load(setting.config.output)) for setting in begun]
+        return cls(study, [(setting, run) for setting, run in loaded if run or run.problems])
+
+    @property
+    def arms(self) -> list[str]:
+        """The names of all arms with students."""
+        return sorted({name for _, run in self.runs for arm in run.arms if (name := arm_name(arm))}, key=sort_key)
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for each model whose record cannot be read."""
+        return [problem for _, run in self.runs for problem in run.problems]
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last students of the study."""
+        chain = self.study.settings[0].config.chain
+        return chain.first_step + chain.distillation_steps
+
+    def axis(self, name: str | None) -> str:
+        """The axis ``name`` or, by default, the one with the most values, numbers first. Raises ConfigError."""
+        axes = self.study.axes
+        if name is None:
+            return max(axes, key=lambda each: (_is_numeric(axes[each]), len(axes[each])))
+        name = name.replace("-", "_")
+        if name not in axes:
+            raise ConfigError(f"--x {name}: the axes of this study are {', '.join(axes)}{suggestion(name, axes)}")
+        return name
+
+    def accuracies(self, run: RunResults, arm: str | None, step: int) -> list[float]:
+        """The test accuracies of the seeds of a setting, of an arm at a step or (None) of the teacher."""
+        steps = run.by_arm().get(arm, {}) if arm is not None else next(iter(run.by_arm().values()), {})
+        return steps.get(run.chain.first_step if arm is None else step, [])
+
+
+def _is_numeric(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def report(results: StudyResults, x: str | None = None, output: Path | None = None) -> str:
+    """Write results.csv, the figure and the page of a study; return its tables. With ``output``, the page alone."""
+    path = results.study.path
+    x = results.axis(x)
+    if output is not None:
+        write_atomically(followed(output), page(results, output.absolute().parent, x))
+        return f"{tables_of(results)}\n\nthe page is {output}"
+    write_results(results)
+    if results.runs:
+        draw(path / f"accuracy_by_{x}", x_figure, results, x)
+    write_derived(path / PAGE, page(results, path, x))
+    return f"{tables_of(results)}\n\nthe page is {path / PAGE}"
+
+
+def write_results(results: StudyResults) -> None:
+    """Write the study's results.csv: the rows of every setting, with a column for each axis."""
+    rows = [setting.values | result.row() for setting, run in results.runs for result in run]
+    write_derived(results.study.path / "results.csv", to_csv([*results.study.axes, *columns()], rows))
+
+
+def tables_of(results: StudyResults) -> str:
+    """The tables of a few settings, and the one of all."""
+    if not results.runs:
+        return f"{results.study.path}: no model is finished yet"
+    few = [f"{setting.title}\n{tables(run)}" for setting, run in results.runs if len(results.runs) <= MOST_TABLES]
+    return "\n\n".join([*few, settings_table(results).text()])
+
+
+def formatted(results: StudyResults, kind: str) -> str:
+    """The table of all settings in a format of ``FORMATS``."""
+    return FORMATS[kind](settings_table(results))
+
+
+def settings_table(results: StudyResults) -> Table:
+    """Test accuracy at the last step, means and deviations over seeds: a row per setting, a column per arm."""
+    step = results.last_step
+    rows = []
+    for setting, run in results.runs:
+        cells = [results.accuracies(run, arm, step) for arm in (None, *results.arms)]
+        rows.append([setting.title, *(Spread(*spread(values), len(values)) if values else None for values in cells)])
+    header = ["setting", "teacher", *(arm_title(arm).replace(" =", "") for arm in results.arms)]
+    return Table(f"Test accuracy at step {step}, mean ± standard deviation over seeds", header, rows)
+
+
+@styled()
+def x_figure(results: StudyResults, x: str) -> Figure:
+    """Test accuracy at the last step against an axis, with 95 % intervals over seeds: a line per arm.
+
+    The other axes make the panels, of which the first ``MOST_PANELS`` are drawn.
+    """
+    panels: dict[str, list[tuple[Any, RunResults]]] = {}
+    for setting, run in results.runs:
+        rest = {name: value for name, value in setting.values.items() if name != x}
+        panels.setdefault(Setting(rest, setting.config).title, []).append((setting.values[x], run))
+    number = min(len(panels), MOST_PANELS)
+    columns = min(number, 4)
+    rows = math.ceil(number / columns)
+    figure = new_figure(max(4.5, 2.6 * columns), 1.0 + 2.4 * rows)
+    drawn = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axes, (title, points) in zip(drawn, panels.items(), strict=False):
+        axes.set_title(title, parse_math=False, wrap=True)
+        axes.grid(alpha=0.3)
+        for i, arm in enumerate((None, *results.arms)):
+            _draw_line(axes, results, x, points, arm, TEACHER if arm is None else line_style(i - 1))
+        _set_axis(axes, results.study.axes[x])
+    for i, axes in enumerate(drawn):
+        axes.set(xlabel=x.replace("_", " ") if i + columns >= number else "")
+        if i >= number:
+            axes.set_axis_off()
+    drawn[0].set_ylabel(f"{metric_labels()['test_acc']}, step {results.last_step}")
+    handles, names = drawn[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=5, title="bars: 95 % intervals over seeds")
+    return figure
+
+
+def _draw_line(
+    axes: Axes,
+    results: StudyResults,
+    x: str,
+    points: list[tuple[Any, RunResults]],
+    arm: str | None,
+    style: dict[str, Any],
+) -> None:
+    values = results.study.axes[x]
+    found = [(value, results.accuracies(run, arm, results.last_step)) for value, run in points]
+    at = [value if _is_numeric(values) else values.index(value) for value, accuracies in found if accuracies]
+    means = [interval(accuracies) for _, accuracies in found if accuracies]
+    halves = [0.0 if math.isnan(half) else half for _, half in means]
+    order = sorted(range(len(at)), key=at.__getitem__)
+    axes.errorbar(
+        [at[i] for i in order],
+        [means[i][0] for i in order],
+        [halves[i] for i in order] if any(halves) else None,
+        markersize=4,
+        elinewidth=0.8,
+        label=arm_title(arm),
+        **style,
+    )
+
+
+def _set_axis(axes: Axes, values: tuple[Any, ...]) -> None:
+    """The scale and ticks of an axis: logarithmic if its numbers span decades, names for what is no number."""
+    if not _is_numeric(values):
+        axes.set_xticks(range(len(values)), [shown(value) for value in values])
+    elif min(values) > 0 and max(values) >= 30 * min(values):
+        axes.set_xscale("log")
+
+
+def page(results: StudyResults, base: Path, x: str) -> str:
+    """The page of a study, as HTML; ``base`` is the folder that its links begin in."""
+    parts = [Part("What is missing", lines=results.problems)] if results.problems else []
+    for i, axis in enumerate(sorted(results.study.axes, key=lambda name: name != x) if results.runs else ()):
+        name = axis.replace("_", " ")
+        label = f"Test accuracy at step {results.last_step} against {name}, a panel per value of the other axes"
+        parts.append(Part(f"Against {name}", figures=[svg(x_figure(results, axis), label, f"x{i}")]))
+    settings = Part("Settings", tables=[shaded(settings_table(results))], sorts=True)
+    parts += [settings, Part("Folders", tables=[_folders(results, base)])]
+    return render_page(f"{results.study.path}", [View("study", sentence(results), answer(results), parts)])
+
+
+def sentence(results: StudyResults) -> str:
+    """What was run, in one sentence."""
+    config = results.study.settings[0].config
+    axes = "; ".join(
+        f"{name.replace('_', ' ')} {', '.join(map(shown, values))}" for name, values in results.study.axes.items()
+    )
+    finished = sum(len(run) for _, run in results.runs)
+    return (
+        f"{config.model.name} on {config.data.dataset}: {len(results.study.settings)} settings ({axes}), alpha "
+        f"{', '.join(results.arms) or 'none'}, seed {' '.join(map(str, config.chain.seed))}, "
+        f"{config.chain.distillation_steps} students each; {finished} models are finished."
+    )
+
+
+def answer(results: StudyResults) -> list[str]:
+    """The setting, arm and step that the held-out images choose, if any were held out."""
+    best = []
+    for setting, run in results.runs:
+        try:
+            best.append((run.best(), setting.title))
+        except ConfigError:  # nothing was held out
+            continue
+    if not best:
+        return []
+    found, title = max(best, key=lambda each: each[0].val_acc)
+    return [f"Best by held-out images: {title}, {found.name} (held-out accuracy {found.val_acc:.4f})"]
+
+
+def _folders(results: StudyResults, base: Path) -> Table:
+    rows = [
+        [setting.title, len(run), [link(setting.config.output, base, setting.config.output.name)]]
+        for setting, run in results.runs
+    ]
+    return Table("The runs of the study", ["setting", "finished models", "folder"], rows)

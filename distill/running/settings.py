@@ -1,0 +1,118 @@
+"""The settings of a study: their experiments, checked before the first is trained, and the teachers that they share."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from distill.config import Config
+from distill.files import write_atomically
+from distill.pages.tables import filled
+from distill.running.describe import describe, format_count
+from distill.running.experiment import Experiment, count_models, job_count
+from distill.running.jobs import prepare_with_jobs
+from distill.running.progress import Progress
+from distill.running.run import check, run_experiments
+from distill.running.schedule import FailedError
+from distill.store import claims
+from distill.store.predictions import PREDICTIONS
+from distill.store.records import write_json
+from distill.store.results import read_record
+from distill.store.rundir import RunDir, options_of_models
+from distill.study import Study, shown, with_held
+from distill.training.listener import Listener
+
+IMAGES = ("dataset", "data_dir", "image_size", "labels")  # the options that say which images are read
+STUDENTS_ONLY = ("chain.student_init", "chain.alpha_range", "train.temperature")  # a teacher does not depend on them
+
+
+def prepare_study(study: Study) -> list[Experiment]:
+    """The experiment of each setting. Images that settings share are read once. Writes nothing. Raises UserError.
+
+    The data and network of every setting that is not finished are checked now, rather than after hours of training.
+    """
+    experiments: list[Experiment] = []
+    checked = set()
+    for setting in study.settings:
+        config = setting.config
+        before = experiments[-1] if experiments else None
+        if before is None or any(getattr(before.config.data, n) != getattr(config.data, n) for n in IMAGES):
+            experiment = prepare_with_jobs(config, progress=True)
+        else:
+            run = replace(config.run, jobs=before.config.run.jobs)
+            experiment = replace(before, config=with_held(replace(config, run=run)))
+        experiments.append(experiment)
+        key = (config.data, config.model, config.train.batch_size, config.train.fast_dev_run)
+        if key not in checked and not RunDir(config.output).is_finished(config):
+            checked.add(key)
+            check(experiment)
+    return experiments
+
+
+def describe_study(study: Study, experiments: list[Experiment]) -> str:
+    """A study in a line, and its first setting."""
+    axes = ", ".join(f"{name.replace('_', ' ')} {' '.join(map(shown, values))}" for name, values in study.axes.items())
+    models = sum(count_models(experiment.config) for experiment in experiments)
+    count = f"{format_count(len(experiments), 'setting')}, {format_count(models, 'model')}"
+    return "\n".join([filled(f"study   {count}: {axes}; the first:", indent=8), describe(experiments[0])])
+
+
+def progress_of_study(experiments: list[Experiment], teachers_only: bool) -> Progress:
+    """The progress of all settings for a person; the caller closes it."""
+    configs = [experiment.config for experiment in experiments]
+    models = sum(len(config.chain.seed) if teachers_only else count_models(config) for config in configs)
+    return Progress(models, max(config.train.epochs for config in configs), job_count(configs[0]))
+
+
+def train_study(study: Study, experiments: list[Experiment], listener: Listener, teachers_only: bool) -> None:
+    """Train the settings of a study. Raises FailedError if some models could not be trained."""
+    RunDir(study.path).open()
+    with claims.turn(study.path, "begin"):
+        write_atomically(study.path / "config.toml", study.toml())
+    first: dict[str, Experiment] = {}
+    for experiment in experiments:
+        first.setdefault(_teacher(experiment.config), experiment)
+    shared = [(experiment, first[_teacher(experiment.config)]) for experiment in experiments]
+    shared = [(experiment, donor) for experiment, donor in shared if experiment is not donor]
+    if shared and not teachers_only:
+        donors = {donor.config.output: donor for _, donor in shared}
+        with suppress(FailedError):  # what needs the failed teachers fails below
+            run_experiments(list(donors.values()), listener, teachers_only=True)
+    for experiment, donor in shared:
+        _take_teachers(experiment, donor.config)
+    run_experiments(experiments, listener, teachers_only)
+
+
+def _take_teachers(experiment: Experiment, donor: Config) -> None:
+    """Take the finished teachers of another setting, which trains the same ones."""
+    config = experiment.config
+    rundir = RunDir(config.output)
+    rundir.open()
+    with claims.turn(rundir.path, "begin"):
+        rundir.begin(config, experiment.source.fingerprint)
+        for seed in config.chain.seed:
+            there, here = (RunDir(c.output).model(seed, None, config.chain.first_step) for c in (donor, config))
+            if (there / "result.json").exists() and not (here / "result.json").exists():
+                record = read_record(there)
+                rundir.make_folder(here)
+                for name in ("model.pt", "metrics.csv", PREDICTIONS):
+                    _link(there / name, here / name)
+                write_json(here / "result.json", record | {"configuration": config.identity})
+
+
+def _teacher(config: Config) -> str:
+    """The options that a teacher depends on."""
+    ignored = (*STUDENTS_ONLY, *(() if config.data.corrupts else ("data.label_noise_kind",)))
+    options = options_of_models(config)
+    return json.dumps({name: options[name] for name in sorted(options) if name not in ignored})
+
+
+def _link(there: Path, here: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot. No file of a run is changed in place."""
+    if there.exists():
+        here.unlink(missing_ok=True)
+        try:
+            os.link(there, here)
+        except OSError:
+            write_atomically(here, there.read_bytes())
