@@ -21,8 +21,8 @@ def whole(tmp_path_factory):
 
 
 def models(path) -> dict:
-    """The models of a study and all that is computed from them, without times."""
-    names = {".pt": lambda file: file.read_bytes(), ".json": result}
+    """The models of a study and all that is computed from them, without times and the grid of the time."""
+    names = {".pt": lambda file: file.read_bytes(), ".json": lambda file: result(file) | {"configuration": None}}
     found = {
         file.relative_to(path): names[file.suffix](file) for file in path.rglob("step_*/*") if file.suffix in names
     }
