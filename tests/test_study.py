@@ -186,7 +186,7 @@ def test_a_directory_of_a_newer_version_is_refused(capsys, tmp_path, file):
     if file == "result.json":
         import json
 
-        from distill.store.records import write_json
+        from distill.records import write_json
 
         content = json.loads(changed.read_text())
         del content["sha256"]

@@ -151,6 +151,8 @@ def x_figure(results: StudyResults, x: str) -> Figure:
         axes.set(xlabel=x.replace("_", " ") if i + columns >= number else "")
         if i >= number:
             axes.set_axis_off()
+    low, high = drawn[0].get_ylim()
+    drawn[0].set_ylim(max(low, -0.02), min(high, 1.02))  # an interval of few seeds may exceed what an accuracy can be
     drawn[0].set_ylabel(f"{metric_labels()['test_acc']}, step {results.last_step}")
     handles, names = drawn[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=5, title="bars: 95 % intervals over seeds")

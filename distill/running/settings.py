@@ -9,6 +9,7 @@ from pathlib import Path
 from distill.config import Config
 from distill.files import write_atomically
 from distill.pages.tables import filled
+from distill.records import write_json
 from distill.running.describe import describe, format_count
 from distill.running.experiment import Experiment, count_models, job_count
 from distill.running.jobs import prepare_with_jobs
@@ -17,7 +18,6 @@ from distill.running.run import check, run_experiments
 from distill.running.schedule import FailedError
 from distill.store import claims
 from distill.store.predictions import PREDICTIONS
-from distill.store.records import write_json
 from distill.store.results import read_record
 from distill.store.rundir import RunDir, options_of_models
 from distill.study import Study, shown, with_held
