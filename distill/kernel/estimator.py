@@ -3,7 +3,6 @@
 ``fit`` computes the chain of ``distill.krr``, with the kernels of ``sklearn.metrics.pairwise``.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -98,47 +97,6 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
     [0.9, 0.84, 0.76]
     """
 
-    def fit(self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Fit the chain to X (n, p), or (n, n) if precomputed, and y (n,) or (n, m).
-
-        ``sample_weight``: a number or (n,), >= 0. At every fit the squared error of point i, to the ground
-        truth and to the teacher alike, counts w_i times: a whole number w_i is w_i copies of the point
-        (except that the number of points, which "auto" uses, counts it once), 0 leaves it out.
-        """
-        X, y = self._check_X(X, y, multi_output=True, y_numeric=True)
-        return self._fit_targets(X, np.asarray(y, dtype=np.float64), sample_weight)
-
-    @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
-    def partial_fit(self, X: Rows, y: ArrayLike) -> Self:
-        """Fit the chain to these rows and those of earlier calls; X (n, p) dense, y (n,) or (n, m).
-
-        For kernel="linear" and solver="auto". Each call decomposes a p × p matrix.
-        """
-        X, y = self._check_X(X, y, multi_output=True, y_numeric=True, reset=not hasattr(self, "coef_"))
-        return self._fit_partially(X, np.asarray(y, dtype=np.float64))
-
-    def predict(self, X: Rows) -> FloatArray:
-        """f^(n_steps)(X), (q,) or (q, m)."""
-        return self._predict_targets(X)
-
-    def staged_predict(self, X: Rows, steps: Iterable[float] | None = None) -> Iterator[FloatArray]:
-        """Yield f^(step)(X), (q,) or (q, m), for ``steps`` (default: 1, ..., n_steps; inf is the limit).
-
-        A fitted estimator holds its last step only; this solves for all steps at once, at the cost of a fit.
-        """
-        yield from self._staged_targets(X, steps)
-
-    def path(
-        self, X: Rows, y: ArrayLike, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike, X_val: Rows, y_val: ArrayLike
-    ) -> FloatArray:
-        """Mean squared errors on (X_val, y_val) of chains fitted to (X, y), (alphas, lams, steps) float64.
-
-        All from one decomposition, or one factorisation for each ridge; see ``distill.krr.risk_map``. X (n, p),
-        y (n,) or (n, m), X_val (q, p), y_val (q,) or (q, m), dense; for kernel="precomputed" X is (n, n) and X_val
-        (q, n). Uses the kernel's parameters and the solver of this estimator, and does not change it, fitted or not.
-        """
-        return self._path(X, y, X_val, y_val, alphas, lams, steps)
-
 
 class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
     """Classification by self-distilled kernel ridge regression on one-hot targets.
@@ -165,53 +123,37 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
     0.97
     """
 
-    def fit(self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Fit the chain to X (n, p), or (n, n) if precomputed, and labels y (n,).
-
-        ``sample_weight`` as in ``SelfDistilledKernelRidge.fit``.
-        """
-        X, y = self._check_X(X, y)
+    def _validated(self, X: Rows, y: ArrayLike, classes: ArrayLike | None = None, **options: Any) -> tuple[Rows, Any]:
+        """X, and one-hot y (n, n_classes); sets ``classes_`` to ``classes`` or the labels in y, or keeps it."""
+        X, y = self._check_X(X, y, **options)
         check_classification_targets(y)
-        self.classes_ = np.unique(y)
-        return self._fit_targets(X, one_hot(y, self.classes_), sample_weight)
+        if options.get("reset", True):
+            self.classes_ = np.unique(np.asarray(y if classes is None else classes))
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(f"label {unknown[0]} is not among the classes of the first call")
+        return X, one_hot(y, self.classes_)
+
+    def _decoded(self, outputs: FloatArray) -> NDArray[Any]:
+        return self.classes_[np.argmax(outputs, axis=1)]
+
+    def _path_targets(self, y: ArrayLike, y_val: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
+        y = column_or_1d(y)
+        check_classification_targets(y)
+        classes = np.unique(y)
+        return one_hot(y, classes), one_hot(column_or_1d(y_val), classes)
 
     @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
     def partial_fit(self, X: Rows, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
         """As ``SelfDistilledKernelRidge.partial_fit``, for labels y (n,); the first call needs all ``classes``."""
-        first = not hasattr(self, "coef_")
-        X, y = self._check_X(X, y, reset=first)
-        if first:
-            if classes is None:
-                raise ValueError("the first call of partial_fit needs classes, the labels of all blocks")
-            self.classes_ = np.unique(np.asarray(classes))
-        unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown):
-            raise ValueError(f"label {unknown[0]} is not among the classes of the first call")
-        return self._fit_partially(X, one_hot(y, self.classes_))
+        if classes is None and not hasattr(self, "coef_"):
+            raise ValueError("the first call of partial_fit needs classes, the labels of all blocks")
+        return self._fit_partially(X, y, classes=classes)
 
     def decision_function(self, X: Rows) -> FloatArray:
         """Outputs (q, n_classes); for two classes the second's minus the first's, (q,)."""
-        outputs = self._predict_targets(X)
+        outputs = self._predicted(X)
         return outputs[:, 1] - outputs[:, 0] if len(self.classes_) == 2 else outputs
-
-    def predict(self, X: Rows) -> NDArray[Any]:
-        """Labels (q,)."""
-        outputs = self._predict_targets(X)
-        return self.classes_[np.argmax(outputs, axis=1)]
-
-    def staged_predict(self, X: Rows, steps: Iterable[float] | None = None) -> Iterator[NDArray[Any]]:
-        """Yield the labels (q,) at each of ``steps``, as ``SelfDistilledKernelRidge.staged_predict``."""
-        for outputs in self._staged_targets(X, steps):
-            yield self.classes_[np.argmax(outputs, axis=1)]
-
-    def path(
-        self, X: Rows, y: ArrayLike, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike, X_val: Rows, y_val: ArrayLike
-    ) -> FloatArray:
-        """Mean squared errors of outputs against one-hot labels, as ``SelfDistilledKernelRidge.path``."""
-        y = column_or_1d(y)
-        check_classification_targets(y)
-        classes = np.unique(y)
-        return self._path(X, one_hot(y, classes), X_val, one_hot(column_or_1d(y_val), classes), alphas, lams, steps)
 
 
 def one_hot(labels: ArrayLike, classes: NDArray[Any]) -> FloatArray:

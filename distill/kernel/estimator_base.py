@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import LinAlgWarning
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from sklearn.base import BaseEstimator
@@ -16,6 +16,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import pairwise_kernels
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from distill.environment import available_memory
@@ -136,8 +137,25 @@ class SelfDistilledBase(BaseEstimator):
         sparse = False if precomputed or self.fit_intercept else ("csr", "csc")
         return validate_data(self, X, y, accept_sparse=sparse, dtype=dtype, **options)
 
-    def _fit_targets(self, X: Rows, targets: FloatArray, sample_weight: ArrayLike | None) -> Self:
-        """Fit to validated X and targets (n,) or (n, m): sets the attributes with a trailing underscore."""
+    def _validated(self, X: Rows, y: ArrayLike, **options: Any) -> tuple[Rows, FloatArray]:
+        """Checked inputs, and targets (n,) or (n, m)."""
+        X, y = self._check_X(X, y, multi_output=True, y_numeric=True, **options)
+        return X, np.asarray(y, dtype=np.float64)
+
+    def _decoded(self, outputs: FloatArray) -> NDArray[Any]:
+        return outputs
+
+    def _path_targets(self, y: ArrayLike, y_val: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
+        return y, y_val
+
+    def fit(self, X: Rows, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit the chain to X (n, p), or (n, n) if precomputed, and y (n,) or (n, m), or labels (n,).
+
+        ``sample_weight``: a number or (n,), >= 0. At every fit the squared error of point i, to the ground
+        truth and to the teacher alike, counts w_i times: a whole number w_i is w_i copies of the point
+        (except that the number of points, which "auto" uses, counts it once), 0 leaves it out.
+        """
+        X, targets = self._validated(X, y)
         weight = as_sample_weight(sample_weight, len(targets))
         self._keep: Any = ALL if weight is None else np.flatnonzero(weight)
         weight = None if weight is None else weight[self._keep]
@@ -159,8 +177,16 @@ class SelfDistilledBase(BaseEstimator):
             raise ValueError("fit_intercept=True needs kernel='linear' and solver='auto'")
         return linear and (self.fit_intercept or X.shape[1] < len(X))
 
-    def _fit_partially(self, X: FloatArray, targets: FloatArray) -> Self:
-        """Add a block of rows to those fitted before, and fit the chain to all."""
+    @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
+    def partial_fit(self, X: Rows, y: ArrayLike) -> Self:
+        """Fit the chain to these rows and those of earlier calls; X (n, p) dense, y (n,) or (n, m).
+
+        For kernel="linear" and solver="auto". Each call decomposes a p × p matrix.
+        """
+        return self._fit_partially(X, y)
+
+    def _fit_partially(self, X: Rows, y: ArrayLike, **options: Any) -> Self:
+        X, targets = self._validated(X, y, reset=not hasattr(self, "coef_"), **options)
         if isinstance(self.alpha, str) and self.validation_fraction is not None:
             raise ValueError("partial_fit keeps no points to hold out; set validation_fraction=None")
         sums = getattr(self, "_sums", None)
@@ -199,7 +225,7 @@ class SelfDistilledBase(BaseEstimator):
         K = K[np.ix_(self._keep, self._keep)]
         K *= self._root[:, None]
         K *= self._root
-        return K, _rows_times(self._targets[self._keep], self._root)
+        return K, (self._targets[self._keep].T * self._root).T
 
     def _problem_by_products(self, train: Any = ALL, held_out: Any = None) -> tuple[LinearOperator, FloatArray]:
         """As ``_problem``, for block Lanczos, of the points ``train`` among these, or from them to ``held_out``."""
@@ -215,7 +241,7 @@ class SelfDistilledBase(BaseEstimator):
         if self._root is None:
             return K, targets
         left, right = (aslinearoperator(scipy.sparse.diags_array(self._root[part])) for part in (rows, train))
-        return left @ K @ right, _rows_times(targets, self._root[rows])
+        return left @ K @ right, (targets.T * self._root[rows]).T
 
     def _chain(self, steps: list[float]) -> solvers.Chain:
         """The chain at ``steps``, with a coefficient for each feature or each point, 0 for points without weight."""
@@ -241,7 +267,7 @@ class SelfDistilledBase(BaseEstimator):
         if self._root is None:
             return chain
         coefficients = np.zeros((len(steps), *self._targets.shape))
-        coefficients[:, self._keep] = [_rows_times(c, self._root) for c in chain.coefficients]
+        coefficients[:, self._keep] = [(c.T * self._root).T for c in chain.coefficients]
         return replace(chain, coefficients=coefficients)
 
     def _choose_alphas(self, X: Rows, targets: FloatArray, weight: FloatArray | None) -> FloatArray:
@@ -306,7 +332,11 @@ class SelfDistilledBase(BaseEstimator):
             residuals = target - chain.predict(rows, self.lam, 0.0, range(1, AUTO_FITS + 1))  # of A y, A² y, ...
         return auto_schedule(residuals)[: int(self.n_steps) - 1]
 
-    def _predict_targets(self, X: Rows) -> FloatArray:
+    def predict(self, X: Rows) -> NDArray[Any]:
+        """f^(n_steps)(X), (q,) or (q, m), or labels (q,)."""
+        return self._decoded(self._predicted(X))
+
+    def _predicted(self, X: Rows) -> FloatArray:
         check_is_fitted(self)
         X = self._check_X(X, reset=False)
         coefficients = self.dual_coef_ if self._sums is None else self.coef_.T
@@ -320,7 +350,11 @@ class SelfDistilledBase(BaseEstimator):
             return BlockLanczos.predict(self._operator(self.X_fit_, X), coefficients)
         return spectral.predict(self._kernel_matrix(X, self.X_fit_), coefficients)
 
-    def _staged_targets(self, X: Rows, steps: Iterable[float] | None) -> Iterator[FloatArray]:
+    def staged_predict(self, X: Rows, steps: Iterable[float] | None = None) -> Iterator[NDArray[Any]]:
+        """Yield the predictions of f^(step) as ``predict`` for ``steps`` (default: 1, ..., n_steps; inf is the limit).
+
+        A fitted estimator holds its last step only; this solves for all steps at once, at the cost of a fit.
+        """
         check_is_fitted(self)
         X = self._check_X(X, reset=False)
         if steps is None:
@@ -328,18 +362,26 @@ class SelfDistilledBase(BaseEstimator):
                 raise ValueError("n_steps is inf: name the steps to predict at")
             steps = range(1, int(self.n_steps) + 1)
         chain = self._chain(list(steps) if isinstance(steps, Iterable) else [steps])
-        return iter(self._outputs(X, chain.coefficients))
+        yield from map(self._decoded, self._outputs(X, chain.coefficients))
 
-    def _path(
-        self, X: ArrayLike, targets: ArrayLike, X_val: ArrayLike, targets_val: ArrayLike, *axes: Any
+    def path(
+        self, X: Rows, y: ArrayLike, alphas: ArrayLike, lams: ArrayLike, steps: ArrayLike, X_val: Rows, y_val: ArrayLike
     ) -> FloatArray:
-        """The risk map with ``axes`` alphas, lams and steps."""
+        """Mean squared errors on (X_val, y_val) of chains fitted to (X, y), (alphas, lams, steps) float64.
+
+        All from one decomposition, or one factorisation for each ridge; see ``distill.krr.risk_map``. X (n, p),
+        y (n,) or (n, m), X_val (q, p), y_val (q,) or (q, m), dense; for kernel="precomputed" X is (n, n) and X_val
+        (q, n). Labels count as one-hot targets. Uses the kernel's parameters and the solver of this estimator, and does
+        not change it, fitted or not.
+        """
+        axes = (alphas, lams, steps)
+        y, y_val = self._path_targets(y, y_val)
         self._validate_params()
         dtype = [np.float64, np.float32] if self.kernel == "precomputed" else np.float64
         points = check_array(X, dtype=dtype, input_name="X")
         new_points = check_array(X_val, dtype=dtype, input_name="X_val")
-        targets = as_targets(targets, len(points))
-        targets_val = as_targets(targets_val, len(new_points), "y_val")
+        targets = as_targets(y, len(points))
+        targets_val = as_targets(y_val, len(new_points), "y_val")
         if self._suits_features(points):
             features = FeatureChain(FeatureSums(intercept=self.fit_intercept).add(points, targets))
             return features.risk_map(new_points, targets_val, *axes)
@@ -351,8 +393,3 @@ class SelfDistilledBase(BaseEstimator):
         K_new = self._kernel_matrix(new_points, points)
         overwrite = self.kernel != "precomputed"
         return risk_map(K, targets, K_new, targets_val, *axes, solver=self.solver, overwrite=overwrite)
-
-
-def _rows_times(a: FloatArray, s: FloatArray) -> FloatArray:
-    """Row i of ``a`` (n,) or (n, m) times s[i]."""
-    return (a.T * s).T
