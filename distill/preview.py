@@ -60,6 +60,6 @@ def _preview(argv: list[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    from distill.starting import finish
+    from distill import starting
 
-    sys.exit(finish(main()))
+    sys.exit(starting.run(main))

@@ -21,10 +21,10 @@ CLOSED_PIPE = 141  # the exit status of a program that SIGPIPE ends
 class Stopped(KeyboardInterrupt):
     """Ctrl-C or SIGTERM. Unless it reaches ``run_program``, it is raised again."""
 
-    def __init__(self, signals: "Signals") -> None:
+    def __init__(self, signals: "Signals", number: int) -> None:
         super().__init__()
         self.signals = signals
-        self.number = signals.received[0]
+        self.number = number
 
     def __del__(self) -> None:
         self.signals.raise_again(self.number)
@@ -61,6 +61,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self.raised: int | None = None  # the signal that was raised
         self.at_once = False
         self.before: dict[int, Any] = {}
         self.hook = sys.unraisablehook
@@ -87,7 +88,8 @@ class Signals:
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
         if self.received:
-            raise Stopped(self)
+            self.raised = self.received[0]
+            raise Stopped(self, self.raised)
 
     def raise_again(self, number: int) -> None:
         """Raise a signal in a moment, because what it raised is gone and the program still runs.
@@ -134,20 +136,26 @@ def _run(program: str, work: Callable[[], int], signals: Signals, after_stop: st
             signals.at_once = False
         write_out("")  # flush here, because a failure at the interpreter's end would be a traceback
         return status
-    except KeyboardInterrupt as stopped:
+    except BaseException as error:
+        if signals.raised is None and not isinstance(error, KeyboardInterrupt):
+            return _failed(program, error, after_failure)
+        # Some libraries turn what a signal raises into another error.
         newline = "\n" if sys.stderr.isatty() else ""  # the terminal shows ^C
         complain(f"{newline}stopped{after_stop}")
-        return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
-    except UserError as error:
-        return refuse(program, error)
-    except BrokenPipeError:
+        return 128 + (signals.raised or signal.SIGINT)
+
+
+def _failed(program: str, error: BaseException, after_failure: str) -> int:
+    """Report an error of the user's or of the system's; returns the exit status. Raises any other error."""
+    if isinstance(error, BrokenPipeError | OutputError):
         _discard(sys.stdout)
+    if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE
-    except OutputError as error:
-        _discard(sys.stdout)
+    if isinstance(error, UserError | OutputError):
         return refuse(program, error)
-    except OSError as error:
+    if isinstance(error, OSError):
         return refuse(program, f"{one_line(error)}{after_failure}")
+    raise error
 
 
 def refuse(program: str, error: BaseException | str) -> int:

@@ -2,10 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
+
+_loading = True
 
 
 def _stop(number: int, frame: object) -> None:
-    os.write(2, b"stopped\n")
+    if _loading:
+        os.write(2, b"stopped\n")
     os._exit(130)  # nothing has been done that would have to be cleaned up
 
 
@@ -17,17 +21,20 @@ def self_distiller() -> int:
     """Run the training of chains; returns the exit status."""
     from distill.cli import main
 
-    return finish(main())
+    return run(main)
 
 
 def krr_toy() -> int:
     """Run the toy experiment; returns the exit status."""
     from distill.kernel.toy.program import main
 
-    return finish(main())
+    return run(main)
 
 
-def finish(status: int) -> int:
-    """Ignore Ctrl-C while the interpreter ends, where it would be a traceback."""
+def run(main: Callable[[], int]) -> int:
+    """Run a program's ``main``, then ignore Ctrl-C while the interpreter ends, where it would be a traceback."""
+    global _loading
+    _loading = False
+    status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return status

@@ -220,7 +220,18 @@ def in_a_library() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize(("swallow", "status"), [(in_a_weak_reference, 143), (Ending, 130), (in_a_library, 130)])
+def in_a_library_that_raises_another_error() -> None:
+    in_a_library()
+    raise ImportError
+
+
+@pytest.mark.parametrize(
+    ("swallow", "status"),
+    [
+        *((in_a_weak_reference, 143), (Ending, 130)),
+        *((in_a_library, 130), (in_a_library_that_raises_another_error, 130)),
+    ],
+)
 def test_what_a_signal_raised_and_python_swallowed_is_raised_again(capsys, swallow, status):
     def work() -> int:
         swallow()
