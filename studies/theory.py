@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 
 from distill import krr
-from distill.environment import matplotlib_style
 from distill.files import write_atomically
 from distill.kernel.toy.data import sinusoid
-from distill.kernel.toy.figures import STYLE, render, shades, step_name
+from distill.kernel.toy.figures import shades, step_name
+from distill.pages.style import rendered, styled
 
 GOLDEN = (1 + math.sqrt(5)) / 2
 FEATURES = 60
@@ -166,9 +166,9 @@ def main(words: list[str] | None = None) -> None:
     folder = parser.parse_args(words).output
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with matplotlib_style(STYLE):
+        with styled():
             for name, figure in FIGURES.items():
-                write_atomically(folder / f"{name}.png", render(figure(), "png", 150))
+                write_atomically(folder / f"{name}.png", rendered(figure(), "png"))
     except OSError as error:
         parser.error(f"--output: {error}")
 

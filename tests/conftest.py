@@ -61,7 +61,7 @@ def no_drawing(request, monkeypatch):
         if "distill.reporting.run_report" in sys.modules:
             monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: None)
         if "distill.pages.style" in sys.modules:
-            monkeypatch.setattr("distill.pages.style.rendered", lambda figure, kind: kind.encode())
+            monkeypatch.setattr("distill.pages.style.rendered", lambda figure, kind, *_: kind.encode())
 
 
 def patterned_images(labels: np.ndarray, classes: int, size: int, seed: int) -> np.ndarray:

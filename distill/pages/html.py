@@ -70,11 +70,14 @@ def _environment() -> Environment:
     return environment
 
 
-def svg(figure: Figure, label: str, name: str) -> tuple[Any, str]:
-    """A figure of a ``Part``, with ``label`` as its caption; ``name`` makes its ids unique in the page."""
+def svg(figure: Figure, label: str, name: str, light: bool = False) -> tuple[Any, str]:
+    """A figure of a ``Part``, with ``label`` as its caption; ``name`` makes its ids unique in the page.
+
+    ``light``: it has colours besides those of the style, and keeps a white background in the dark theme.
+    """
     from markupsafe import Markup
 
-    return Markup(inline_svg(figure, label, name)), label
+    return Markup(inline_svg(figure, label, name, light)), label
 
 
 def image(content: bytes, label: str) -> tuple[Any, str]:

@@ -29,11 +29,14 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": FONT,
     "axes.labelsize": FONT,
     "figure.titlesize": FONT,
+    "figure.labelsize": FONT,
+    "figure.constrained_layout.use": True,
     "legend.fontsize": FONT,
     "legend.title_fontsize": FONT,
     "xtick.labelsize": FONT,
     "ytick.labelsize": FONT,
     "legend.frameon": False,
+    "hatch.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "distill",
@@ -70,13 +73,13 @@ def step_colour(k: int, steps: int) -> str:
 
 
 @styled()
-def rendered(figure: Figure, kind: str) -> bytes:
-    """A figure as the bytes of a png, svg or pdf file, without dates."""
+def rendered(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
+    """A figure as the bytes of a png, svg or pdf file, without dates: the same bytes for the same figure."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is the same for all kinds of files, and takes half of the time
     content = io.BytesIO()
-    figure.savefig(content, format=kind, dpi=DPI, metadata=UNDATED[kind])
+    figure.savefig(content, format=kind, dpi=dpi, metadata=UNDATED[kind])
     return content.getvalue()
 
 

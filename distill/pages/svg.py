@@ -23,7 +23,7 @@ VARIABLES = {
 }
 
 
-def inline_svg(figure: Figure, label: str, name: str) -> str:
+def inline_svg(figure: Figure, label: str, name: str, light: bool = False) -> str:
     """A figure as an ``<svg>`` element that a screen reader calls ``label``; ``name`` makes its ids unique."""
     described: list[Any] = [artist for artist in figure.findobj() if hasattr(artist, "texts_of_markers")]
     for i, artist in enumerate(described):
@@ -40,6 +40,8 @@ def inline_svg(figure: Figure, label: str, name: str) -> str:
     width = float(root.attrib.pop("width").removesuffix("pt"))
     root.attrib.pop("height")
     root.attrib |= {"role": "img", "aria-label": label, "style": f"width:{width / 10:.1f}rem"}
+    if light:
+        root.attrib["class"] = "light"
     text = ET.tostring(root, encoding="unicode", short_empty_elements=True)
     text = re.sub(r"\sxmlns(:\w+)?=\"[^\"]*\"", "", text)
     return re.sub(r">\s+<", "><", re.sub(r"(</?)(?:\w+:)", r"\1", text))

@@ -4,16 +4,29 @@ import argparse
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from distill.errors import ConfigError
+from distill.files import Content
 from distill.kernel.study.data import Problem, load_problem
 from distill.kernel.study.results import Study
 from distill.kernel.study.routes import make_route
 from distill.kernel.table import Table
 from distill.kernel.toy.options import TOY_ONLY, require_absent
-from distill.kernel.toy.program import aligned, csv_text, draw, format_table, shown_steps, step_text, write_files
+from distill.kernel.toy.page import chain_table, kernel_page
+from distill.kernel.toy.program import (
+    aligned,
+    csv_text,
+    draw,
+    format_table,
+    shown_steps,
+    step_text,
+    write_files,
+)
+from distill.pages.html import PAGE
+from distill.pages.tables import Table as ReportTable
 
 ALPHAS = np.arange(-5, 16) / 10  # of the maps, besides those of the table
 FORMATS = {"accuracy, held out": ".4f", "accuracy, test": ".4f", "error bound": ".1e"}
@@ -31,9 +44,10 @@ def run(args: argparse.Namespace, table: Table | None) -> str:
     alphas = np.array(sorted({*ALPHAS.tolist(), *(alpha for alpha in columns if not isinstance(alpha, str))}))
     route = make_route(args, problem, alphas, shown_steps(args.distillation_steps + 1), folder)
     study = Study(problem, route, columns, args.alpha_schedule or [])
-    figures = draw("distill.kernel.study", folder, args, study)
-    tables = {folder / f"{name}.csv": text for name, text in csv_files(study).items()}
-    write_files(tables | figures)
+    figures, drawn = draw("distill.kernel.study", folder, args, study)
+    tables: dict[Path, Content] = {folder / f"{name}.csv": text for name, text in csv_files(study).items()}
+    page: dict[Path, Content] = {folder / PAGE: study_page(study, figures)} if args.report else {}
+    write_files(tables | drawn | page)
     kept = ""
     if route.basis is not None:
         kept = "; the basis in its folder lanczos serves runs with other alphas and ridges, and may be deleted"
@@ -44,7 +58,7 @@ def run(args: argparse.Namespace, table: Table | None) -> str:
 def describe(study: Study) -> list[str]:
     """The lines for standard output."""
     problem = study.problem
-    lines = [describe_problem(problem), study.route.text, "", summary_table(study), ""]
+    lines = [describe_problem(problem), study.route.text, "", aligned(summary_rows(study)), ""]
     lines.append(f"chosen: the least {problem.loss} of the whole map, by {study.chosen_by}")
     lines.append("teacher, first student: the least of fit 1, and of fit 2 with the best alpha, so chosen")
     if "test_loss" in study.maps:
@@ -60,6 +74,24 @@ def describe(study: Study) -> list[str]:
     return lines + [chain.schedule for chain in study.chains if chain.schedule]
 
 
+def study_page(study: Study, figures: dict[str, Any]) -> str:
+    """The page of a study: what is chosen and what it gains, the tables, the figures."""
+    header, *rows = summary_rows(study)
+    cell, chosen = study.summary["chosen"]
+    teacher = study.summary["teacher"][1]
+    answer = [
+        f"Chosen by {study.chosen_by}: fit {step_text(cell.step)}, alpha {cell.alpha:.4g}, lambda {cell.lam:.4g}",
+        "; ".join(f"{name} {value:.5g} (teacher {teacher[name]:.5g})" for name, value in chosen.items()),
+    ]
+    what = f"{study.problem.loss} ({study.judged_by}) at lambda = {study.best.lam:.4g}"
+    shown = [ReportTable(f"The chosen cells: {study.problem.loss}", header, rows)]
+    shown.append(chain_table(what, study.chains, study.grid.steps, study.losses, min))
+    if study.accuracies is not None:
+        what = f"accuracy ({study.judged_by})"
+        shown.append(chain_table(what, study.chains, study.grid.steps, study.accuracies, max))
+    return kernel_page(f"{describe_problem(study.problem)}. {study.route.text}.", answer, shown, figures)
+
+
 def describe_problem(problem: Problem) -> str:
     """What is fitted, in one line."""
     n, p = problem.train.X.shape
@@ -72,14 +104,14 @@ def describe_problem(problem: Problem) -> str:
     return ", ".join(parts) + (f" ({problem.note})" if problem.note else "")
 
 
-def summary_table(study: Study) -> str:
-    """The chosen cells, a row each."""
+def summary_rows(study: Study) -> list[list[str]]:
+    """The headings, and the chosen cells, a row each."""
     rows = [["", "fit", "alpha", "lambda", *study.summary["chosen"][1]]]
     for name, (cell, measured) in study.summary.items():
         alpha = "" if cell.step == 1 else f"{cell.alpha:.4g}"
         values = [f"{value:{FORMATS.get(what, '.5g')}}" for what, value in measured.items()]
         rows.append([name, step_text(cell.step), alpha, f"{cell.lam:.4g}", *values])
-    return aligned(rows)
+    return rows
 
 
 def csv_files(study: Study) -> dict[str, str]:

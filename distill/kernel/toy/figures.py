@@ -5,7 +5,6 @@ colour-blind.
 """
 
 import argparse
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,35 +25,12 @@ from distill.kernel.spectral import DivergentChainError, diagonals, dual_coeffic
 from distill.kernel.toy.data import Data, Fold, held_out_residuals, kernel_matrix, loss_map
 from distill.kernel.toy.program import NamedChain
 
-FONT = 9
-STYLE: Any = {  # any, because Matplotlib's own type lists all its settings
-    "font.size": FONT,
-    "axes.titlesize": FONT,
-    "axes.labelsize": FONT,
-    "figure.labelsize": FONT,
-    "legend.fontsize": FONT,
-    "xtick.labelsize": FONT,
-    "ytick.labelsize": FONT,
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "hatch.linewidth": 0.6,
-    "svg.hashsalt": "krr",  # the same file for the same figure
-}
 LIMIT_COLOUR = "0.1"
 STAR: Any = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
 MOST_CURVES = 6
 MOST_COMPONENTS = 40  # of the spectrum
 ALPHAS = np.round(np.arange(-1, 1.001, 0.05), 10)  # of the risk map
 WIDE_ALPHAS = np.round(np.arange(-1.5, 1.501, 0.05), 10)  # of the valley beside the best alphas
-
-
-def render(figure: Figure, file_format: str, dpi: int) -> bytes:
-    """The figure as the bytes of an undated file: the same bytes for the same figure."""
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    file = io.BytesIO()
-    figure.savefig(file, format=file_format, dpi=dpi, metadata=undated[file_format])
-    return file.getvalue()
 
 
 def shades(count: int) -> FloatArray:

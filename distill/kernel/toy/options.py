@@ -19,7 +19,7 @@ MOST_CHAINS = 100
 DATA_FIELDS = [f for f in fields(DataConfig) if f.name not in ("data", "augment")]  # the first is dataset
 DATASET_ONLY = ("data_dir", "data_sha256", "image_size", "labels", "human_labels", "confusion")
 TOY_ONLY = ("noise", "n", "csv", "interactive")
-OUTPUT_OPTIONS = ("output", "no_figures", "format", "dpi", "csv", "interactive")
+OUTPUT_OPTIONS = ("output", "report", "no_figures", "format", "dpi", "csv", "interactive")
 _number = number(float, Range(-LARGEST, LARGEST))
 _not_negative = number(float, Range(0.0, LARGEST))
 
@@ -65,6 +65,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "real data": REAL,
     "the output": {
         "--output": {"type": to_path, "metavar": "DIR"},
+        "--report": {"action": "store_true"},
         "--no-figures": {"action": "store_true"},
         "--format": {"choices": ("png", "pdf", "svg"), "default": "png"},
         "--dpi": {"type": number(int, Range(10, 1200)), "default": 150, "metavar": "D"},
@@ -104,6 +105,7 @@ HELP = {
     "--precision": "lanczos: of the kernel matrix (default: float64 if it fits into the memory, otherwise float32)",
     "--output": "folder of the figures and tables (default: figures for the toy without other options, "
     "otherwise runs/krr-<name of the data>)",
+    "--report": "also write report.html, a page with the tables and the figures, into the folder",
     "--no-figures": "draw no figures",
     "--format": "of the figures (default: %(default)s)",
     "--dpi": "resolution of png figures (default: %(default)s)",

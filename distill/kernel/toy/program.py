@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.environment import load_matplotlib, matplotlib_style
+from distill.environment import load_matplotlib
 from distill.errors import one_line
 from distill.files import Content, followed, write_together
 from distill.kernel.toy.options import REAL_ONLY, parse, program, set_toy_defaults
+from distill.pages.html import PAGE
 from distill.program import complain, refuse, run_program, say
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from distill.kernel.table import Table
 
 INFINITY = "∞"
@@ -115,21 +118,23 @@ def write_files(files: dict[Path, Content]) -> None:
     write_together(files)
 
 
-def draw(package: str, folder: Path, args: argparse.Namespace, *arguments: Any) -> dict[Path, Content]:
-    """The files of ``all_figures`` of a package; none with --no-figures and, with a note, if drawing fails."""
+def draw(
+    package: str, folder: Path, args: argparse.Namespace, *arguments: Any
+) -> "tuple[dict[str, Figure], dict[Path, Content]]":
+    """``all_figures`` of a package by name, and as files; none with --no-figures and, with a note, if drawing fails."""
     if args.no_figures:
-        return {}
+        return {}, {}
     try:
         load_matplotlib()
-        from distill.kernel.toy.figures import STYLE, render
+        from distill.pages.style import rendered, styled
 
-        with matplotlib_style(STYLE):
+        with styled():
             figures = importlib.import_module(f"{package}.figures").all_figures(*arguments)
-            files = {name: render(figure, args.format, args.dpi) for name, figure in figures.items()}
+        files = {name: rendered(figure, args.format, args.dpi) for name, figure in figures.items()}
     except Exception as error:
         complain(f"note: no figures ({type(error).__name__}: {one_line(error)})")
-        return {}
-    return {folder / f"{name}.{args.format}": content for name, content in files.items()}
+        return {}, {}
+    return figures, {folder / f"{name}.{args.format}": content for name, content in files.items()}
 
 
 def run(args: argparse.Namespace, table: "Table | None" = None) -> str:
@@ -157,10 +162,23 @@ def run(args: argparse.Namespace, table: "Table | None" = None) -> str:
             for step, loss in zip(steps, of_chain, strict=True)
         ]
         files[followed(args.csv)] = csv_text(["alpha", "step", "loss"], rows)
-    figures = draw("distill.kernel.toy", args.output, args, data, folds, loss_name, chains, steps, args)
-    write_files(files | figures)
+    figures, drawn = draw("distill.kernel.toy", args.output, args, data, folds, loss_name, chains, steps, args)
+    files |= drawn
+    what = f"{args.kernel} kernel, gamma = {args.gamma:g}, lambda = {args.lam:g}, {len(data.x)} points"
+    if args.report:
+        from distill.kernel.toy.page import chain_table, kernel_page
+
+        loss, chain, step = min(
+            (loss, chain.heading, step_text(step))
+            for chain, of_chain in zip(chains, losses, strict=True)
+            for step, loss in zip(steps, of_chain, strict=True)
+        )
+        answer = [f"Least loss: {loss:.5f}, {chain}, fit {step}", f"Without distillation, fit 1: {losses[0][0]:.5f}"]
+        losses_by_step = chain_table(f"Loss: {loss_name}", chains, steps, losses, min)
+        files[args.output / PAGE] = kernel_page(f"{what}.", answer, [losses_by_step], figures)
+    write_files(files)
     lines = [
-        f"{args.kernel} kernel, gamma = {args.gamma:g}, lambda = {args.lam:g}, {len(data.x)} points",
+        what,
         f"loss: {loss_name}; * marks the best of a column",
         "",
         format_table(chains, steps, losses),

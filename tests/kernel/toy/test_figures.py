@@ -11,13 +11,14 @@ from distill.kernel.toy import data as toy_data
 from distill.kernel.toy import figures as toy_figures
 from distill.kernel.toy import program
 from distill.kernel.toy.options import parse, set_toy_defaults
+from distill.pages.style import FONT, rendered, styled
 
 STEPS = [1, 2, 3, 4, 5, 6, math.inf]
 
 
 @pytest.fixture(autouse=True)
 def style():
-    with matplotlib.rc_context(toy_figures.STYLE):
+    with styled():
         yield
 
 
@@ -27,9 +28,10 @@ def arrays():
     return rng.uniform(0.1, 1, (3, 8)), rng.uniform(0.1, 1, 8)
 
 
+@pytest.mark.page
 @pytest.mark.parametrize("file_format", ["png", "pdf", "svg"])
 def test_the_same_figure_is_the_same_bytes(file_format):
-    files = {toy_figures.render(toy_figures.chain_drawing(), file_format, 40) for _ in range(2)}
+    files = {rendered(toy_figures.chain_drawing(), file_format, 40) for _ in range(2)}
     assert len(files) == 1
 
 
@@ -86,7 +88,7 @@ def drawn(folds):
     """The figures of the program's default chains, by name."""
     args = parse([])
     set_toy_defaults(args)
-    with matplotlib.rc_context(toy_figures.STYLE):
+    with styled():
         return toy_figures.all_figures(toy_data.toy(), folds, "a loss", program.DEFAULT_CHAINS, STEPS, args)
 
 
@@ -143,4 +145,4 @@ def test_risk_map_marks_the_best_cell_and_the_limit():
 def test_every_figure_has_one_font_size():
     figure = toy_figures.risk_map_figure(np.array([0.0, 0.1]), [1, math.inf], np.array([[1.0, 2], [3, 4]]), "loss")
     texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
-    assert {text.get_fontsize() for text in texts} == {toy_figures.FONT}
+    assert {text.get_fontsize() for text in texts} == {FONT}

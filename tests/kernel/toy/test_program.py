@@ -18,6 +18,7 @@ FIGURES = {"distill_no_GT", "distill_GT", "B_no_GT", "B_GT", "Rk_no_GT", "Rk_GT"
 FIGURES |= {"risk_map", "best_alpha"}
 
 
+@pytest.mark.page
 def test_default_table_is_the_golden_one(capsys, tmp_path):
     code, out, err = run(capsys, "--output", tmp_path)
     assert (code, err) == (0, "")
@@ -98,7 +99,7 @@ def test_figures_are_named_by_alpha(capsys, tmp_path, nothing_drawn):
 @pytest.fixture
 def nothing_drawn(monkeypatch):
     """Rendering takes a second or more."""
-    monkeypatch.setattr("distill.kernel.toy.figures.render", lambda *_: b"")
+    monkeypatch.setattr("distill.pages.style.rendered", lambda *_: b"")
 
 
 @pytest.mark.parametrize(

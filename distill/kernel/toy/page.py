@@ -1,0 +1,66 @@
+"""report.html of the kernel program: its text, tables and figures, and the command that repeats it."""
+
+from __future__ import annotations
+
+import math
+import platform
+import shlex
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from distill.kernel.toy.options import program
+from distill.kernel.toy.program import NamedChain, step_text
+from distill.pages.html import Part, View, render_page, svg
+from distill.pages.tables import Heat, Table
+
+if typing.TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAPTIONS = {  # by the beginning of a figure's name
+    "self_distill": "The chain: every student is fitted to the given labels, blended with the fit before it",
+    "distill": "The fits by step",
+    "B": "The diagonal of B: how much of each eigen-component remains, by step",
+    "Rk": "The ratios of consecutive entries of that diagonal",
+    "risk_map": "Loss over alpha and fit; the marked cell is the least, or the one that was chosen",
+    "best_alpha": "The best alphas of each fit, and what they gain",
+    "lambda_map": "Loss over lambda and alpha at the fit that was chosen",
+    "lambda": "Loss of the teacher and of its first student against lambda, and the best 1 - alpha",
+    "spectrum": "The eigenvalues, and the degrees of freedom against lambda",
+}
+
+
+def chain_table(
+    title: str, chains: Sequence[NamedChain], steps: Sequence[float], values: Iterable, best: Callable
+) -> Table:
+    """A row for each step, a column for each chain, the ``best`` of each column shaded.
+
+    ``values`` (len(chains), len(steps)); a chain diverges if they are not finite.
+    """
+    columns: list[list[Any]] = []
+    for row in values:
+        goal = best(filter(math.isfinite, row))
+        columns.append([Heat(f"{v:.5f}", float(v == goal)) if math.isfinite(v) else "diverges" for v in row])
+    rows = [[step_text(step), *cells] for step, *cells in zip(steps, *columns, strict=True)]
+    return Table(f"{title}; the best of a column is shaded", ["fit", *(chain.heading for chain in chains)], rows)
+
+
+def kernel_page(sentence: str, answer: list[str], tables: list[Table], figures: Mapping[str, Figure]) -> str:
+    """The page of a call of the program."""
+    drawn = [svg(figure, _caption(name), f"f{i}", light=True) for i, (name, figure) in enumerate(figures.items())]
+    versions = [["Python", platform.python_version()], *([name, version(name)] for name in ("numpy", "scipy"))]
+    command = ["python", sys.argv[0]] if program().endswith(".py") else [program()]
+    parts = [
+        Part("Losses", tables=tables, sorts=True),
+        Part("Figures", "" if drawn else "No figures were drawn.", figures=drawn),
+        Part("Origin", "This command repeats it:", code=shlex.join([*command, *sys.argv[1:]])),
+    ]
+    parts[-1].tables.append(Table("Versions", ["package", "version"], versions))
+    return render_page("Kernel ridge self-distillation", [View("this run", sentence, answer, parts)])
+
+
+def _caption(name: str) -> str:
+    begins = next(each for each in CAPTIONS if name == each or name.startswith(f"{each}_"))
+    return CAPTIONS[begins] + name.removeprefix(begins).replace("_", ", ", 1).replace("_", " ")
