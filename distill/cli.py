@@ -87,6 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
     mode.add_argument(
         "--verify", nargs="+", type=to_path, metavar="DIR", help="verify the files of runs; write nothing"
     )
+    mode.add_argument(
+        "--status", nargs="+", type=to_path, metavar="DIR", help="print what is finished, running, failed and waiting"
+    )
+    mode.add_argument(
+        "--work", nargs="+", type=to_path, metavar="DIR", help="train what no other process trains, as the jobs do"
+    )
+    mode.add_argument("--detach", action="store_true", help="with --executor slurm: submit the jobs, and return")
+    mode.add_argument("--print-sbatch", action="store_true", help="print the script of the jobs; write nothing")
     modes.add_argument("--format", choices=FORMATS, help="with --report: print tables in this format; write nothing")
     modes.add_argument("--x", metavar="AXIS", help="draw accuracy against this axis of a study, such as label_noise")
     for section, cls in SECTIONS.items():
@@ -115,12 +123,13 @@ def parse(argv: list[str]) -> Command:
             options[name] = value[0]
     file = options.pop("config", None)
     resume = options.pop("resume", None)
-    reads = [mode for mode in ("report", "verify") if mode in options]  # at most one
+    reads = [mode for mode in ("report", "verify", "status", "work") if mode in options]  # at most one
     directories = tuple(options.pop(reads[0])) if reads else ()
     estimate = options.pop("estimate", False)
     preview = options.pop("preview", False)
     dry_run = options.pop("dry_run", False)
     x = options.pop("x", None)
+    jobs = [mode for mode in ("detach", "print_sbatch") if options.pop(mode, False)]  # at most one
     form = options.pop("format", None)
     if form is not None and reads != ["report"]:
         raise ConfigError("--format is for the tables of --report")
@@ -140,7 +149,9 @@ def parse(argv: list[str]) -> Command:
     if previews:
         for setting in study.settings:
             setting.config.check_preview()
-    mode = "dry-run" if dry_run else "estimate" if estimate else "preview" if previews else "train"
+    mode = "dry-run" if dry_run else "estimate" if estimate else "preview" if previews else [*jobs, "train"][0]
+    if mode == "detach" and study.settings[0].config.run.executor != "slurm":
+        raise ConfigError("--detach is for --executor slurm: without it, this process trains")
     if x is not None and (mode != "train" or not study.axes):
         raise ConfigError("--x is for a study, while it is trained or with --report: give an option several values")
     return Command(mode, study, x=x)
@@ -241,10 +252,12 @@ def _train(command: Command) -> int:
     failures: Sequence[Failed] = ()
     with memory_errors(config):
         try:
-            results = _run(prepare_with_jobs(config, progress=True), teachers_only=preview)
+            results = _run(prepare_with_jobs(config, progress=True), preview, command.mode == "detach")
         except FailedError as error:
             failures = error.failures
             results = load_run(config.output)
+    if command.mode == "detach":
+        return _detached(config.output)
     say(f"\n{report(results)}\n")
     finished = {result.seed for result in results}
     for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
@@ -276,17 +289,24 @@ def _train_study(command: Command) -> int:
         say(describe_study(study, experiments))
         try:
             with closing(progress_of_study(experiments, preview)) as progress:
-                train_study(study, experiments, progress, preview)
+                train_study(study, experiments, progress, preview, command.mode == "detach")
         except FailedError as error:
             failures = error.failures
         finally:
             with suppress(ConfigError):  # moved, deleted, or not begun
                 write_results(StudyResults.load(study.path))
+    if command.mode == "detach":
+        return _detached(study.path)
     for setting in study.settings if preview else ():
         for seed in setting.config.chain.seed:
             _print_page(setting.config, seed)
     say(f"\n{report(StudyResults.load(study.path), command.x)}")
     return _end(failures)
+
+
+def _detached(path: Path) -> int:
+    say(f"--status {path} shows what the jobs do; the same command without --detach waits for them")
+    return 0
 
 
 def _end(failures: Sequence[Failed]) -> int:
@@ -295,17 +315,17 @@ def _end(failures: Sequence[Failed]) -> int:
         return 0
     complain(f"{program()}: {len(failures)} failed; the same command tries again:")
     for failed in failures:
-        complain(f"  {failed}")
+        complain(f"  {one_line(str(failed))}")
     return 1
 
 
-def _run(experiment: Experiment, teachers_only: bool) -> RunResults:
+def _run(experiment: Experiment, teachers_only: bool, detach: bool) -> RunResults:
     from distill.running.describe import describe
-    from distill.running.run import progress_of, run_experiment
+    from distill.running.run import progress_of, run_experiments
 
     say(describe(experiment))
     with closing(progress_of(experiment, teachers_only)) as progress:
-        return run_experiment(experiment, progress, teachers_only=teachers_only)
+        return run_experiments([experiment], progress, teachers_only, detach=detach)[0]
 
 
 def _print_page(config: Config, seed: int) -> None:
@@ -351,6 +371,30 @@ def _complain(problems: list[str]) -> int:
     return 2 if problems else 0
 
 
+def _status(command: Command) -> None:
+    from distill.reporting.status import status
+
+    say("\n\n".join(status(folder) for path in command.directories for folder in run_folders(path)))
+
+
+def _print_sbatch(command: Command) -> None:
+    from distill.running.slurm import jobs_for, script
+    from distill.store.tasks import tasks
+
+    study = command.study
+    every = [task for setting in study.settings for task in tasks(setting.config)]
+    say(script(study.path, command.config.run, jobs_for(every, command.config.run)))
+
+
+def _work(command: Command) -> int:
+    from distill.running.run import work, work_progress
+    from distill.store.rundir import RunDir
+
+    configs = [RunDir(folder).config() for path in command.directories for folder in run_folders(path)]
+    with closing(work_progress(configs)) as progress:
+        return _end(work(configs, progress))
+
+
 def _verify(command: Command) -> int:
     from distill.reporting.verify import verify
 
@@ -369,6 +413,10 @@ def _dry_run(command: Command) -> None:
 MODES: dict[str, Callable[[Command], int | None]] = {
     "train": _train,
     "dry-run": _dry_run,
+    "detach": _train,
+    "print_sbatch": _print_sbatch,
+    "status": _status,
+    "work": _work,
     "estimate": _estimate,
     "preview": _train,
     "report": _report,

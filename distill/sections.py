@@ -1,7 +1,7 @@
 """The sections of a configuration, but [chain], as frozen dataclasses. Illegal values are refused here."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from distill import losses, noise
@@ -326,6 +326,26 @@ class RunConfig(Section):
     tensorboard: bool = option(
         False, "also write TensorBoard's event files into the models' folders (needs the package)", identity=False
     )
+    devices: str | None = option(
+        None,
+        "several CUDA devices, each with --jobs chains in processes of their own: all, or numbers with commas (0,1,3)",
+        identity=False,
+    )
+    executor: str = option(
+        "local", "local: this machine; slurm: jobs of a SLURM cluster", choices=("local", "slurm"), identity=False
+    )
+    slurm_partition: str | None = option(None, "partition of the jobs", identity=False)
+    slurm_time: str | None = option(None, "time limit of a job, such as 4:00:00", identity=False)
+    slurm_gpus: str | None = option(None, "GPUs of a job, such as 1 or a100:1", identity=False)
+    slurm_cpus: int | None = option(None, "CPU cores of a job", Range(1, 1024), identity=False)
+    slurm_mem: str | None = option(None, "memory of a job, such as 16G", identity=False)
+    slurm_account: str | None = option(None, "account of the jobs", identity=False)
+    slurm_qos: str | None = option(None, "quality of service of the jobs", identity=False)
+    slurm_array_parallelism: int | None = option(
+        None, "most jobs of a run at the same time [default: 32]", Range(1, 1000), identity=False
+    )
+    slurm_setup: str | None = option(None, "shell commands before the program, as 'module load cuda'", identity=False)
+    slurm_option: tuple[str, ...] = option((), "any other options of sbatch, as key=value", identity=False)
     yes: bool = option(False, "train a grid of more than 100,000 models", identity=False)
 
     def check(self) -> None:
@@ -334,3 +354,14 @@ class RunConfig(Section):
             ":" not in self.device or (kind == "cuda" and index.isdigit())
         )
         require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
+        require(
+            self.devices is None or re.fullmatch(r"all|\d+(,\d+)*", self.devices) is not None,
+            f"devices must be all or numbers with commas, such as 0,1, not {self.devices}",
+        )
+        require(self.devices is None or self.device == "auto", "devices names them all: leave --device out")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name.startswith("slurm_") and isinstance(value, str) and f.name != "slurm_setup":
+                require(re.fullmatch(r"\S+", value) is not None, f"{f.name} must be one word, not {value!r}")
+        for each in self.slurm_option:
+            require(re.fullmatch(r"[\w-]+=\S+", each) is not None, f"slurm_option must be key=value, not {each!r}")

@@ -32,6 +32,7 @@ from distill.store import claims
 from distill.store.results import Result
 from distill.store.rundir import RunDir
 from distill.store.tasks import Task, is_finished
+from distill.training.device import pick_device
 from distill.training.fit import EpochSums
 from distill.training.listener import Listener
 
@@ -70,6 +71,16 @@ def make_executor(experiments: Sequence[Experiment], listener: Listener) -> Exec
     if uses_threads(first.device):
         return Threads(by_run, listener)
     return Processes(first.config)
+
+
+def worker_executor(configs: Sequence[Config], listener: Listener) -> Executor:
+    """The executor of a process that works in run directories which another one began."""
+    jobs = job_count(configs[0])
+    if jobs == 1:
+        return Serial(open_run, listener)
+    if uses_threads(pick_device(configs[0].run.device)):
+        return Threads({config.output: open_run(config) for config in configs}, listener)
+    return Processes(configs[0])
 
 
 def uses_threads(device: torch.device) -> bool:

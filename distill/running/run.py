@@ -8,16 +8,19 @@ from torch import nn
 
 from distill.config import Config
 from distill.data.source import Source
-from distill.running.executors import make_executor
+from distill.errors import ConfigError
+from distill.running import slurm
+from distill.running.executors import make_executor, worker_executor
 from distill.running.experiment import Experiment, caller_unaffected, count_models, job_count, versions
 from distill.running.jobs import prepare_with_jobs
 from distill.running.loaded import LoadedRun
 from distill.running.progress import Progress, in_notebook
-from distill.running.schedule import FailedError, train_tasks
+from distill.running.schedule import Failed, FailedError, train_tasks
 from distill.store import claims
 from distill.store.events import write_events_of_finished
 from distill.store.rundir import RunDir
-from distill.store.tasks import tasks
+from distill.store.tasks import is_finished, tasks
+from distill.training.device import pick_device
 from distill.training.listener import Listener
 
 
@@ -63,9 +66,23 @@ def run_experiment(experiment: Experiment, listener: Listener, teachers_only: bo
 
 
 def run_experiments(
-    experiments: Sequence[Experiment], listener: Listener, teachers_only: bool = False
+    experiments: Sequence[Experiment],
+    listener: Listener,
+    teachers_only: bool = False,
+    path: Path | None = None,
+    detach: bool = False,
 ) -> list[LoadedRun]:
-    """Train all units of several experiments, which agree in device and jobs: see ``run_experiment``."""
+    """Train all units of several experiments, which agree in device and jobs: see ``run_experiment``.
+
+    ``path`` is the folder of the study that holds them, if there is one. With ``detach`` the jobs of a cluster are
+    submitted and not waited for.
+    """
+    run = experiments[0].config.run
+    path = path or experiments[0].config.output
+    if run.executor == "slurm":
+        if teachers_only:
+            raise ConfigError("--preview trains its teachers here: leave --executor out")
+        slurm.check(path, run)
     for experiment in experiments:
         check(experiment)
     for experiment in experiments:
@@ -74,15 +91,35 @@ def run_experiments(
     results = [result for run in runs for result in run.results()]
     listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
     every = [task for experiment in experiments for task in tasks(experiment.config)]
-    with make_executor(experiments, listener) as executor:
-        failures = train_tasks([task for task in every if not (teachers_only and task.unit.arms)], executor, listener)
-    for run in runs:
-        run.write_results()
-        if not any(failed.task.run == run.path for failed in failures):
-            run.write_finished()
+    if run.executor == "slurm":
+        listener.note(slurm.submit(path, run, every))
+        failures = [] if detach else slurm.wait_for_jobs(path, every, listener)
+    else:
+        chosen = [task for task in every if not (teachers_only and task.unit.arms)]
+        with make_executor(experiments, listener) as executor:
+            failures = train_tasks(chosen, executor, listener)
+    for rundir in runs:
+        rundir.write_results()
+        if not detach and not any(failed.task.run == rundir.path for failed in failures):
+            rundir.write_finished()
     if failures:
         raise FailedError(failures)
-    return [LoadedRun.load(run.path) for run in runs]
+    return [LoadedRun.load(rundir.path) for rundir in runs]
+
+
+def work(configs: Sequence[Config], listener: Listener) -> list[Failed]:
+    """Train what no other process trains in the directories of some runs; returns what failed. Raises UserError."""
+    paths = [config.output for config in configs]
+    every = [task for config in configs for task in tasks(config)]
+    listener.begin(sum(is_finished(folder) for task in every for folder in task.models))
+    for path in paths:
+        (path / claims.WORK).mkdir(exist_ok=True)
+        RunDir(path).write_environment(**versions(pick_device(configs[0].run.device)))
+    with worker_executor(configs, listener) as executor:
+        failures = train_tasks(every, executor, listener, stay=False, verify=False)
+    for path in paths:
+        RunDir(path).write_results()
+    return failures
 
 
 def progress_of(experiment: Experiment, teachers_only: bool = False) -> Progress:
@@ -90,6 +127,11 @@ def progress_of(experiment: Experiment, teachers_only: bool = False) -> Progress
     config = experiment.config
     models = len(config.chain.seed) if teachers_only else count_models(config)
     return Progress(models, config.train.epochs, job_count(config))
+
+
+def work_progress(configs: Sequence[Config]) -> Progress:
+    """The progress of ``work`` for a person; the caller closes it."""
+    return Progress(sum(map(count_models, configs)), configs[0].train.epochs, job_count(configs[0]))
 
 
 def check(experiment: Experiment) -> None:

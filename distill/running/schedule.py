@@ -72,6 +72,13 @@ class Schedule:
                     return task
         return None
 
+    def sweep(self) -> None:
+        """Drop the tasks that other processes have finished, that failed or that lack a teacher."""
+        for group, tasks in list(self.left.items()):
+            for task in list(tasks):
+                if self._is_done(task):
+                    self._remove(group, task)
+
     def _is_done(self, task: Task) -> bool:
         """Whether another process has finished the task or failed, or its teacher cannot be trained."""
         if (task.run, task.claim) in self.to_verify:

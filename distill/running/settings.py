@@ -65,7 +65,9 @@ def progress_of_study(experiments: list[Experiment], teachers_only: bool) -> Pro
     return Progress(models, max(config.train.epochs for config in configs), job_count(configs[0]))
 
 
-def train_study(study: Study, experiments: list[Experiment], listener: Listener, teachers_only: bool) -> None:
+def train_study(
+    study: Study, experiments: list[Experiment], listener: Listener, teachers_only: bool, detach: bool = False
+) -> None:
     """Train the settings of a study. Raises FailedError if some models could not be trained."""
     RunDir(study.path).open()
     with claims.turn(study.path, "begin"):
@@ -75,13 +77,13 @@ def train_study(study: Study, experiments: list[Experiment], listener: Listener,
         first.setdefault(_teacher(experiment.config), experiment)
     shared = [(experiment, first[_teacher(experiment.config)]) for experiment in experiments]
     shared = [(experiment, donor) for experiment, donor in shared if experiment is not donor]
-    if shared and not teachers_only:
+    if shared and not teachers_only and experiments[0].config.run.executor == "local":
         donors = {donor.config.output: donor for _, donor in shared}
         with suppress(FailedError):  # what needs the failed teachers fails below
             run_experiments(list(donors.values()), listener, teachers_only=True)
     for experiment, donor in shared:
         _take_teachers(experiment, donor.config)
-    run_experiments(experiments, listener, teachers_only)
+    run_experiments(experiments, listener, teachers_only, study.path, detach)
 
 
 def _take_teachers(experiment: Experiment, donor: Config) -> None:

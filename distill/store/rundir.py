@@ -363,10 +363,8 @@ class RunDir:
     def write_finished(self) -> None:
         """Note in environment.json that the run is complete."""
         with claims.turn(self.path, "environment"):
-            entries = self.environments()
-            mine = [e for e in entries if (e.get("host"), e.get("pid")) == (socket.gethostname(), os.getpid())]
-            if entries:
-                (mine or entries)[-1]["finished"] = now()
+            if entries := self.environments():
+                entries[-1]["finished"] = now()
                 write_json(self.path / "environment.json", {"runs": entries})
 
 

@@ -1,0 +1,78 @@
+"""The state of a run at this moment, as a tree: what is finished, running, failed and waiting. Imports no torch."""
+
+from itertools import groupby
+from pathlib import Path
+
+from distill.arms import arm_title
+from distill.config import Config
+from distill.store import claims, slurm
+from distill.store.rundir import STATE, RunDir, read_metrics
+from distill.store.tasks import Task, is_finished, tasks
+
+MOST_NAMES = 8  # of arms that are named; of more, the first and the number
+
+
+def status(run: Path) -> str:
+    """The tree of a run, a line for each unit at work and for others in the same state. Raises ConfigError."""
+    config = RunDir(run).config()
+    owners = claims.holders(run)
+    lines = []
+    counts: dict[str, int] = {}
+    for seed, of_seed in groupby(tasks(config), key=lambda task: task.unit.seed):
+        states = [(*_state(task, config, owners), task) for task in of_seed]
+        for state, _, task in states:
+            counts[state] = counts.get(state, 0) + len(task.models)
+        lines += [f"seed {seed}", *_lines(states)]
+    return "\n".join([_head(run, counts), *lines, *_queue()])
+
+
+def _head(run: Path, counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    others = "".join(f", {count} in units that are {state}" for state, count in counts.items() if state != "finished")
+    return f"{run}: {counts.get('finished', 0)} of {total} models in finished units{others}"
+
+
+def _lines(states: list[tuple[str, str, Task]]) -> list[str]:
+    """The units of a seed: those in the same state, about which there is nothing more to say, on one line."""
+    lines = []
+    for (state, detail), group in groupby(states, key=lambda each: each[:2]):
+        names = [_name(task) for _, _, task in group]
+        text = ", ".join(names if len(names) <= MOST_NAMES else [*names[:3], f"... ({len(names)} in all)"])
+        lines.append(f"  {state:<12}{text}{detail}")
+    return lines
+
+
+def _name(task: Task) -> str:
+    return " and ".join(arm_title(arm) for arm in task.unit.arms) or "teacher"
+
+
+def _state(task: Task, config: Config, owners: dict[str, claims.Owner]) -> tuple[str, str]:
+    """The state of a unit, and what there is to say about it."""
+    unfinished = [folder for folder in task.models if not is_finished(folder)]
+    if not unfinished:
+        return "finished", ""
+    where = f": {unfinished[0].name.replace('_', ' ')}, {_epoch(unfinished[0], config)}"
+    owner = owners.get(task.claim)
+    if owner is not None:
+        return "running", f"{where}; {owner}, since {owner.since}"
+    failure = claims.read_failure(task.run, task.claim)
+    if failure is not None:
+        return "failed", f": {failure.message}"
+    if len(unfinished) < len(task.models) or any((unfinished[0] / name).exists() for name in (STATE, "probe")):
+        return "interrupted", where
+    return "waiting", ""
+
+
+def _epoch(folder: Path, config: Config) -> str:
+    """The epoch that a model in training is in."""
+    probe = folder / "probe"
+    if probe.exists() and not is_finished(probe):
+        return f"probe, {_epoch(probe, config)}"
+    epochs = config.train.epochs
+    return f"epoch {min(len(read_metrics(folder)) + 1, epochs)} of {epochs}"
+
+
+def _queue() -> list[str]:
+    """The jobs of runs in the queue of SLURM."""
+    jobs = slurm.queue() or []
+    return [f"job {job.number}    {job.name}: {job.state} {job.where}" for job in jobs]
