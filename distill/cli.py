@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.arguments import OneLineParser, to_path
-from distill.config import PREVIEW, SECTION_OF, SECTIONS, Config
+from distill.arguments import to_path
+from distill.config import PREVIEW, SECTION_OF, Config
 from distill.configfile import read_toml
 from distill.environment import set_environment
 from distill.errors import ConfigError, one_line, suggestion
-from distill.options import add_option
-from distill.program import complain, program_name, run_program, say
+from distill.parser import build_parser, program
+from distill.program import complain, run_program, say
 from distill.study import AXES, Study, expand, extended, read_sections, read_study, run_folders
 
 if typing.TYPE_CHECKING:
     from distill.reporting.results import RunResults
     from distill.running.experiment import Experiment
     from distill.running.schedule import Failed
-
-DESCRIPTION = """\
-Self-distillation of residual networks. Train a teacher on the given labels, then students of the same architecture,
-each on alpha * given label + (1 - alpha) * teacher's prediction (Borup & Andersen 2021, arXiv 2102.13088).
-
-  python self_distiller.py --config configs/quickstart.toml    a small study, in about a minute on two cores
-  python self_distiller.py --alpha 0.6 --distillation-steps 5  the paper's chain on CIFAR-10, for a GPU
-
-Run the same command again to resume an interrupted run."""
 
 
 @dataclass(frozen=True)
@@ -51,60 +41,6 @@ class Command:
     def config(self) -> Config:
         """The configuration of the run, or of the first setting of a study."""
         return self.study.settings[0].config
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser: one option per field of the configuration, grouped by section, and the modes."""
-    parser = OneLineParser(
-        program(),
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--config", type=to_path, metavar="FILE", help="TOML file of options; options on the command line win"
-    )
-    parser.add_argument("--resume", type=to_path, metavar="DIR", help="resume the run in this directory")
-    modes = parser.add_argument_group("modes", "What to do instead of training the whole grid.")
-    mode = modes.add_mutually_exclusive_group()
-    mode.add_argument("--estimate", action="store_true", help="estimate the cost on this machine; write nothing")
-    mode.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print what is finished, begun and to be trained; write nothing",
-    )
-    mode.add_argument(
-        "--preview", action="store_true", help="train only the teachers, and forecast their chains (needs --val-size)"
-    )
-    mode.add_argument(
-        "--report",
-        nargs="+",
-        type=to_path,
-        metavar="DIR",
-        help="print the tables of runs, draw figures and write report.html, or the page alone to --output FILE",
-    )
-    mode.add_argument(
-        "--verify", nargs="+", type=to_path, metavar="DIR", help="verify the files of runs; write nothing"
-    )
-    mode.add_argument(
-        "--status", nargs="+", type=to_path, metavar="DIR", help="print what is finished, running, failed and waiting"
-    )
-    mode.add_argument(
-        "--work", nargs="+", type=to_path, metavar="DIR", help="train what no other process trains, as the jobs do"
-    )
-    mode.add_argument("--detach", action="store_true", help="with --executor slurm: submit the jobs, and return")
-    mode.add_argument("--print-sbatch", action="store_true", help="print the script of the jobs; write nothing")
-    modes.add_argument("--format", choices=FORMATS, help="with --report: print tables in this format; write nothing")
-    modes.add_argument("--x", metavar="AXIS", help="draw accuracy against this axis of a study, such as label_noise")
-    for section, cls in SECTIONS.items():
-        group = parser.add_argument_group(section, cls.__doc__)
-        for f in fields(cls):
-            add_option(group, cls, f, axis=f.name in AXES)
-    return parser
-
-
-FORMATS = ("latex", "markdown", "csv")
 
 
 def parse(argv: list[str]) -> Command:
@@ -181,11 +117,6 @@ def _resumed(path: Path, file: Path | None, options: Mapping[str, Any]) -> dict[
     if "output" in options:
         raise ConfigError("--resume continues in the directory it names; leave --output out")
     return _merged(read_sections(path), options)
-
-
-def program() -> str:
-    """The program's name as it was typed."""
-    return program_name("self_distiller.py", "self-distiller")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -32,6 +32,18 @@ def parse_config(words: list[str]) -> Config:
 
 # For each field: what is typed after its name, the value it makes, and the options that it needs beside it.
 TYPED = {
+    "devices": ("0,1", "0,1", ""),
+    "executor": ("slurm", "slurm", ""),
+    "slurm_partition": ("x1", "x1", ""),
+    "slurm_time": ("x1", "x1", ""),
+    "slurm_gpus": ("x1", "x1", ""),
+    "slurm_mem": ("x1", "x1", ""),
+    "slurm_account": ("x1", "x1", ""),
+    "slurm_qos": ("x1", "x1", ""),
+    "slurm_setup": ("x1", "x1", ""),
+    "slurm_cpus": ("4", 4, ""),
+    "slurm_array_parallelism": ("8", 8, ""),
+    "slurm_option": ("nice=5 hold=1", ("nice=5", "hold=1"), ""),
     "dataset": ("digits", "digits", ""),
     "data_dir": ("some_dir", "some_dir", ""),
     "image_size": ("8", 8, "--dataset imagefolder"),

@@ -26,7 +26,7 @@ LIGHT = (
         "losses",
         "metrics",
     ),
-    *("options", "grid", "sections", "config", "configfile", "study"),
+    *("options", "grid", "sections", "config", "configfile", "study", "parser"),
 )
 # What each package, and each public name at the top, may import besides. The order is from the bottom up.
 MAY_IMPORT = {
