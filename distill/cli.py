@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from typing import Any
 from distill.arguments import to_path
 from distill.config import PREVIEW, SECTION_OF, Config
 from distill.configfile import read_toml
-from distill.environment import set_environment
-from distill.errors import ConfigError, one_line, suggestion
+from distill.environment import set_environment, torchrun_rank
+from distill.errors import ConfigError, UserError, one_line, suggestion
 from distill.parser import build_parser, program
 from distill.program import complain, run_program, say
 from distill.study import AXES, Study, expand, extended, read_sections, read_study, run_folders
@@ -126,11 +128,38 @@ def main(argv: list[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # for --network and --dataset package.module:function
 
     def work() -> int:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        if torchrun_rank()[1] > 1:
+            return _on_a_rank(words)
+        command = parse(words)
         return MODES[command.mode](command) or 0
 
     after_stop = "; run the same command to resume from the last finished epoch"
     return run_program(program(), work, after_stop, after_failure="; finished work is kept")
+
+
+def _on_a_rank(words: list[str]) -> int:
+    """Run the program as one of torchrun's ranks: rank 0 as ever, the others as its followers."""
+    rank, size = torchrun_rank()
+    with ExitStack() as stack:
+        if rank > 0:
+            stack.enter_context(redirect_stdout(io.StringIO()))  # rank 0 prints all that concerns every rank
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)  # a follower has nothing to clean up, and may be waiting
+        try:
+            command = parse(words)
+            for setting in command.study.settings if command.mode in ("train", "preview", "estimate") else ():
+                setting.config.check_ranks(size, command.mode)
+        except UserError:
+            if rank == 0:
+                raise
+            return 2
+        leads = rank == 0
+        if command.mode in ("train", "preview"):
+            from distill.running.follower import joined_or_following
+
+            leads = stack.enter_context(joined_or_following(command.config))
+        return MODES[command.mode](command) or 0 if leads else 0
 
 
 # torch is imported in the modes, so that a configuration is checked before that takes its time.

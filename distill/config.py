@@ -84,6 +84,22 @@ class Config:
             f"{name} needs the teacher of step 0, trained on the given labels: leave --teacher-step out",
         )
 
+    def check_ranks(self, ranks: int, mode: str) -> None:
+        """Raise ConfigError if torchrun's ranks cannot train this run together."""
+        batch = self.train.batch_size
+        require(mode != "estimate", "--estimate measures one process: leave torchrun out")
+        require(self.run.jobs == 1, f"--jobs {self.run.jobs}: all ranks of torchrun train one model at a time")
+        require(
+            self.run.device in ("auto", "cpu", "cuda"),
+            f"--device {self.run.device}: torchrun gives each rank its device; choose auto, cpu or cuda",
+        )
+        require(batch % ranks == 0, f"--batch-size {batch} cannot be divided by the {ranks} ranks of torchrun")
+        require(
+            batch >= 2 * ranks or self.train.sync_batchnorm,
+            f"--batch-size {batch} leaves one image to each of {ranks} ranks, which has no variance: "
+            "raise it, or give --sync-batchnorm",
+        )
+
     @property
     def identity(self) -> dict[str, Any]:
         """The options that affect results, as ``{"data.dataset": "cifar10", ...}``.

@@ -30,6 +30,13 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def torchrun_rank() -> tuple[int, int]:
+    """This process's rank among those that torchrun started, and their number; (0, 1) without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
 def available_cores() -> int:
     """The number of cores that this process may use; all cores if the system does not say."""
     if hasattr(os, "sched_getaffinity"):

@@ -256,6 +256,9 @@ class TrainConfig(Section):
         "parameters and losses",
         choices=("fp32", "tf32", "bf16"),
     )
+    sync_batchnorm: bool = option(
+        False, "under torchrun, normalise by the statistics of whole batches instead of each rank's part of them"
+    )
     deterministic: bool = option(
         False, "bit-identical repetition on a GPU too, which is slower (on a CPU it always is)"
     )
@@ -282,6 +285,10 @@ class TrainConfig(Section):
         )
         require(
             self.momentum is None or self.optimizer == "sgd", f"momentum is for --optimizer sgd, not {self.optimizer}"
+        )
+        require(
+            not (self.sync_batchnorm and self.compile),
+            "sync_batchnorm exchanges numbers within the network, which --compile cannot",
         )
         require(
             not self.nesterov or bool(self.momentum),

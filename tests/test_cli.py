@@ -69,6 +69,7 @@ TYPED = {
     "clip_grad": ("2", 2.0, ""),
     "ema": ("0.99", 0.99, ""),
     "nesterov": (True, True, "--optimizer sgd"),
+    "sync_batchnorm": (True, True, ""),
     "max_epochs": ("7", 7, ""),
     "batch_size": ("32", 32, ""),
     "loss": ("kl", "kl", ""),

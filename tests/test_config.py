@@ -32,6 +32,7 @@ OTHER_VALUES = {
     "clip_grad": (1.0, {}),
     "ema": (0.99, {}),
     "nesterov": (True, {"optimizer": "sgd"}),
+    "sync_batchnorm": (True, {}),
     "max_epochs": (76, {}),
     "batch_size": (32, {}),
     "loss": ("ce", {}),

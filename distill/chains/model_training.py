@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from distill.store.predictions import PREDICTIONS, TestPredictions, write_predic
 from distill.store.results import Result, name_model, read_record
 from distill.store.rundir import STATE, Model, RunDir, check_options, options_of_models, to_csv
 from distill.training import augment
-from distill.training.batches import ImageStore
 from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
 from distill.training.models import Classifier
@@ -101,7 +100,7 @@ class Training:
     def __init__(self, session: Session, spec: ModelSpec) -> None:
         self.folder = spec.folder
         self.selects_best = session.selects_best
-        self.trainer = Trainer(_initial_model(session, spec), session.config.train, session.device)
+        self.trainer = Trainer(_initial_model(session, spec), session.config.train, session.device, session.ranks)
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.best: dict[str, Tensor] | None = None  # parameters of the epoch most accurate on the held-out images
         self.trained_on = {"alpha": spec.alpha, "teacher": None if spec.teacher is None else spec.teacher.sha256}
@@ -196,11 +195,11 @@ def train_model(
     """
     if spec.is_finished:
         return checked_model(session, spec)
-    images = _training_images(session, spec)
+    rows = _training_rows(session, spec)
     training = Training(session, spec)
-    listener.start_model(spec.name, len(images), training.trainer.epochs)
+    listener.start_model(spec.name, len(rows), training.trainer.epochs)
     for epoch in range(training.trainer.epochs, session.config.train.epochs):
-        row = _train_epoch(session, spec, images, training.trainer, epoch, listener)
+        row = _train_epoch(session, spec, rows, training.trainer, epoch, listener)
         training.record(row)
         listener.end_epoch(spec.name, row)
     parent = None
@@ -225,31 +224,36 @@ def checked_model(session: Session, spec: ModelSpec) -> FinishedModel:
     return model
 
 
-def _training_images(session: Session, spec: ModelSpec) -> ImageStore:
-    """The images to train on: all, or those that the student's target keeps. Raises TrainingError for too few."""
-    if spec.teacher is None or not isinstance(spec.target, Fixed):
-        return session.train
+def _training_rows(session: Session, spec: ModelSpec) -> Tensor:
+    """The positions (n,) of the images to train on: all, unless the student's target keeps a part of them.
+
+    Raises TrainingError for too few.
+    """
     given = session.train.labels
+    rows = torch.arange(len(given))
+    if spec.teacher is None or not isinstance(spec.target, Fixed):
+        return rows
     kept = spec.target.keeps(spec.teacher.train_logits.argmax(1).to(given.device), given)
     if kept is None:
-        return session.train
+        return rows
     if kept.sum() < session.config.train.batch_size:
         raise TrainingError(
             f"{spec.name}: the teacher predicts the given label of {int(kept.sum())} of {len(given):,} images, fewer "
             f"than a batch of {session.config.train.batch_size}: lower --batch-size, or train the teacher for longer"
         )
-    return session.train.take(kept)
+    return rows[kept.cpu()]
 
 
 def _train_epoch(
-    session: Session, spec: ModelSpec, images: ImageStore, trainer: Trainer, epoch: int, listener: Listener
+    session: Session, spec: ModelSpec, rows: Tensor, trainer: Trainer, epoch: int, listener: Listener
 ) -> dict[str, Any]:
     """Train one epoch and score the held-out images; returns the epoch's row of metrics.csv."""
     started = time.perf_counter()
     data = session.data
     width = data.train.images.shape[-1]
     config = session.config.data
-    plan = augment.plan(session.seed, spec.step, epoch, len(images), width, config.augment, data.flip, config.cutout)
+    plan = augment.plan(session.seed, spec.step, epoch, len(rows), width, config.augment, data.flip, config.cutout)
+    plan = replace(plan, order=rows[plan.order])
     with RNG_LOCK:
         torch.manual_seed(torch_seed(session.seed, "update", spec.step, epoch))  # for dropout in a custom network
     teacher = None
@@ -262,7 +266,7 @@ def _train_epoch(
             teacher = spec.teacher.model
             target = spec.target
     try:
-        train_metrics = trainer.epoch(images, plan, len(data.classes), teacher, target, listener)
+        train_metrics = session.train_epoch(trainer, plan, teacher, target, listener)
     except NotFiniteLossError as error:
         raise TrainingError(f"{spec.name}, epoch {epoch + 1}: {error}; {error.advice}") from None
     val_loss = None

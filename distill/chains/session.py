@@ -6,22 +6,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distill.arms import Fixed
 from distill.chains.checkpoints import check_hash, load_parameters
 from distill.config import Config
 from distill.data.splits import Dataset
 from distill.errors import ConfigError
 from distill.losses import loss_function
 from distill.randomness import torch_seed
+from distill.training import augment
 from distill.training.batches import ImageStore, make_image_store
 from distill.training.device import place
+from distill.training.fit import Trainer
+from distill.training.listener import Listener
 from distill.training.models import Classifier, forked_rng
 from distill.training.objective import one_hot
 from distill.training.predict import predict_all
+from distill.training.ranks import current
 
 
 class Session:
     """Configuration, images on the device, and how networks are made and scored, for one seed.
 
+    On several ranks rank 0 has one, and makes each follower have an equal one: see ``running/follower.py``.
     ``make_network()`` returns a new network from normalised images (n, c, h, w) float32 to logits (n, classes).
     """
 
@@ -38,6 +44,7 @@ class Session:
         self.data = data
         self.device = device
         self.make_network = make_network
+        self.ranks = current()
         self.train = make_image_store(data.train, device)
         self.val = None if data.val is None else make_image_store(data.val, device)
         self.test = make_image_store(data.test, device)
@@ -64,12 +71,29 @@ class Session:
         load_parameters(model, file)
         return self.place(model).requires_grad_(False).eval()
 
+    def train_epoch(
+        self, trainer: Trainer, plan: augment.Plan, teacher: nn.Module | None, target: Fixed, listener: Listener
+    ) -> dict[str, float | None]:
+        """``Trainer.epoch`` on the training images, on all ranks."""
+        self._lead()
+        self.ranks.give("trainer", trainer, trainer.state_dict(), None if teacher is None else teacher.state_dict())
+        with self.ranks.work("train_epoch", plan, target, torch.initial_seed()):
+            return trainer.epoch(self.train, plan, len(self.data.classes), teacher, target, listener)
+
+    def _lead(self) -> None:
+        """Make the other ranks work on this session."""
+        self.ranks.give("session", self, self.config, self.seed, self.data.mean, self.data.std)
+
     def predict(self, model: nn.Module, images: ImageStore) -> Tensor:
         """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation.
 
         Raises ConfigError if they are not finite, which only a teacher from --teacher-ckpt can cause.
         """
-        logits = predict_all(model, images, self.config.train)
+        name = next((name for name in ("val", "test") if getattr(self, name) is images), "train")
+        self._lead()
+        with self.ranks.work("predict", name):
+            self.ranks.copy(model.state_dict().values())
+            logits = predict_all(model, images, self.config.train, self.ranks)
         if not logits.isfinite().all():
             raise ConfigError("the predictions of the given teacher are not finite")
         return logits

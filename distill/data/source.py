@@ -1,17 +1,62 @@
 """``Source``, a data set before anything is drawn from it, and ``from_arrays``, which makes one from arrays."""
 
 import hashlib
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from distill.config import CUSTOM_DATA
 from distill.errors import DataError, one_line
 
 MOST_UNNAMED = 10_000  # classes without names, if there are no more images than that
+
+
+def is_mapped(array: object) -> bool:
+    """Whether an array is a view of a memory-mapped file, as one that ``np.load(file, mmap_mode="r")`` returns."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap.mmap)
+
+
+@dataclass(frozen=True, eq=False)
+class MappedImages:
+    """Some images of a memory-mapped array. Like an array (n, c, h, w) uint8, but reads images only as needed."""
+
+    whole: np.ndarray  # (m, c, h, w) uint8, memory-mapped
+    rows: np.ndarray  # (n,) int64, positions in ``whole``
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, c, h, w)."""
+        return (len(self.rows), *self.whole.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of these images."""
+        return len(self.rows) * self.whole[0].nbytes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: slice | np.ndarray) -> np.ndarray:
+        return self.whole[self.rows[at]]
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.whole[self.rows].astype(dtype, copy=False)
+
+
+Images = np.ndarray | MappedImages
+
+
+def take(images: Images, rows: np.ndarray) -> Images:
+    """The images at positions ``rows``; of a memory-mapped array they stay in the file."""
+    if isinstance(images, MappedImages):
+        return MappedImages(images.whole, images.rows[rows])
+    return MappedImages(images, rows) if is_mapped(images) else images[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +103,7 @@ def from_arrays(
 
     Images are uint8 in [0, 255], shaped (n, h, w), (n, h, w, c) or (n, c, h, w) with c 1 or 3; labels are (n,)
     integers in [0, C). ``classes`` are C names, by default the numbers; ``flip`` says whether augmentation may mirror.
+    Images (n, h, w) or (n, c, h, w) of ``np.load(file, mmap_mode="r")`` stay in the file: they may exceed memory.
     Raises DataError for anything else, and for a shape that can be read in two ways.
     """
     x_train = _as_nchw(train_images, "train_images")
@@ -84,10 +130,8 @@ def from_arrays(
 
 
 def _as_nchw(values: ArrayLike, what: str) -> np.ndarray:
-    """Images in any accepted layout as (n, c, h, w) uint8, contiguous and writeable."""
+    """Images in any accepted layout as (n, c, h, w) uint8, contiguous."""
     images = as_array(values, what)
-    if not images.flags.writeable:
-        images = images.copy()  # torch warns about memory that it must not write to
     if images.dtype != np.uint8:
         raise DataError(f"{what} must be uint8 in [0, 255], not {images.dtype}; convert them first")
     if images.ndim not in (3, 4) or 0 in images.shape:

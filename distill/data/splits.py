@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distill.config import DataConfig
-from distill.data.source import Source
+from distill.data.source import Images, Source, take
 from distill.errors import DataError
 from distill.noise import NOISE_KINDS, TrueLabels
 from distill.randomness import generator
@@ -22,7 +22,7 @@ TEST_OF_UNSPLIT = 500  # test images drawn from a source without a test split: 5
 class Split:
     """n images of c channels, h rows and w columns, in ascending order of ``index``."""
 
-    images: np.ndarray  # (n, c, h, w) uint8
+    images: Images  # (n, c, h, w) uint8
     labels: np.ndarray  # (n,) int64, the given labels
     true_labels: np.ndarray  # (n,) int64, before corruption; the same array if nothing is corrupted
     index: np.ndarray  # (n,) int64, positions in the source's training or test split
@@ -36,7 +36,7 @@ class Split:
             return self
         labels = self.labels[rows]
         clean = self.true_labels is self.labels
-        return Split(self.images[rows], labels, labels if clean else self.true_labels[rows], self.index[rows])
+        return Split(take(self.images, rows), labels, labels if clean else self.true_labels[rows], self.index[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
     return Dataset(source.name, train, val, test, classes, mean, std, source.flip, kind)
 
 
-def _split(images: np.ndarray, labels: np.ndarray) -> Split:
+def _split(images: Images, labels: np.ndarray) -> Split:
     """All images of one part of a source."""
     return Split(images, labels, labels, np.arange(len(labels)))
 
@@ -149,7 +149,7 @@ def corrupted(source: Source, split: Split, config: DataConfig, seed: int) -> Sp
     return replace(split, labels=labels)
 
 
-def _channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _channel_moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (population) per channel of images / 255: two (c,) float32.
 
     Computed from the counts of the 256 values, so that no rounding errors add up. A constant channel gets the deviation
@@ -158,10 +158,13 @@ def _channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     levels = np.arange(256.0)
     means = []
     stds = []
-    for channel in range(images.shape[1]):
-        counts = np.zeros(256, dtype=np.int64)
-        for i in range(0, len(images), 4096):  # in parts: bincount makes an int64 copy of its input
-            counts += np.bincount(images[i : i + 4096, channel].ravel(), minlength=256)
+    counts_of = np.zeros((images.shape[1], 256), dtype=np.int64)
+    size = max(1, 2**22 // (images.shape[2] * images.shape[3]))  # in parts: bincount makes an int64 copy of its input
+    for i in range(0, len(images), size):
+        part = images[i : i + size]
+        for channel, counts in enumerate(counts_of):
+            counts += np.bincount(part[:, channel].ravel(), minlength=256)
+    for counts in counts_of:
         mean = counts @ levels / counts.sum()
         std = np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())
         means.append(mean / 255)

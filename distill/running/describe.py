@@ -6,6 +6,7 @@ import torch
 
 from distill.arms import arm_name
 from distill.config import Config
+from distill.environment import torchrun_rank
 from distill.pages.tables import filled
 from distill.running.cost import Cost, Done
 from distill.running.experiment import Experiment, count_models, job_count
@@ -32,14 +33,21 @@ def describe(experiment: Experiment) -> str:
     with forked_rng():
         parameters = sum(p.numel() for p in experiment.network_factory(data)().parameters())
     updates = updates_per_epoch(len(data.train), config.train.batch_size)
+    device = f"{_ranks()}{experiment.device} ({_hardware(experiment)})"
     lines = [
-        f"device  {experiment.device} ({_hardware(experiment)}), torch {torch.__version__}, {config.train.precision}",
+        f"device  {device}, torch {torch.__version__}, {config.train.precision}",
         f"data    {data.name}: {sizes} images of {c}x{h}x{w}, {len(data.classes)} classes{corrupted}",
         f"model   {config.model.name}, {parameters:,} parameters",
         f"chains  {_grid(config)}, {format_model_count(config)} of {format_count(config.train.epochs, 'epoch')} of "
         f"{format_count(updates, 'update')}",
     ]
     return "\n".join([*(filled(line, indent=8) for line in lines), f"output  {config.output}"])
+
+
+def _ranks() -> str:
+    """``4 ranks, each on a device like ``, under torchrun."""
+    size = torchrun_rank()[1]
+    return f"{size} ranks, each on a device like " if size > 1 else ""
 
 
 def _hardware(experiment: Experiment) -> str:

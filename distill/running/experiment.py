@@ -1,6 +1,7 @@
 """An experiment: a configuration with its device, its images and the function that makes its networks."""
 
 import io
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from distill.config import CUSTOM_DATA, CUSTOM_MODEL, Config
 from distill.data.load import load_source
 from distill.data.source import Source
 from distill.data.splits import Dataset, Split, make_dataset
-from distill.environment import available_cores
+from distill.environment import available_cores, torchrun_rank
 from distill.errors import ConfigError, TrainingError, one_line
 from distill.files import write_atomically
 from distill.records import DamagedRecordError, digest_of_parts
@@ -47,9 +48,9 @@ class Experiment:
     def set_up(self) -> None:
         """Set torch's switches in this process. Raises ConfigError for a precision that the device lacks."""
         threads = self.config.run.threads
-        jobs = job_count(self.config)
-        if threads is None and jobs > 1:
-            threads = max(1, available_cores() // jobs)
+        workers = max(job_count(self.config), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # ranks on this machine
+        if threads is None and workers > 1:
+            threads = max(1, available_cores() // workers)
         set_up(self.config.train, self.device, threads)
 
     def dataset(self, seed: int) -> Dataset:
@@ -106,7 +107,7 @@ class Experiment:
 
     def check_network(self, data: Dataset) -> None:
         """Raise ConfigError if the network does not turn images of this size into logits."""
-        images = torch.from_numpy(data.train.images[:2])
+        images = torch.from_numpy(np.array(data.train.images[:2]))
         expected = (len(images), len(data.classes))
         with forked_rng(), torch.no_grad():
             model = Classifier(self.network_factory(data)(), data.mean, data.std).eval()
@@ -254,4 +255,5 @@ def versions(device: torch.device) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
+        "ranks": torchrun_rank()[1],
     }

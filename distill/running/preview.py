@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -204,10 +204,11 @@ def features(model: nn.Module, images: ImageStore, train: TrainConfig) -> tuple[
     return found.numpy(), logits
 
 
-def small(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def small(images: ArrayLike) -> NDArray[np.float32]:
     """Images (n, c, h, w) as rows (n, pixels), averaged down to SIDE x SIDE if they are larger."""
-    height, width = (min(length, SIDE) for length in images.shape[2:])
-    return functional.adaptive_avg_pool2d(torch.from_numpy(images).float(), (height, width)).flatten(1).numpy()
+    pixels = torch.from_numpy(np.asarray(images, dtype=np.float32))
+    height, width = (min(length, SIDE) for length in pixels.shape[2:])
+    return functional.adaptive_avg_pool2d(pixels, (height, width)).flatten(1).numpy()
 
 
 def _probabilities(logits: Tensor) -> Array:

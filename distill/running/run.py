@@ -157,7 +157,7 @@ def _begin(experiment: Experiment, listener: Listener) -> None:
     rundir.check_finished()
     facts = versions(experiment.device)
     before = rundir.environments()
-    for key in ("device", "threads"):
+    for key in ("device", "threads", "ranks"):
         if before and before[-1].get(key, facts[key]) != facts[key]:
             listener.note(
                 f"{key} changed from {before[-1][key]} to {facts[key]}: "

@@ -29,7 +29,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, part: slice) -> "Plan":
+    def __getitem__(self, part: slice | Tensor) -> "Plan":
         return replace(self, **{name: getattr(self, name)[part] for name in TENSORS})
 
     def to(self, device: torch.device) -> "Plan":

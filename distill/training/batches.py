@@ -1,18 +1,21 @@
 """A training set in memory, and its augmented images in chunks and mini-batches.
 
 Images are kept as uint8 in device memory. If they do not fit, they stay on the host, and each chunk is copied while the
-one before is trained on. A chunk is about a thousand images, which are gathered and augmented together.
+one before is trained on. A chunk is about a thousand images, which are gathered and augmented together. Images of a
+memory-mapped file stay in the file, unless they fit into the memory of another device than the CPU.
 """
 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distill.data.source import MappedImages, is_mapped
 from distill.data.splits import Split
 from distill.training import augment
 
@@ -23,21 +26,19 @@ _per_thread = threading.local()
 
 @dataclass(frozen=True)
 class ImageStore:
-    """A split in memory, on the device or (pinned) on the host."""
+    """A split in memory, on the device or (pinned) on the host, or in a memory-mapped file."""
 
-    images: Tensor  # (n, c, h, w) uint8
+    images: Tensor  # (n, c, h, w) uint8; with ``rows``, more images than these
     labels: Tensor  # (n,) int64, on the device
     device: torch.device
+    rows: Tensor | None = None  # (n,) int64 on the host: positions in ``images``; None: all, in order
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, kept: Tensor) -> ImageStore:
-        """The images that a mask (n,) bool keeps."""
-        images = self.images[kept.to(self.images.device)]
-        if self.images.is_pinned():
-            images = images.pin_memory()
-        return ImageStore(images, self.labels[kept], self.device)
+    def gather(self, at: Tensor | slice) -> Tensor:
+        """The images (m, c, h, w) uint8 at positions ``at``."""
+        return self.images[at if self.rows is None else self.rows[at]]
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,26 @@ class Batch:
 def make_image_store(split: Split, device: torch.device, resident: bool | None = None) -> ImageStore:
     """Put a split into device memory if it takes at most half of what is free, else into pinned host memory.
 
-    On a CUDA device ``resident``, if given, decides instead.
+    On a CUDA device ``resident``, if given, decides instead. A memory-mapped split that is not resident stays mapped.
     """
+    source = split.images
+    rows = None
+    if isinstance(source, MappedImages):
+        rows = torch.from_numpy(source.rows)
+        source = source.whole
+    with warnings.catch_warnings(action="ignore"):  # nothing may write to mapped images, and nothing does
+        images = torch.from_numpy(source)
     # Normalise strides: an axis of length 1 may have any stride, and torch chooses kernels, which differ in the last
     # bits, by strides.
-    images = torch.from_numpy(split.images).flatten().view(split.images.shape)
+    images = images.flatten().view(source.shape)
     labels = torch.from_numpy(split.labels).to(device)
-    if device.type == "cuda":
-        if resident is None:
-            resident = images.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-        images = images.to(device) if resident else images.pin_memory()
-    elif device.type != "cpu":
-        images = images.to(device)
-    return ImageStore(images, labels, device)
+    if device.type == "cuda" and resident is None:
+        resident = split.images.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and resident):
+        return ImageStore((images if rows is None else images[rows]).to(device), labels, device)
+    if device.type == "cuda" and not is_mapped(source):
+        images = images.pin_memory()
+    return ImageStore(images, labels, device, rows)
 
 
 def chunk_size(store: ImageStore, batch_size: int) -> int:
@@ -99,9 +107,9 @@ def chunks(store: ImageStore, plan: augment.Plan, size: int) -> Iterator[tuple[T
 
     def fetch(start: int) -> Tensor:
         if copy_stream is None:
-            return store.images[plan.order[start : start + size]]
+            return store.gather(plan.order[start : start + size])
         with torch.cuda.stream(copy_stream):
-            return store.images[order[start : start + size]].pin_memory().to(store.device, non_blocking=True)
+            return store.gather(order[start : start + size]).pin_memory().to(store.device, non_blocking=True)
 
     next_images = fetch(0)
     for start in range(0, len(plan), size):

@@ -12,13 +12,19 @@ import torch
 from torch import nn
 
 from distill.config import TrainConfig
+from distill.environment import torchrun_rank
 from distill.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``--device`` names; auto takes CUDA, then MPS, then the CPU. Raises ConfigError without it."""
+    """The device that ``--device`` names; auto takes CUDA, then MPS, then the CPU. Raises ConfigError without it.
+
+    A rank of torchrun has the CUDA device of its number on its machine.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and torchrun_rank()[1] > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0  # with an old driver they are unusable
     if device.type == "cuda" and (device.index or 0) >= seen:

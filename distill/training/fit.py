@@ -3,6 +3,7 @@
 An epoch is processed in chunks of mini-batches (``batches``). The teacher, in eval mode, predicts a whole chunk at
 once. Metrics are read from the device at the end of an epoch, and about once a second for a progress bar; nothing else
 waits for the device.
+Several ranks (``ranks``) compute a share of each batch each.
 On a CUDA device the updates on a chunk's whole batches are replayed as a CUDA graph (``cuda_graph``).
 """
 
@@ -24,6 +25,8 @@ from distill.training.listener import Listener
 from distill.training.objective import Objective, one_hot, smoothed
 from distill.training.optim import learning_rate, make_optimizer, updates_per_epoch
 from distill.training.predict import soft_targets
+from distill.training.ranks import ALONE, Ranks, Share
+from distill.training.sync_batchnorm import synchronise
 
 
 class NotFiniteLossError(ArithmeticError):
@@ -43,18 +46,21 @@ class NotFiniteLossError(ArithmeticError):
 class Trainer:
     """A model in training: its parameters, its optimiser and the number of finished epochs."""
 
-    def __init__(self, model: nn.Module, train: TrainConfig, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, train: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
         self.model = place(model, train, device)
+        if train.sync_batchnorm:
+            synchronise(self.model, ranks)
         self.forward = torch.compile(self.model, dynamic=False) if train.compile else self.model
         self.train = train
         self.device = device
+        self.ranks = ranks
         self.optimizer = make_optimizer(self.model, train)
         self.parameters: list[Tensor] = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.epochs = 0
         self.lr = train.lr  # of the last update
         self.rates_on_device = GRAPHS.can_capture(device)
-        # With an average, whose decay a replayed graph would not change, updates run eagerly.
-        self.captures = self.rates_on_device and train.graph and train.ema is None
+        # Updates run eagerly with an average, whose decay a replayed graph would not change, and on several ranks.
+        self.captures = self.rates_on_device and train.graph and train.ema is None and ranks.size == 1
         self.average = None if train.ema is None else copy.deepcopy(self.model).requires_grad_(False).eval()
         self.updates = 0  # that the average has seen
         self.captured: tuple[Objective, CapturedUpdates] | None = None
@@ -99,24 +105,27 @@ class Trainer:
     ) -> dict[str, float | None]:
         """Train one epoch on ``alpha * given labels + (1 - alpha) * target.teacher_target(teacher)``.
 
-        Without a teacher, the given labels alone are the target. Returns the metrics of ``EpochSums.read``. Raises
-        NotFiniteLossError.
+        Without a teacher, the given labels alone are the target. Returns the metrics of ``EpochSums.read``. On several
+        ranks, all call this with the same arguments. Raises NotFiniteLossError.
         """
         batch_size = self.train.batch_size
         updates = updates_per_epoch(len(plan), batch_size)
         objective = Objective(self.train.loss, self.train.temperature, target.alpha)
-        sums = EpochSums(objective, self.train, self.device)
+        sums = EpochSums(objective, self.train, self.device, self.ranks)
         rates = self._learning_rates(updates)
-        size = chunk_size(store, batch_size)
+        self.ranks.copy(self.model.state_dict().values())
         self.model.train()
-        for images, labels in chunks(store, plan[: updates * batch_size], size):
-            soft = soft_targets(teacher, images, self.train)
-            given = smoothed(one_hot(labels, classes), self.train.label_smoothing)
-            chunk = Batch(images, given, None if soft is None else target.teacher_target(soft))
-            logits, regs = self._train_on(chunk, objective, rates[sums.updates :], size // batch_size, listener)
-            sums.add(logits, labels, chunk, regs)
-            listener.end_chunk(sums)
+        for share in self.ranks.shares(plan[: updates * batch_size], batch_size):
+            size = chunk_size(store, share.size)
+            for images, labels in chunks(store, share.plan, size):
+                soft = soft_targets(teacher, images, self.train)
+                given = smoothed(one_hot(labels, classes), self.train.label_smoothing)
+                chunk = Batch(images, given, None if soft is None else target.teacher_target(soft))
+                logits, regs = self._train_on(chunk, objective, rates[sums.updates :], share, size, listener)
+                sums.add(logits, labels, chunk, regs, share)
+                listener.end_chunk(sums)
         self.epochs += 1
+        sums.add_up(min(len(plan), updates * batch_size))
         metrics = sums.read()
         # A gradient that is not finite shows in the next update's loss; that of the last one only in the parameters.
         if not torch.stack(torch._foreach_norm(self.parameters)).isfinite().all():
@@ -130,16 +139,17 @@ class Trainer:
         return torch.tensor(rates, device=self.device) if self.rates_on_device else rates
 
     def _train_on(
-        self, chunk: Batch, objective: Objective, rates: Any, batches: int, listener: Listener
+        self, chunk: Batch, objective: Objective, rates: Any, share: Share, most: int, listener: Listener
     ) -> tuple[Tensor, Tensor]:
         """Train on a chunk's batches in turn; returns the logits (m, classes) and the regularisers (updates,).
 
-        ``batches`` is the most that a chunk may hold.
+        ``most`` is the largest number of images of a chunk.
         """
-        size = self.train.batch_size
+        size = share.size
+        self.ranks.splits = share.copies < self.ranks.size
         logits = torch.empty_like(chunk.given)
         regs: list[Tensor] = []
-        captured = self._graph(chunk, objective, batches, listener)
+        captured = self._graph(chunk, objective, most // size, listener)
         if captured is not None:  # all whole batches at once
             replayed, values = captured.run(chunk, rates, listener.advance)
             logits[: len(replayed)] = replayed
@@ -148,9 +158,9 @@ class Trainer:
             rows = slice(start, start + size)
             batch = chunk[rows]
             with GRAPHS.guard(self.train.graph, batch.images, "update", self.train.precision):
-                logits[rows], reg = self.update(batch, objective, rates[len(regs)])
+                logits[rows], reg = self.update(batch, objective, rates[len(regs)], share.weight)
             regs.append(reg)
-            listener.advance(len(batch))
+            listener.advance(len(batch) * share.batch // size)
         return logits, torch.stack(regs)
 
     def _graph(self, chunk: Batch, objective: Objective, batches: int, listener: Listener) -> CapturedUpdates | None:
@@ -178,16 +188,21 @@ class Trainer:
         captured_with, updates = self.captured
         return updates if captured_with == objective and updates.fits(chunk) else None
 
-    def update(self, batch: Batch, objective: Objective, rate: float | Tensor) -> tuple[Tensor, Tensor]:
+    def update(
+        self, batch: Batch, objective: Objective, rate: float | Tensor, weight: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """One optimiser step on one batch; returns its logits (b, classes) and the regulariser's value ().
 
-        ``rate`` is the learning rate; on a CUDA device it is a scalar there, so that nothing is copied.
+        ``rate`` is the learning rate; on a CUDA device it is a scalar there, so that nothing is copied. ``weight`` is
+        that of this rank's share of the batch.
         """
         with autocast(self.train, self.device):
             logits = self.forward(batch.images)
         logits = logits.float()
         self.optimizer.zero_grad()
-        objective(logits, batch.given, batch.soft).mean().backward()
+        loss = objective(logits, batch.given, batch.soft).mean()
+        (loss if self.ranks.size == 1 else weight * loss).backward()
+        self.ranks.add_up([p.grad for p in self.parameters if p.grad is not None])
         if self.train.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.train.clip_grad)
         for group in self.optimizer.param_groups:
@@ -213,7 +228,9 @@ class Trainer:
 class EpochSums:
     """An epoch's metrics, summed on the device from the logits of the training updates."""
 
-    def __init__(self, objective: Objective, train: TrainConfig, device: torch.device) -> None:
+    def __init__(self, objective: Objective, train: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
+        self.complete = ranks.size == 1  # otherwise these are one rank's sums, until ``add_up``
         self.objective = objective
         self.train = train
         self.images = 0
@@ -224,17 +241,32 @@ class EpochSums:
         self.first_not_finite = torch.full((), torch.inf, device=device)
 
     @torch.no_grad()
-    def add(self, logits: Tensor, labels: Tensor, chunk: Batch, regs: Tensor) -> None:
-        """Add a chunk: its logits (m, classes), its labels (m,) and the regulariser at each update (updates,)."""
+    def add(self, logits: Tensor, labels: Tensor, chunk: Batch, regs: Tensor, share: Share) -> None:
+        """Add a chunk: its logits (m, classes), its labels (m,) and the regulariser at each update (updates,).
+
+        The sums count images that several ranks compute once.
+        """
         on_given, on_soft = self.objective.terms(logits, chunk.given, chunk.soft)
         right = logits.argmax(1) == labels
-        self.sums += torch.stack([t.to(self.sums.dtype).sum() for t in (on_given, on_soft, right, regs)])
+        sums = torch.stack([t.to(self.sums.dtype).sum() for t in (on_given, on_soft, right, regs)])
+        if share.copies > 1:
+            sums[:3] /= share.copies
+        self.sums += sums
         bad = ~(on_given + on_soft).isfinite()
-        at = torch.where(bad.any(), bad.int().argmax() // self.train.batch_size + self.updates + 1, torch.inf)
+        at = torch.where(bad.any(), bad.int().argmax() // share.size + self.updates + 1, torch.inf)
         self.first_not_finite = torch.minimum(self.first_not_finite, at)
         self.images += len(labels)
         self.updates += len(regs)
         self.has_teacher |= chunk.soft is not None
+
+    def add_up(self, images: int) -> None:
+        """Add up the sums of all ranks, at the end of an epoch of ``images`` images. Collective."""
+        if not self.complete:
+            self.ranks.add_up([self.sums])
+            self.ranks.least(self.first_not_finite)
+            self.sums[3] /= self.ranks.size  # every rank has the whole regulariser
+            self.images = images
+            self.complete = True
 
     def read(self) -> dict[str, float | None]:
         """The means so far: ``truth_loss`` and ``acc`` (on the given labels), ``teacher_loss`` (None without a
@@ -243,7 +275,7 @@ class EpochSums:
         Raises NotFiniteLossError.
         """
         bad = self.first_not_finite.item()
-        if math.isfinite(bad):
+        if self.complete and math.isfinite(bad):
             raise NotFiniteLossError(int(bad), self.train)
         on_given, on_soft, right, reg = self.sums.tolist()
         alpha = self.objective.alpha if self.has_teacher else 1.0

@@ -7,6 +7,7 @@ from distill.config import TrainConfig
 from distill.training.batches import ImageStore, chunk_size
 from distill.training.cuda_graph import GRAPHS
 from distill.training.device import autocast
+from distill.training.ranks import ALONE, Ranks
 
 PASS_PIXELS = 2**18  # of one forward pass: 256 images of CIFAR, which fit most devices
 
@@ -20,12 +21,17 @@ def predict(model: nn.Module, images: Tensor, train: TrainConfig) -> Tensor:
         return torch.cat([model(part).float() for part in parts])
 
 
-def predict_all(model: nn.Module, pool: ImageStore, train: TrainConfig) -> Tensor:
-    """Logits (n, classes) float32 on the CPU for a whole split, in its order and not augmented."""
-    n = len(pool)
+def predict_all(model: nn.Module, pool: ImageStore, train: TrainConfig, ranks: Ranks = ALONE) -> Tensor:
+    """Logits (n, classes) float32 on the CPU for a whole split, in its order and not augmented.
+
+    Each rank computes a part of them; all must call this with the same model and images.
+    """
+    first, end = ranks.part(len(pool))
     size = chunk_size(pool, train.batch_size)
-    parts = (pool.images[i : i + size].to(pool.device, non_blocking=True) for i in range(0, n, size))
-    return torch.cat([predict(model, part, train) for part in parts]).cpu()  # waits for the device
+    starts = range(first, end, size)
+    parts = (pool.gather(slice(i, min(i + size, end))).to(pool.device, non_blocking=True) for i in starts)
+    logits = torch.cat([predict(model, part, train) for part in parts])
+    return ranks.join(logits, len(pool)).cpu()  # waits for the device
 
 
 def soft_targets(teacher: nn.Module | None, images: Tensor, train: TrainConfig) -> Tensor | None:

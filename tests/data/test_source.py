@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distill.data.source import from_arrays
+from distill.data.source import MappedImages, from_arrays, is_mapped, take
 from distill.errors import DataError
 
 
@@ -63,3 +63,32 @@ def test_fingerprints_of_different_data_differ():
     assert len(set(prints)) == 5
     assert fingerprint() == prints[0]
     assert len(prints[0]) == 64
+
+
+def mapped(tmp_path, images: np.ndarray) -> np.ndarray:
+    """The same images, memory-mapped."""
+    np.save(tmp_path / "images.npy", images)
+    return np.load(tmp_path / "images.npy", mmap_mode="r")
+
+
+def test_mapped_images_stay_in_their_file(tmp_path):
+    images = np.arange(10 * 3 * 8 * 8, dtype=np.uint8).reshape(10, 3, 8, 8)
+    labels = np.arange(10) % 2
+    source = from_arrays(mapped(tmp_path, images), labels, images, labels)
+    assert is_mapped(source.train_images)
+    assert not is_mapped(source.test_images)
+    assert source.fingerprint == from_arrays(images, labels, images, labels).fingerprint
+    part = take(source.train_images, np.array([1, 4, 7, 9]))
+    assert isinstance(part, MappedImages)
+    assert (part.shape, len(part), part.nbytes) == ((4, 3, 8, 8), 4, 4 * 3 * 64)
+    smaller = take(part, np.array([0, 3]))
+    assert isinstance(smaller, MappedImages)
+    assert np.array_equal(part, images[[1, 4, 7, 9]])
+    assert np.array_equal(part[1:3], images[[4, 7]])
+    assert np.array_equal(smaller, images[[1, 9]])
+
+
+def test_one_channel_stays_mapped(tmp_path):
+    images = np.arange(10 * 64, dtype=np.uint8).reshape(10, 8, 8)
+    labels = np.arange(10) % 2
+    assert is_mapped(from_arrays(mapped(tmp_path, images), labels, images, labels).train_images)

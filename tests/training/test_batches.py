@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +14,15 @@ from training_tools import (
     assert_same_bits,
     plan_of,
     pool_of,
+    split_of,
     trained,
 )
 
+from distill.config import TrainConfig
 from distill.data.splits import Split
 from distill.training import augment
 from distill.training.batches import CHUNK_PIXELS, ImageStore, _copy_stream, chunk_size, chunks, make_image_store
+from distill.training.predict import predict_all
 
 
 @pytest.mark.parametrize("size", [4, 8, 12, 100])
@@ -93,3 +97,18 @@ def test_strides_of_a_single_channel_do_not_change_the_bits():
         for layout in (images[:, None], as_stacked)
     }
     assert strides == {(64, 64, 8, 1)}
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "part"])
+def test_mapped_images_train_the_same_model(tmp_path, small_chunks, part):
+    split = split_of(30)
+    np.save(tmp_path / "images.npy", split.images)
+    mapped = replace(split, images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    if part:
+        rows = np.array([0, 1, 5, *range(7, 29)])
+        split, mapped = split.take(rows), mapped.take(rows)
+    pools = [make_image_store(each, CPU) for each in (split, mapped)]
+    assert np.shares_memory(pools[1].images.numpy(), getattr(mapped.images, "whole", mapped.images))
+    assert_same_bits(*(trained(pool, a_teacher()) for pool in pools))
+    predictions = [predict_all(a_teacher(), pool, TrainConfig(batch_size=4)) for pool in pools]
+    assert torch.equal(*predictions)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.load import load_source
-from distill.data.source import Source
+from distill.data.source import Images, Source
 from distill.data.splits import Split, corrupted, make_dataset
 from distill.errors import ConfigError, DataError, one_line
 from distill.kernel.arrays import LARGEST_ENTRY, FloatArray
@@ -110,8 +110,10 @@ def _images(config: DataConfig, seed: int) -> Problem:
     source.check_fingerprint(config.data_sha256)
     dataset = make_dataset(source, config, seed)
 
-    def part(images: np.ndarray, labels: np.ndarray) -> Part:
-        return Part(images.reshape(len(images), -1).astype(np.float32) / 255, _one_hot(labels, len(dataset.classes)))
+    def part(images: Images, labels: np.ndarray) -> Part:
+        return Part(
+            np.asarray(images).reshape(len(images), -1).astype(np.float32) / 255, _one_hot(labels, len(dataset.classes))
+        )
 
     folder = Path(config.data_dir).resolve().name
     return Problem(
