@@ -25,3 +25,9 @@ def K_new(data):
 @pytest.fixture(scope="session")
 def spectrum(K):
     return krr.decompose(K)
+
+
+@pytest.fixture
+def nothing_drawn(monkeypatch):
+    """Empty files for figures, whose rendering takes seconds."""
+    monkeypatch.setattr("distill.pages.style.rendered", lambda *_: b"")

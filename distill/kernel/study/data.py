@@ -5,6 +5,7 @@ options and seed a kernel and a network learn the same labels of the same images
 """
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.load import load_source
-from distill.data.source import Images, Source
+from distill.data.source import Source
 from distill.data.splits import Split, corrupted, make_dataset
 from distill.errors import ConfigError, DataError, one_line
 from distill.kernel.arrays import LARGEST_ENTRY, FloatArray
@@ -96,12 +97,11 @@ def _standardised(problem: Problem) -> Problem:
     deviation = problem.train.X.std(axis=0, dtype=np.float64)
     deviation[deviation == 0] = 1
 
-    def scaled(part: Part | None) -> Part | None:
-        return None if part is None else Part(((part.X - mean) / deviation).astype(part.X.dtype), part.y)
+    def scaled(part: Part) -> Part:
+        return Part(((part.X - mean) / deviation).astype(part.X.dtype), part.y)
 
-    train = scaled(problem.train)
-    assert train is not None
-    return replace(problem, train=train, val=scaled(problem.val), test=scaled(problem.test))
+    val = problem.val and scaled(problem.val)
+    return replace(problem, train=scaled(problem.train), val=val, test=problem.test and scaled(problem.test))
 
 
 def _images(config: DataConfig, seed: int) -> Problem:
@@ -110,29 +110,21 @@ def _images(config: DataConfig, seed: int) -> Problem:
     source.check_fingerprint(config.data_sha256)
     dataset = make_dataset(source, config, seed)
 
-    def part(images: Images, labels: np.ndarray) -> Part:
-        return Part(
-            np.asarray(images).reshape(len(images), -1).astype(np.float32) / 255, _one_hot(labels, len(dataset.classes))
-        )
+    def part(split: Split) -> Part:
+        pixels = np.asarray(split.images).reshape(len(split), -1)
+        return Part(pixels.astype(np.float32) / 255, np.eye(classes)[split.labels])
 
+    classes = len(dataset.classes)
     folder = Path(config.data_dir).resolve().name
-    return Problem(
-        folder if config.dataset == "imagefolder" else config.dataset.rpartition(":")[2],
-        part(dataset.train.images, dataset.train.labels),
-        None if dataset.val is None else part(dataset.val.images, dataset.val.labels),
-        part(dataset.test.images, dataset.test.labels),
-        dataset.classes,
-        _noise_note(dataset.train.labels, dataset.train.true_labels),
-    )
+    name = folder if config.dataset == "imagefolder" else config.dataset.rpartition(":")[2]
+    val = part(dataset.val) if dataset.val else None
+    note = _noise_note(dataset.train.labels, dataset.train.true_labels)
+    return Problem(name, part(dataset.train), val, part(dataset.test), dataset.classes, note)
 
 
 def _noise_note(given: NDArray, true: NDArray) -> str:
     wrong = float((given != true).mean())
     return f"{wrong:.1%} of the training labels are wrong" if wrong else ""
-
-
-def _one_hot(labels: NDArray, classes: int) -> FloatArray:
-    return np.eye(classes)[labels]
 
 
 def from_table(table: Table, target: str | None, classification: bool) -> Arrays:
@@ -147,7 +139,8 @@ def from_table(table: Table, target: str | None, classification: bool) -> Arrays
         except DataError:
             if any(is_number(cell) or not cell for cell in text):  # a wrong number rather than the name of a class
                 raise
-    classes = tuple(sorted(set(text), key=_class_order))
+    # numbers by size, then words
+    classes = tuple(sorted(set(text), key=lambda cell: (float(cell) if is_number(cell) else math.inf, cell)))
     labels = np.array([classes.index(cell) for cell in text])
     return Arrays(name, X, labels, classes=classes, note=_class_note(y_name, classes))
 
@@ -155,11 +148,6 @@ def from_table(table: Table, target: str | None, classification: bool) -> Arrays
 def _class_note(column: str, classes: tuple[str, ...]) -> str:
     """How labels became classes, for the reader."""
     return f"the classes of {column} are {', '.join(classes[:5])}" + (", ..." if len(classes) > 5 else "")
-
-
-def _class_order(name: str) -> tuple[bool, float, str]:
-    """Numbers by size, then words."""
-    return (False, float(name), name) if is_number(name) else (True, 0.0, name)
 
 
 ARRAYS = ("X", "y", "X_test", "y_test", "X_val", "y_val", "given")
@@ -231,7 +219,7 @@ def _split(arrays: Arrays, config: DataConfig, seed: int) -> Problem:
         if len(rows) < len(X):  # otherwise nothing is copied
             rows = np.sort(rows)
             X, y = X[rows], y[rows]
-        return Part(X, _one_hot(y, len(arrays.classes)) if arrays.classes else y)
+        return Part(X, np.eye(len(arrays.classes))[y] if arrays.classes else y)
 
     test = part(arrays.X, arrays.y, test_rows)
     if arrays.y_test is not None:

@@ -153,7 +153,20 @@ def test_files_hold_what_the_screen_says(capsys, tmp_path):
 
 
 def test_chains_that_overflow_are_never_chosen(capsys, tmp_path):
-    options = [*DIGITS, "--distillation-steps", 10**9, "--alpha", -0.5, 0.3, "--no-figures", "--output", tmp_path]
+    options = [
+        *DIGITS,
+        "--distillation-steps",
+        10**9,
+        "--alpha",
+        -0.5,
+        0.3,
+        "--lam",
+        0.1,
+        10,
+        "--no-figures",
+        "--output",
+        tmp_path,
+    ]
     status, out, error = run(capsys, *options)
     assert (status, error) == (0, "")
     assert "nan" not in out
@@ -178,7 +191,7 @@ def test_a_csv_file_with_classes_in_words(capsys, tmp_path):
     assert "line 2: column kind has 'tulip, red', but needs a finite number" in error
 
 
-def test_only_the_plain_toy_writes_into_figures(capsys, tmp_path, monkeypatch):
+def test_only_the_plain_toy_writes_into_figures(capsys, tmp_path, monkeypatch, nothing_drawn):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dose.csv").write_text("dose,response\n0,1\n1,2\n2,2\n")
     run(capsys, "--dpi", 30)

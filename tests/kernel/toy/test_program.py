@@ -96,12 +96,6 @@ def test_figures_are_named_by_alpha(capsys, tmp_path, nothing_drawn):
     assert len(names) == 9
 
 
-@pytest.fixture
-def nothing_drawn(monkeypatch):
-    """Rendering takes a second or more."""
-    monkeypatch.setattr("distill.pages.style.rendered", lambda *_: b"")
-
-
 @pytest.mark.parametrize(
     "options",
     [
