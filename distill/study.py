@@ -77,13 +77,15 @@ def _folder(values: Mapping[str, Any]) -> str:
 
 
 def _normal(name: str, value: Any) -> Any:
-    """A value as its section holds it; the values of an axis as a tuple. Raises ConfigError."""
+    """A value as its section holds it; several values as a tuple. Raises ConfigError, also for a value twice."""
     cls = SECTIONS[SECTION_OF[name]]
-    if name not in AXES or not isinstance(value, list | tuple):
-        return checked(cls, name, value)
-    require(value, f"{name} needs at least one value")
-    values = tuple(checked(cls, name, each) for each in value)
-    require(len(set(values)) == len(values), f"{name} has a value twice: {' '.join(map(shown, values))}")
+    if name in AXES and isinstance(value, list | tuple):
+        require(value, f"{name} needs at least one value")
+        values = tuple(checked(cls, name, each) for each in value)
+    else:
+        values = checked(cls, name, value)
+    if isinstance(values, tuple):
+        require(len(set(values)) == len(values), f"{name} has a value twice: {' '.join(map(shown, values))}")
     return values
 
 

@@ -146,6 +146,8 @@ def test_values_are_added_to_those_of_a_directory(tmp_path, how, held, given, ex
         ("--target consensus", "--alpha 0.5", "target consensus takes no alpha"),
         ("--alpha 0.6", "--alpha 0.2 --loss ce", "--loss ce instead of mse"),
         ("--alpha 0.6", "--alpha auto", "alpha auto needs held-out images"),
+        ("--alpha 0.6", "--alpha 0.3 0.3", "alpha has a value twice: 0.3 0.3"),
+        ("--lr 0.5 0.6", "--lr 0.7 0.7", "lr has a value twice: 0.7 0.7"),
     ],
 )
 def test_what_cannot_be_combined_is_named(capsys, tmp_path, held, given, said):

@@ -97,4 +97,5 @@ def _time(hours: float, unknown: bool, whole: Branch) -> str:
         return "nothing is left to train"
     if unknown:
         return "no model of every kind is finished yet, so the time is not known: --estimate measures it"
-    return f"about {hours:.2g} h of training are left, one model after the other, as long as the finished ones took"
+    left = f"{hours:.2g} h" if hours >= 0.1 else f"{60 * hours:.2g} min"
+    return f"about {left} of training are left, one model after the other, as long as the finished ones took"
