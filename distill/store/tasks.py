@@ -29,7 +29,8 @@ class Task:
 
     def __str__(self) -> str:
         arms = " and ".join(arm_title(arm) for arm in self.unit.arms)
-        return f"seed {self.unit.seed}, {arms or arm_title(None)}"
+        setting = f"{self.run.name}, " if (self.run.parent / "config.toml").exists() else ""  # of a study
+        return f"{setting}seed {self.unit.seed}, {arms or arm_title(None)}"
 
     @property
     def run(self) -> Path:
