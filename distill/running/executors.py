@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ from distill.config import Config
 from distill.errors import TrainingError
 from distill.files import remove_leftovers
 from distill.program import Signals
-from distill.running.experiment import Experiment, job_count
+from distill.running.experiment import Experiment, device_names, job_count, worker_count
 from distill.running.unit import ClaimedError, open_run, train_arms
 from distill.store import claims
 from distill.store.results import Result
@@ -66,19 +67,18 @@ def make_executor(experiments: Sequence[Experiment], listener: Listener) -> Exec
     """The executor for the experiments' number of jobs and their device, in which they agree."""
     first = experiments[0]
     by_run = {experiment.config.output: experiment for experiment in experiments}
-    if job_count(first.config) == 1:
+    if worker_count(first.config) == 1:
         return Serial(lambda config: by_run[config.output], listener)
-    if uses_threads(first.device):
+    if uses_threads(first.device) and first.config.run.devices is None:
         return Threads(by_run, listener)
     return Processes(first.config)
 
 
 def worker_executor(configs: Sequence[Config], listener: Listener) -> Executor:
     """The executor of a process that works in run directories which another one began."""
-    jobs = job_count(configs[0])
-    if jobs == 1:
+    if worker_count(configs[0]) == 1:
         return Serial(open_run, listener)
-    if uses_threads(pick_device(configs[0].run.device)):
+    if configs[0].run.devices is None and uses_threads(pick_device(configs[0].run.device)):
         return Threads({config.output: open_run(config) for config in configs}, listener)
     return Processes(configs[0])
 
@@ -240,27 +240,29 @@ class _SynchronisedListener(Listener):
 class Processes(ConcurrentExecutor):
     """Trains tasks in processes, which read everything from the run directory. Their progress is read from it too.
 
-    Each process is a pool of its own: if one dies, the tasks of the others go on.
+    Each process is a pool of its own: if one dies, the tasks of the others go on. With ``--devices`` each has one.
     """
 
     reports = False
 
     def __init__(self, config: Config):
         self.others = set(multiprocessing.active_children())
-        self.size = job_count(config)
-        self.idle = [_make_pool() for _ in range(self.size)]
-        self.busy: dict[Future[Any], ProcessPoolExecutor] = {}
+        self.idle = [(_make_pool(), device) for _ in range(job_count(config)) for device in device_names(config)]
+        self.size = len(self.idle)
+        self.busy: dict[Future[Any], tuple[ProcessPoolExecutor, str]] = {}
         self.runs: set[Path] = set()
 
     def submit(self, task: Task) -> Future[Any]:
         for future in [future for future in self.busy if future.done()]:
-            pool = self.busy.pop(future)
-            self.idle.append(_make_pool() if isinstance(future.exception(), BrokenProcessPool) else pool)
+            pool, device = self.busy.pop(future)
+            is_broken = isinstance(future.exception(), BrokenProcessPool)
+            self.idle.append((_make_pool() if is_broken else pool, device))
         self.runs.add(task.run)
-        pool = self.idle.pop(0)
+        pool, device = self.idle.pop(0)
+        run = replace(task.config.run, device=device, devices=None)
         with _interrupts_blocked():
-            future = pool.submit(_train_quietly, task)
-        self.busy[future] = pool
+            future = pool.submit(_train_quietly, replace(task, config=replace(task.config, run=run)))
+        self.busy[future] = pool, device
         return future
 
     def stop(self) -> None:
@@ -274,7 +276,7 @@ class Processes(ConcurrentExecutor):
             claims.remove_dead(run)
 
     def close(self) -> None:
-        for pool in [*self.idle, *self.busy.values()]:
+        for pool, _ in [*self.idle, *self.busy.values()]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 

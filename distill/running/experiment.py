@@ -48,7 +48,7 @@ class Experiment:
     def set_up(self) -> None:
         """Set torch's switches in this process. Raises ConfigError for a precision that the device lacks."""
         threads = self.config.run.threads
-        workers = max(job_count(self.config), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # ranks on this machine
+        workers = max(worker_count(self.config), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # ranks on this machine
         if threads is None and workers > 1:
             threads = max(1, available_cores() // workers)
         set_up(self.config.train, self.device, threads)
@@ -180,7 +180,7 @@ def prepare(
     """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
     if config.run.tensorboard:
         require_tensorboard()
-    device = pick_device(config.run.device)
+    device = pick_device(device_names(config)[0])
     jobs = job_count(config)
     if device.type == "cuda" and jobs > CUDA_JOBS:
         raise ConfigError(f"--jobs {jobs}: at most {CUDA_JOBS} on a CUDA device")
@@ -226,6 +226,23 @@ def memory_errors(config: Config) -> Iterator[None]:
             f"out of memory on --device {config.run.device} at batch size {config.train.batch_size}: "
             "lower --batch-size (or --jobs, or take a smaller network)"
         ) from None
+
+
+def device_names(config: Config) -> list[str]:
+    """The devices of a run: that of ``--device``, or those of ``--devices``. Raises ConfigError for a missing one."""
+    devices = config.run.devices
+    if devices is None:
+        return [config.run.device]
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    numbers = range(seen) if devices == "all" else list(dict.fromkeys(map(int, devices.split(","))))
+    if not numbers or max(numbers) >= seen:
+        raise ConfigError(f"--devices {devices}: {f'only {seen} CUDA devices' if seen else 'no CUDA device'} here")
+    return [f"cuda:{number}" for number in numbers]
+
+
+def worker_count(config: Config) -> int:
+    """The number of chains that are trained at the same time: so many jobs for each device."""
+    return job_count(config) * len(device_names(config))
 
 
 def job_count(config: Config) -> int:

@@ -28,6 +28,8 @@ class Progress(Listener):
         self.run = tqdm(total=models * epochs, unit="epoch", desc="run", bar_format=RUN_BAR, **style)
         # Several jobs train different epochs at once, so their images are not shown.
         self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style | {"disable": not self.bars or jobs > 1})
+        self.workers = [tqdm(total=epochs, unit="epoch", position=i, **style) for i in range(1, jobs + 1) if jobs > 1]
+        self.by_model: dict[str, tqdm] = {}  # the bar of each model in training, if several jobs train
         self.started = self.last_line = self.last_read = time.monotonic()
         self.noted: set[str] = set()
         self.finished = 0  # models
@@ -68,6 +70,7 @@ class Progress(Listener):
         self._advance_to(self.done + 1)
         self.epoch.reset()
         self.epoch.set_description(f"epoch {min(row['epoch'] + 1, self.epochs)}/{self.epochs}")
+        self._show(name, row["epoch"])
         if not self.bars and time.monotonic() - self.last_line > LINE_EVERY:
             val = "" if row["val_acc"] is None else f", held out {row['val_acc']:.4f}"
             self.say(
@@ -84,7 +87,19 @@ class Progress(Listener):
         if self.jobs > 1:
             self.run.set_description(f"{self.finished} of {self.models} models")
         name = name_model(result.seed, result.arm, result.step)
+        if name in self.by_model:
+            self.by_model.pop(name).reset()
         self.say(f"{self._place(self.finished)}: {name}, test accuracy {result.test_acc:.4f}, {result.seconds:.1f} s")
+
+    def _show(self, name: str, epoch: int) -> None:
+        """Show the epochs of a model on the bar of a worker, if there is one."""
+        if name not in self.by_model:
+            free = [bar for bar in self.workers if bar not in self.by_model.values()]
+            if not free:
+                return
+            self.by_model[name] = free[0]
+            free[0].set_description(name)
+        self.by_model[name].update(epoch - self.by_model[name].n)
 
     def _advance_to(self, epochs: int) -> None:
         self.done = epochs
@@ -106,6 +121,8 @@ class Progress(Listener):
 
     def close(self) -> None:
         """Remove the bars."""
+        for bar in self.workers:
+            bar.close()
         self.epoch.close()
         self.run.close()
 

@@ -11,7 +11,7 @@ from distill.data.source import Source
 from distill.errors import ConfigError
 from distill.running import slurm
 from distill.running.executors import make_executor, worker_executor
-from distill.running.experiment import Experiment, caller_unaffected, count_models, job_count, versions
+from distill.running.experiment import Experiment, caller_unaffected, count_models, versions, worker_count
 from distill.running.jobs import prepare_with_jobs
 from distill.running.loaded import LoadedRun
 from distill.running.progress import Progress, in_notebook
@@ -126,12 +126,12 @@ def progress_of(experiment: Experiment, teachers_only: bool = False) -> Progress
     """The progress of an experiment for a person; the caller closes it."""
     config = experiment.config
     models = len(config.chain.seed) if teachers_only else count_models(config)
-    return Progress(models, config.train.epochs, job_count(config))
+    return Progress(models, config.train.epochs, worker_count(config))
 
 
 def work_progress(configs: Sequence[Config]) -> Progress:
     """The progress of ``work`` for a person; the caller closes it."""
-    return Progress(sum(map(count_models, configs)), configs[0].train.epochs, job_count(configs[0]))
+    return Progress(sum(map(count_models, configs)), configs[0].train.epochs, worker_count(configs[0]))
 
 
 def check(experiment: Experiment) -> None:

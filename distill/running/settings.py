@@ -11,7 +11,7 @@ from distill.files import write_atomically
 from distill.pages.tables import filled
 from distill.records import write_json
 from distill.running.describe import describe, format_count
-from distill.running.experiment import Experiment, count_models, job_count
+from distill.running.experiment import Experiment, count_models, worker_count
 from distill.running.jobs import prepare_with_jobs
 from distill.running.progress import Progress
 from distill.running.run import check, run_experiments
@@ -62,7 +62,7 @@ def progress_of_study(experiments: list[Experiment], teachers_only: bool) -> Pro
     """The progress of all settings for a person; the caller closes it."""
     configs = [experiment.config for experiment in experiments]
     models = sum(len(config.chain.seed) if teachers_only else count_models(config) for config in configs)
-    return Progress(models, max(config.train.epochs for config in configs), job_count(configs[0]))
+    return Progress(models, max(config.train.epochs for config in configs), worker_count(configs[0]))
 
 
 def train_study(

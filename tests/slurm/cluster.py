@@ -77,8 +77,8 @@ class Cluster:
         self._wait_for(lambda: self.ask("sinfo", "--noheader", "--format=%T %D") == "idle 2")
 
     def _start(self, *words: str) -> subprocess.Popen:
-        log = open(self.folder / f"{words[0]}-{len(list(self.folder.iterdir()))}.log", "wb")  # noqa: SIM115
-        return subprocess.Popen(words, env=self.environment, stdout=log, stderr=log)
+        with open(self.folder / f"{words[0]}-{len(list(self.folder.iterdir()))}.log", "wb") as log:
+            return subprocess.Popen(words, env=self.environment, stdout=log, stderr=log)
 
     def _wait_for(self, condition, seconds: float = 60) -> None:
         until = time.monotonic() + seconds
