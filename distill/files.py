@@ -96,7 +96,11 @@ def _errors_name(path: Path) -> Iterator[None]:
 
 
 def append(path: Path, size: int, data: memoryview) -> None:
-    """Cut a file, made if needed, to ``size`` bytes, append ``data`` and flush it to the disk. Raises OSError."""
+    """Cut a file, made if needed, to ``size`` bytes, append ``data`` and flush it to the disk.
+
+    Raises OSError, also for a link.
+    """
+    _refuse_link(path)
     with _errors_name(path), open(path, "ab") as file:
         file.truncate(size)
         file.write(data)

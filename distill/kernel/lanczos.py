@@ -83,7 +83,7 @@ class BlockLanczos:
         self._tolerance = max(linalg.NEGATIVE_TOLERANCE, linalg.LOW_PRECISION * eps)
         self._next, self._start, _ = _orthonormal_columns(np.hstack([targets, signs]))
         if self._next.shape[1] > self.max_basis:
-            raise ValueError(f"max_basis = {max_basis} is less than the {self._next.shape[1]} columns of the start")
+            raise UserError(f"max_basis = {max_basis} is less than the {self._next.shape[1]} columns of the start")
         self._T = np.zeros((0, 0))
         self._coupling = np.zeros((self._next.shape[1], 0))  # of the next block with the last block of Q
         self._lost = 0.0  # the norm of what was left out of the blocks as rounding

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ class Table:
 
     def numbers(self, names: Sequence[str]) -> FloatArray:
         """Columns as float64 (rows, len(names)). Raises DataError for the first cell that holds no number."""
-        columns = [self.names.index(name) for name in names]
+        column_of = {name: j for j, name in enumerate(self.names)}
+        columns = [column_of[name] for name in names]
         values = np.empty((len(self.cells), len(names)))
         for (i, j), _ in np.ndenumerate(values):
             cell = self.cells[i][columns[j]]
@@ -93,7 +95,7 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise DataError(f"{path} needs two columns or more, an input and a target, and a first line with their names")
     if all(is_number(name) for name in names):
         raise DataError(f"{path} begins with numbers; add a first line with the names of the columns")
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"{path} has two columns with the name {twice[0]!r}")
 

@@ -155,3 +155,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         lanczos(K, Y, *GRID, checkpoint=tmp_path / "file" / "folder")
+
+
+def test_a_basis_that_is_a_link_is_not_written_through(tmp_path):
+    extended(tmp_path, 1)
+    (tmp_path / "basis.f64").rename(tmp_path / "outside")
+    (tmp_path / "basis.f64").symlink_to("outside")
+    before = (tmp_path / "outside").read_bytes()
+    with pytest.raises(OSError, match="Is a symbolic link"):
+        extended(tmp_path, 2)
+    assert (tmp_path / "outside").read_bytes() == before

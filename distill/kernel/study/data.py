@@ -19,6 +19,7 @@ from distill.data.splits import Split, corrupted, make_dataset
 from distill.errors import ConfigError, DataError, one_line
 from distill.kernel.arrays import LARGEST_ENTRY, FloatArray
 from distill.kernel.table import Table, is_number
+from distill.kernel.toy.options import require_absent
 from distill.randomness import generator
 from distill.records import read_arrays
 from distill.sections import CUSTOM_DATA, DataConfig
@@ -74,6 +75,8 @@ def load_problem(args: argparse.Namespace, table: Table | None) -> Problem:
     if "dataset" in options:
         problem = _images(DataConfig(**options), seed)
     else:
+        if table is None:
+            require_absent(vars(args), ("target", "classification"), "is for a CSV file: leave it out with an NPZ file")
         arrays = read_npz(args.data) if table is None else from_table(table, args.target, args.classification)
         problem = _split(arrays, DataConfig(dataset=CUSTOM_DATA, **options), seed)
     parts = [part for part in (problem.train, problem.val, problem.test) if part is not None]
@@ -151,6 +154,7 @@ def _class_note(column: str, classes: tuple[str, ...]) -> str:
 
 
 ARRAYS = ("X", "y", "X_test", "y_test", "X_val", "y_val", "given")
+KINDS = {"f": "real numbers", "i": "whole numbers", "u": "whole numbers", "b": "true and false", "U": "text"}
 
 
 def read_npz(path: Path) -> Arrays:
@@ -170,6 +174,10 @@ def read_npz(path: Path) -> Arrays:
         if "X" + part in found:
             _check_shapes(path, found, part)
     labels = [name for name in ("y", "y_test", "y_val", "given") if name in found]
+    kinds = {name: KINDS.get(found[name].dtype.kind, str(found[name].dtype)) for name in labels}
+    for name, kind in kinds.items():
+        if kind != kinds["y"]:
+            raise DataError(f"{path}: y holds {kinds['y']}, but {name} holds {kind}")
     if found["y"].dtype.kind == "f":
         for name in labels:
             found[name] = found[name].astype(np.float64)
@@ -188,10 +196,8 @@ def _check_shapes(path: Path, found: dict[str, NDArray], part: str) -> None:
         raise DataError(f"{path}: X{part} must be numbers (n, p), not {X.dtype} {X.shape}")
     if X.shape[1] != found["X"].shape[1]:
         raise DataError(f"{path}: X has {found['X'].shape[1]} features, but X{part} has {X.shape[1]}")
-    if y.shape != (len(X),) or y.dtype.kind not in "fiuUb":
+    if y.shape != (len(X),) or y.dtype.kind not in KINDS:
         raise DataError(f"{path}: y{part} must be {len(X)} numbers or labels, not {y.dtype} {y.shape}")
-    if (y.dtype.kind == "f") != (found["y"].dtype.kind == "f"):
-        raise DataError(f"{path}: one of y and y{part} holds real numbers, the other labels")
     if X.dtype not in (np.float32, np.float64):
         found["X" + part] = X.astype(np.float64)
     if not part and "given" in found and found["given"].shape != y.shape:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from distill.errors import ConfigError
 from distill.files import Content
 from distill.kernel.study.data import Problem, load_problem
 from distill.kernel.study.results import Study
@@ -37,8 +36,6 @@ def run(args: argparse.Namespace, table: Table | None) -> str:
     """Compute, write the files, and return the text for standard output. ``table`` is the CSV file's, if it is one."""
     require_absent(vars(args), TOY_ONLY, "is for the toy experiment: leave it out with real data")
     problem = load_problem(args, table)
-    if args.lam is not None and min(args.lam) == 0:
-        raise ConfigError("--lam must be above 0 with real data: cross-validation cannot judge an interpolant")
     folder = args.output or Path("runs") / f"krr-{problem.name}"
     columns: list[float | str] = args.alpha or ([] if args.alpha_schedule else TABLE_ALPHAS)
     alphas = np.array(sorted({*ALPHAS.tolist(), *(alpha for alpha in columns if not isinstance(alpha, str))}))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from distill.environment import available_memory
 from distill.errors import ConfigError
-from distill.kernel.arrays import FloatArray
+from distill.kernel.arrays import EPS, FloatArray
 from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.kernels import RADIAL, kernel_function
 from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
@@ -50,7 +50,7 @@ def choose_gamma(args: argparse.Namespace, X: Rows) -> float:
     first, second = (X[rng.integers(0, len(X), PAIRS)] for _ in range(2))
     median = float(np.median(((first - second).astype(np.float64) ** 2).sum(axis=1)))
     if median == 0:
-        raise ConfigError("--gamma median: more than half of the points are equal; give a number")
+        raise ConfigError("--gamma median: half of the pairs of points are equal, or more; give a number")
     return 1 / median
 
 
@@ -86,7 +86,7 @@ def make_route(
     else:
         chain, rows = _by_eigh(train, kernel)
         name += f", by an eigendecomposition of {n:,} x {n:,} numbers"
-    return Route(name, chain, rows, Grid(alphas, chain.d[0] * LAMS if args.lam is None else args.lam, steps))
+    return Route(name, chain, rows, Grid(alphas, _ridges(args.lam, chain.d[0], n, LAMS), steps))
 
 
 def _by_eigh(train: Part, kernel: Kernel) -> tuple[EigenChain, Callable[[Rows], FloatArray]]:
@@ -117,7 +117,7 @@ def _by_lanczos(
             return tiles.matmat(block)
 
         K = LinearOperator(tiles.shape, matvec=multiply, matmat=multiply, dtype=dtype)
-        lams = _largest_eigenvalue(K) * LANCZOS_LAMS if args.lam is None else np.array(args.lam)
+        lams = _ridges(args.lam, _largest_eigenvalue(K), n, LANCZOS_LAMS)
         try:
             basis = lanczos(
                 K,
@@ -143,6 +143,18 @@ def _by_lanczos(
         return basis.rows(KernelTiles(kernel, X, X_new.astype(dtype, copy=False), dtype=dtype, memory=0))
 
     return Route(text, basis.eigen, rows, Grid(alphas, lams, steps), basis)
+
+
+def _ridges(given: list[float] | None, largest: float, n: int, shares: FloatArray) -> FloatArray:
+    """The ridges that were given, or those that are ``shares`` of the largest eigenvalue of K (n, n).
+
+    Raises ConfigError for a ridge that is lost in K's rounding: no cross-validation can judge an interpolant.
+    """
+    if given is None:
+        return largest * shares
+    if min(given) <= n * EPS * largest:
+        raise ConfigError(f"--lam must be above {n * EPS * largest:.1g}, the rounding of K, not {min(given):g}")
+    return np.array(given)
 
 
 def _largest_eigenvalue(K: LinearOperator, products: int = 5) -> float:

@@ -270,7 +270,13 @@ BAD_OPTIONS = [
     (["--data", "some.csv", "--target", "weigth"], "did you mean weight?"),
     (["--data", "some.csv", "--label-noise", 0.1], "needs classes"),
     (["--data", "some.csv", "--test-size", 3], "too few"),
-    (["--data", "some.csv", "--lam", 0], "--lam must be above 0"),
+    (["--data", "some.csv", "--lam", 0], "--lam must be above"),
+    (["--data", "some.csv", "--lam", 1, 1e-18], "not 1e-18"),
+    (["--data", "some.csv", "--kernel", "linear", "--solver", "lanczos", "--lam", 1e-300], "not 1e-300"),
+    (["--data", "some.csv", "--solver", "lanczos", "--max-basis", 1], "less than the 21 columns"),
+    (["--data", "some.npz", "--target", "weight"], "--target is for a CSV file"),
+    (["--data", "some.npz", "--classification"], "--classification is for a CSV file"),
+    (["--data", "mixed.npz"], "y holds whole numbers, but y_test holds text"),
     (["--data", "missing.csv"], "missing value"),
     (["--data", "text.npz"], "cannot be read as an NPZ file"),
     (["--data", "some.csv", "--solver", "lanczos", "--lam", 1e-12, "--max-basis", 25], "lam = 1e-12"),
@@ -285,6 +291,8 @@ def test_bad_options_are_one_line(capsys, tmp_path, monkeypatch, options, messag
     (tmp_path / "some.csv").write_text(f"height,age,weight\n{table}\n")
     (tmp_path / "missing.csv").write_text("a,b,y\n1,2,3\n1,,3\n")
     (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "some.npz", X=np.eye(3), y=np.arange(3.0))
+    np.savez(tmp_path / "mixed.npz", X=np.eye(2), y=np.arange(2), X_test=np.eye(2), y_test=np.array(["a", "b"]))
     before = sorted(tmp_path.rglob("*"))
     status, out, error = run(capsys, *options)
     assert (status, out, error.count("\n")) == (2, "", 1)
