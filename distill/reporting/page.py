@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.arms import arm_name
 from distill.config import DataConfig
 from distill.errors import ConfigError, one_line
 from distill.files import write_derived
@@ -65,7 +66,7 @@ def sentence(run: RunResults) -> str:
     chain = config.chain
     what = "alpha" if chain.target == ("soft",) else "targets"
     steps = f"{chain.distillation_steps} student{'' if chain.distillation_steps == 1 else 's'} each"
-    arms = page_tables.chosen_arms(run)
+    arms = ", ".join(str(arm_name(arm)) for arm in run.arms if arm)
     seeds = " ".join(map(str, chain.seed))
     return (
         f"{config.model.name} on {data.dataset} ({size} training images{_noise_words(data)}{held}): "

@@ -6,10 +6,9 @@ import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from distill.arms import PROBE, arm_name, arm_title
+from distill.arms import PROBE, arm_title
 from distill.pages.tables import Heat, Link, Seconds, Spread, Table
 from distill.reporting.results import Key, RunResults
 from distill.reporting.statistics import spread
@@ -81,13 +80,9 @@ def confusion_table(matrix: NDArray[np.int64], classes: Sequence[str], title: st
             for name, row, total in zip(classes, matrix, totals, strict=True)
         ]
         return Table(f"{title}: true class down, predicted across", ["true", *classes], rows)
-    worst = [(int(count), i, j) for (i, j), count in _off_diagonal(matrix)]
-    rows = [[classes[i], classes[j], count] for count, i, j in sorted(worst, reverse=True)[:WORST]]
+    counts = [(n, i, j) for i, row in enumerate(matrix.tolist()) for j, n in enumerate(row) if i != j and n]
+    rows = [[classes[i], classes[j], count] for count, i, j in sorted(counts, reverse=True)[:WORST]]
     return Table(f"{title}: the {len(rows)} most frequent confusions", ["true", "predicted", "images"], rows)
-
-
-def _off_diagonal(matrix: NDArray[np.int64]) -> list[tuple[tuple[int, int], int]]:
-    return [((i, j), n) for i, row in enumerate(matrix.tolist()) for j, n in enumerate(row) if i != j and n]
 
 
 def class_table(matrices: Mapping[str, NDArray[np.int64]], classes: Sequence[str]) -> Table:
@@ -121,16 +116,6 @@ def processes_table(run: RunResults) -> Table:
     """The processes that worked on the run: when, with which versions, where."""
     names = ("started", "finished", "commit", "python", "torch", "numpy", "device", "machine", "threads")
     entries = RunDir(run.path).environments()
-    rows = [[name, *(_shown(entry.get(name)) for entry in entries[-3:])] for name in names]
+    rows = [[name, *(str(entry.get(name) or "-") for entry in entries[-3:])] for name in names]
     header = ["", *(f"process {i + 1}" for i in range(max(0, len(entries) - 3), len(entries)))]
     return Table("Processes", header, rows if entries else [])
-
-
-def _shown(value: Any) -> str:
-    return "-" if value is None else str(value)
-
-
-def chosen_arms(run: RunResults) -> str:
-    """The arms in words: ``alpha 0, 0.3 and auto``."""
-    names = [str(arm_name(arm)) for arm in run.arms if arm]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -74,25 +74,16 @@ def reliability_figure(run: RunResults) -> Figure:
         model: [record["reliability"] for record in records if "reliability" in record]
         for model, records in run.records_of.items()
     }
-    columns = min(PANELS, len(run.arms))
-    rows = math.ceil(len(run.arms) / columns)
-    figure = new_figure(max(4, 2.3 * columns), 0.5 + 3.0 * rows)
-    panels = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1] * rows)
+    figure, columns = _panels_of_arms(run, 3.0, (3, 1))
     lines = {}
-    for i in range(rows * columns):
-        upper, lower = (panels[2 * (i // columns) + half, i % columns] for half in (0, 1))
-        if i >= len(run.arms):
-            upper.set_axis_off()
-            lower.set_axis_off()
-            continue
-        upper.set(title=arm_title(arm_name(run.arms[i])), xlim=(0, 1), ylim=(0, 1))
+    for arm, (upper, lower) in zip(run.arms, columns, strict=True):
+        upper.set(xlim=(0, 1), ylim=(0, 1))
         lower.set_xlabel("confidence")
-        if i % columns == 0:
+        if upper.get_subplotspec().is_first_col():
             upper.set_ylabel("accuracy")
             lower.set_ylabel("share")
         upper.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
-        upper.grid(alpha=0.3)
-        models = run.models(run.arms[i])
+        models = run.models(arm)
         for k, model in enumerate(models):
             if diagrams.get(model):
                 name = f"step {model[1]}"
@@ -104,31 +95,42 @@ def reliability_figure(run: RunResults) -> Figure:
 @styled()
 def curves_figure(run: RunResults) -> Figure | None:
     """Learning curves: a column per arm, a line per step, means over seeds; None if no metrics.csv can be read."""
-    arms = run.arms[:PANELS]
     rows = [metric for metric in CURVES if metric != "val_acc" or any(result.val_acc is not None for result in run)]
-    figure = new_figure(max(4, 2.3 * len(arms)), 0.6 + 1.8 * len(rows))
-    panels = figure.subplots(len(rows), len(arms), squeeze=False, sharex=True, sharey="row")
+    figure, columns = _panels_of_arms(run, 1.8 * len(rows), [1] * len(rows))
     lines = {}
-    for column, arm in enumerate(arms):
+    for arm, panels in zip(run.arms, columns, strict=True):
         models = run.models(arm)
+        panels[-1].set_xlabel("epoch")
         for k, model in enumerate(models):
-            folders = [run.folder(seed, *model) for seed in run.seeds]
-            tables = list(filter(None, map(read_metrics, folders)))
-            for axes, metric in zip(panels[:, column], rows, strict=True):
+            tables = list(filter(None, (read_metrics(run.folder(seed, *model)) for seed in run.seeds)))
+            for axes, metric in zip(panels, rows, strict=True):
+                if axes.get_subplotspec().is_first_col():
+                    axes.set_ylabel(CURVES[metric])
                 means = [spread([row[metric] for row in rows])[0] for rows in zip(*tables, strict=False)]
                 if means:
                     shown = sorted({*range(0, len(means), 1 + len(means) // MOST_EPOCHS), len(means) - 1})
                     style = {"color": step_colour(k, len(models)), "linewidth": 1}
                     at = [i + 1 for i in shown]
                     (lines[f"step {model[1]}"],) = axes.plot(at, [means[i] for i in shown], **style)
-        panels[0, column].set_title(arm_title(arm_name(arm)))
-        panels[-1, column].set_xlabel("epoch")
-    for axes, metric in zip(panels[:, 0], rows, strict=True):
-        axes.set_ylabel(CURVES[metric])
-    for axes in panels.flat:
-        axes.grid(alpha=0.3)
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=8)
     return figure if lines else None
+
+
+def _panels_of_arms(run: RunResults, height: float, ratios: Sequence[int]) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a column of panels for each arm, ``PANELS`` columns side by side; ``height`` inches a column."""
+    columns = min(PANELS, len(run.arms))
+    rows = math.ceil(len(run.arms) / columns)
+    figure = new_figure(max(4, 2.3 * columns), 0.6 + height * rows)
+    shared: dict[str, typing.Any] = {"squeeze": False, "sharex": True, "sharey": "row"}
+    panels = figure.subplots(len(ratios) * rows, columns, height_ratios=[*ratios] * rows, **shared)
+    blocks = panels.reshape(rows, len(ratios), columns).swapaxes(1, 2).reshape(-1, len(ratios))
+    for arm, block in zip(run.arms, blocks, strict=False):
+        block[0].set_title(arm_title(arm_name(arm)))
+        for axes in block:
+            axes.grid(alpha=0.3)
+    for axes in blocks[len(run.arms) :].flat:
+        axes.set_axis_off()
+    return figure, blocks[: len(run.arms)].tolist()
 
 
 FIGURES: dict[str, Callable[[RunResults], Figure]] = {  # by the name of their files

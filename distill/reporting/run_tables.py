@@ -93,23 +93,16 @@ def estimates(records: list[dict[str, Any]]) -> Table:
     header = ["seed", "step", "arm", "alpha*", "trained with", "probe", "predicted", "student", "probe's", "student's"]
     rows = []
     for record in records:
-        if "auto" in record:
-            # The user may have deleted the probe.
-            probe = models.get((record["seed"], f"{record['arm']}{PROBE}", record["step"]))
-            rows.append(_estimate_row(record, probe))
+        auto = record.get("auto")
+        if auto is None:
+            continue
+        probe = models.get((record["seed"], f"{record['arm']}{PROBE}", record["step"]), {})  # it may have been deleted
+        star = "any"
+        if auto["alpha_star"] is not None:
+            star = f"{auto['alpha_star']:.3f} ± {auto['standard_error']:.3f}"
+        alpha = "the probe" if auto["takes_probe"] else f"{auto['alpha']:.3f}"
+        scores = [auto[name] for name in ("probe_val_brier", "predicted_val_brier", "val_brier")]
+        model = [record[name] for name in ("seed", "step", "arm")]
+        rows.append([*model, star, alpha, *scores, probe.get("test_acc"), record["test_acc"]])
     heading = "Estimated alpha; held-out Brier scores: probe (alpha 0), predicted, student; test accuracies"
     return Table(heading, header, rows)
-
-
-def _estimate_row(record: dict[str, Any], probe: dict[str, Any] | None) -> list[Any]:
-    auto = record["auto"]
-    star = "any"
-    if auto["alpha_star"] is not None:
-        star = f"{auto['alpha_star']:.3f} ± {auto['standard_error']:.3f}"
-    return [
-        *(record[name] for name in ("seed", "step", "arm")),
-        star,
-        "the probe" if auto["takes_probe"] else f"{auto['alpha']:.3f}",
-        *(auto[name] for name in ("probe_val_brier", "predicted_val_brier", "val_brier")),
-        *(None if model is None else model["test_acc"] for model in (probe, record)),
-    ]

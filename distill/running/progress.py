@@ -25,7 +25,7 @@ class Progress(Listener):
         self.epochs = epochs
         self.jobs = jobs
         style: dict[str, Any] = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
-        self.run = tqdm(total=models * epochs, unit="epoch", desc="run", bar_format=RUN_BAR, **style)
+        self.run = tqdm(total=models * epochs, unit="epoch", desc=f"0 of {models} models", bar_format=RUN_BAR, **style)
         # Several jobs train different epochs at once, so their images are not shown.
         self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style | {"disable": not self.bars or jobs > 1})
         self.workers = [tqdm(total=epochs, unit="epoch", position=i, **style) for i in range(1, jobs + 1) if jobs > 1]
@@ -50,8 +50,8 @@ class Progress(Listener):
 
     def start_model(self, name: str, images: int, done: int) -> None:
         self.images = images
-        self.run.set_description(f"{self.finished + 1} of {self.models}, {name}")
-        self.epoch.set_description(f"epoch {done + 1}/{self.epochs}")
+        self.run.set_description_str(f"{self.finished + 1} of {self.models}, {name}")
+        self.epoch.set_description_str(f"epoch {done + 1}/{self.epochs}")
         self._advance_to(self.done + done)
         self.epoch.reset(images)
 
@@ -69,7 +69,7 @@ class Progress(Listener):
         self.trained += 1
         self._advance_to(self.done + 1)
         self.epoch.reset()
-        self.epoch.set_description(f"epoch {min(row['epoch'] + 1, self.epochs)}/{self.epochs}")
+        self.epoch.set_description_str(f"epoch {min(row['epoch'] + 1, self.epochs)}/{self.epochs}")
         self._show(name, row["epoch"])
         if not self.bars and time.monotonic() - self.last_line > LINE_EVERY:
             val = "" if row["val_acc"] is None else f", held out {row['val_acc']:.4f}"
@@ -85,7 +85,7 @@ class Progress(Listener):
         if not result.epochs:  # the probe became the student: its epochs are not trained
             self._advance_to(self.done + self.epochs)
         if self.jobs > 1:
-            self.run.set_description(f"{self.finished} of {self.models} models")
+            self.run.set_description_str(f"{self.finished} of {self.models} models")
         name = name_model(result.seed, result.arm, result.step)
         if name in self.by_model:
             self.by_model.pop(name).reset()
@@ -98,7 +98,7 @@ class Progress(Listener):
             if not free:
                 return
             self.by_model[name] = free[0]
-            free[0].set_description(name)
+            free[0].set_description_str(name)
         self.by_model[name].update(epoch - self.by_model[name].n)
 
     def _advance_to(self, epochs: int) -> None:

@@ -238,7 +238,7 @@ def test_a_run_shows_itself_in_a_notebook(run):
         ({"label_noise": 0.125}, "40 training images, 12.5 % of the labels corrupted (symmetric)"),
         ({"label_noise_kind": "label-dp", "epsilon": 2}, "labels corrupted (label-dp, epsilon 2.0)"),
         ({"label_noise_kind": "human", "human_labels": "worst"}, "labels corrupted (human, human labels worst)"),
-        ({"distillation_steps": 1, "alpha": [0, 0.5]}, "alpha 0 and 0.5, 1 student each, seed 1"),
+        ({"distillation_steps": 1, "alpha": [0, 0.5]}, "alpha 0, 0.5, 1 student each, seed 1"),
         ({"target": ["hard"]}, "targets hard_0.3, 2 students each"),
         ({"distillation_steps": 0}, "the teacher alone"),
     ],
