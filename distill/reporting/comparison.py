@@ -67,5 +67,5 @@ def gains_figure(runs: Sequence[RunResults], metrics: Sequence[str] = ("test_acc
     for axes, metric in zip(panels[:, 0], metrics, strict=True):
         axes.set_ylabel(f"change of the {metric_labels()[metric]}")
     keys = [Line2D([], [], markersize=4, label=arm_title(arm), **line_style(i)) for i, arm in enumerate(order)]
-    figure.legend(handles=keys, loc="outside upper center", ncols=7)
+    figure.legend(handles=keys, loc="outside upper left", ncols=7)
     return figure

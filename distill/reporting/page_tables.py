@@ -12,7 +12,8 @@ from distill.arms import PROBE, arm_title
 from distill.pages.tables import Heat, Link, Seconds, Spread, Table
 from distill.reporting.results import Key, RunResults
 from distill.reporting.statistics import spread
-from distill.store.rundir import STATE, Model, RunDir, read_metrics
+from distill.reporting.status import model_states
+from distill.store.rundir import Model, RunDir
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,7 @@ def models_table(run: RunResults, base: Path) -> Table:
     for model in RunDir(run.path).models(run.config):
         rows.setdefault((model.arm, model.step), []).append(model)
     table = []
+    states = model_states(run.config)
     for (arm, step), models in rows.items():
         found = run.records_of.get((arm, step), [])
         accuracy = Spread(*spread([record["test_acc"] for record in found]), len(found)) if found else None
@@ -42,7 +44,7 @@ def models_table(run: RunResults, base: Path) -> Table:
         title = arm_title(arm)
         if arm is not None and arm.endswith(PROBE):
             title = f"{arm_title(arm.removesuffix(PROBE))}, probe"
-        table.append([title, step, accuracy, len(found), _state(run, models, len(found)), seconds, links])
+        table.append([title, step, accuracy, len(found), _state(run, models, states, len(found)), seconds, links])
     return Table(
         "Means over seeds, and the folders of the run",
         ["arm", "step", "test accuracy", "seeds", "state", "seconds each", "folders"],
@@ -50,17 +52,14 @@ def models_table(run: RunResults, base: Path) -> Table:
     )
 
 
-def _state(run: RunResults, models: Sequence[Model], finished: int) -> str:
+def _state(run: RunResults, models: Sequence[Model], states: Mapping[Path, str], finished: int) -> str:
     """``finished``, or what is not."""
     parts = []
     for model in models:
-        if (model.folder / "result.json").exists():
-            if (model.seed, model.arm, model.step) not in run.by_key:
-                parts.append(f"seed {model.seed} damaged")
-        elif (model.folder / STATE).exists():
-            parts.append(f"seed {model.seed} in training, epoch {len(read_metrics(model.folder))}")
-        elif model.folder.name != "probe":
-            parts.append(f"seed {model.seed} not begun")
+        if model.folder in states:
+            parts.append(f"seed {model.seed} {states[model.folder]}")
+        elif (model.folder / "result.json").exists() and (model.seed, model.arm, model.step) not in run.by_key:
+            parts.append(f"seed {model.seed} ✗ damaged")
     return "; ".join(parts) if parts else ("finished" if finished else "not trained")
 
 

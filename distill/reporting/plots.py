@@ -38,7 +38,7 @@ def accuracy_figure(run: RunResults) -> Figure:
     draw_gains(right, run, "test_acc")
     lines, arms = left.get_legend_handles_labels()
     figure.legend(
-        lines, arms, loc="outside lower center", ncols=PANELS, title="bars: 95 % intervals" if seeds > 1 else None
+        lines, arms, loc="outside lower left", ncols=PANELS, title="bars: 95 % intervals" if seeds > 1 else None
     )
     return figure
 
@@ -60,7 +60,7 @@ def diagnostics_figure(run: RunResults, names: Sequence[str] = (), columns: int 
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     lines, arms = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, arms, loc="outside upper center", ncols=PANELS, title=run.seeds_label)
+    figure.legend(lines, arms, loc="outside upper left", ncols=PANELS, title=run.seeds_label)
     return figure
 
 
@@ -74,21 +74,18 @@ def reliability_figure(run: RunResults) -> Figure:
         model: [record["reliability"] for record in records if "reliability" in record]
         for model, records in run.records_of.items()
     }
-    figure, columns = _panels_of_arms(run, 3.0, (3, 1))
+    figure, columns = _panels_of_arms(run, 3.0, {"accuracy": 3, "share": 1})
     lines = {}
     for arm, (upper, lower) in zip(run.arms, columns, strict=True):
         upper.set(xlim=(0, 1), ylim=(0, 1))
         lower.set_xlabel("confidence")
-        if upper.get_subplotspec().is_first_col():
-            upper.set_ylabel("accuracy")
-            lower.set_ylabel("share")
         upper.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
         models = run.models(arm)
         for k, model in enumerate(models):
             if diagrams.get(model):
                 name = f"step {model[1]}"
                 lines[name] = _draw_calibration(upper, lower, diagrams[model], step_colour(k, len(models)), name)
-    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=8)
+    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=8)
     return figure
 
 
@@ -96,7 +93,7 @@ def reliability_figure(run: RunResults) -> Figure:
 def curves_figure(run: RunResults) -> Figure | None:
     """Learning curves: a column per arm, a line per step, means over seeds; None if no metrics.csv can be read."""
     rows = [metric for metric in CURVES if metric != "val_acc" or any(result.val_acc is not None for result in run)]
-    figure, columns = _panels_of_arms(run, 1.8 * len(rows), [1] * len(rows))
+    figure, columns = _panels_of_arms(run, 1.8 * len(rows), {CURVES[metric]: 1 for metric in rows})
     lines = {}
     for arm, panels in zip(run.arms, columns, strict=True):
         models = run.models(arm)
@@ -104,26 +101,30 @@ def curves_figure(run: RunResults) -> Figure | None:
         for k, model in enumerate(models):
             tables = list(filter(None, (read_metrics(run.folder(seed, *model)) for seed in run.seeds)))
             for axes, metric in zip(panels, rows, strict=True):
-                if axes.get_subplotspec().is_first_col():
-                    axes.set_ylabel(CURVES[metric])
                 means = [spread([row[metric] for row in rows])[0] for rows in zip(*tables, strict=False)]
                 if means:
                     shown = sorted({*range(0, len(means), 1 + len(means) // MOST_EPOCHS), len(means) - 1})
-                    style = {"color": step_colour(k, len(models)), "linewidth": 1}
+                    style: dict[str, typing.Any] = {"color": step_colour(k, len(models)), "linewidth": 1}
                     at = [i + 1 for i in shown]
                     (lines[f"step {model[1]}"],) = axes.plot(at, [means[i] for i in shown], **style)
-    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=8)
+    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=8)
     return figure if lines else None
 
 
-def _panels_of_arms(run: RunResults, height: float, ratios: Sequence[int]) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with a column of panels for each arm, ``PANELS`` columns side by side; ``height`` inches a column."""
+def _panels_of_arms(run: RunResults, height: float, ratios: dict[str, int]) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a column of panels for each arm, ``PANELS`` side by side, a column ``height`` inches high.
+
+    ``ratios`` holds the label of each panel of a column and its share of the height.
+    """
     columns = min(PANELS, len(run.arms))
     rows = math.ceil(len(run.arms) / columns)
     figure = new_figure(max(4, 2.3 * columns), 0.6 + height * rows)
     shared: dict[str, typing.Any] = {"squeeze": False, "sharex": True, "sharey": "row"}
-    panels = figure.subplots(len(ratios) * rows, columns, height_ratios=[*ratios] * rows, **shared)
+    panels = figure.subplots(len(ratios) * rows, columns, height_ratios=[*ratios.values()] * rows, **shared)
     blocks = panels.reshape(rows, len(ratios), columns).swapaxes(1, 2).reshape(-1, len(ratios))
+    for block in blocks[::columns]:
+        for axes, label in zip(block, ratios, strict=True):
+            axes.set_ylabel(label)
     for arm, block in zip(run.arms, blocks, strict=False):
         block[0].set_title(arm_title(arm_name(arm)))
         for axes in block:

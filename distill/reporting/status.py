@@ -10,6 +10,7 @@ from distill.store.rundir import STATE, RunDir, read_metrics
 from distill.store.tasks import Task, is_finished, tasks
 
 MOST_NAMES = 8  # of arms that are named; of more, the first and the number
+MARKS = {"running": "▶ ", "failed": "✗ ", "interrupted": "◼ "}  # of states that need attention
 
 
 def status(run: Path) -> str:
@@ -61,6 +62,19 @@ def _state(task: Task, config: Config, owners: dict[str, claims.Owner]) -> tuple
     if len(unfinished) < len(task.models) or any((unfinished[0] / name).exists() for name in (STATE, "probe")):
         return "interrupted", where
     return "waiting", ""
+
+
+def model_states(config: Config) -> dict[Path, str]:
+    """The states of the models that are not finished, by folder; in a unit, those after the first of them wait."""
+    owners = claims.holders(config.output)
+    states = {}
+    for task in tasks(config):
+        state, detail = _state(task, config, owners)
+        for folder in task.models:
+            if not is_finished(folder):
+                states[folder] = f"{MARKS.get(state, '')}{state}{detail}"
+                state, detail = "waiting", ""
+    return states
 
 
 def _epoch(folder: Path, config: Config) -> str:

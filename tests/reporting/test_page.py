@@ -18,9 +18,11 @@ from distill.reporting.page import page, sentence, write_page
 from distill.reporting.page_tables import confusion_table
 from distill.reporting.plots import accuracy_figure
 from distill.reporting.results import RunResults
+from distill.store import claims
 from distill.store.predictions import TestPredictions, write_predictions
 from distill.store.results import columns
 from distill.store.rundir import RunDir
+from distill.store.tasks import tasks
 
 GRID = Grid()
 HOSTILE = "<script>alert(1)</script>"
@@ -132,8 +134,17 @@ def test_a_run_in_progress_says_what_is_missing(tmp_path):
     (tmp_path / "seed_2/step_0/training_state.pt").touch()
     text = Page(page([RunResults.load(tmp_path)], tmp_path)).text
     assert "1 of 4 models are finished" in text
-    assert "seed 2 in training, epoch 0" in text
-    assert "seed 1 not begun; seed 2 not begun" in text
+    assert "seed 2 ◼ interrupted: step 0, epoch 1 of 75" in text
+    assert "seed 1 waiting; seed 2 waiting" in text
+    teacher, students, *_ = tasks(rundir.config())
+    assert not teacher.unit.arms
+    (tmp_path / claims.WORK).mkdir()
+    claims.write_failure(tmp_path, students.claim, "loss is <b>NaN</b>")
+    other = next(task for task in tasks(rundir.config()) if task.unit.seed == 2)
+    with claims.claim(tmp_path, other.claim):
+        text = Page(page([RunResults.load(tmp_path)], tmp_path)).text
+    assert "seed 1 ✗ failed: loss is <b>NaN</b>" in text
+    assert "seed 2 ▶ running: step 0, epoch 1 of 75; " in text
 
 
 def test_several_runs_are_side_by_side(run, shown, tmp_path, capsys):
@@ -168,7 +179,7 @@ def test_a_damaged_record_is_named_and_the_others_are_shown(run, tmp_path, capsy
     assert "Test accuracy" in out
     assert err.count("\n") == 1
     assert str(file) in err
-    assert "seed 2 damaged" in (copy / "report.html").read_text(encoding="utf-8")
+    assert "seed 2 ✗ damaged" in (copy / "report.html").read_text(encoding="utf-8")
     assert (copy / "results.csv").read_bytes() == results
 
 
