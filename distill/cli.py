@@ -38,6 +38,7 @@ class Command:
     format: str | None = None  # of the tables that the mode "report" prints; None: text, and files are written
     page: Path | None = None  # the file of the page, in the mode "report"; None: beside the run
     x: str | None = None  # the axis of a study's figure
+    step: int | None = None  # that it shows; None: the last
 
     @property
     def config(self) -> Config:
@@ -67,15 +68,18 @@ def parse(argv: list[str]) -> Command:
     preview = options.pop("preview", False)
     dry_run = options.pop("dry_run", False)
     x = options.pop("x", None)
+    step = options.pop("step", None)
+    if step is not None and reads != ["report"]:
+        raise ConfigError("--step is for --report")
     jobs = [mode for mode in ("detach", "print_sbatch") if options.pop(mode, False)]  # at most one
     form = options.pop("format", None)
     if form is not None and reads != ["report"]:
         raise ConfigError("--format is for the tables of --report")
     if directories:
         page = options.pop("output", None) if reads == ["report"] else None
-        if options or file is not None or resume is not None or (x is not None and reads == ["verify"]):
+        if options or file is not None or resume is not None or (x is not None and reads != ["report"]):
             raise ConfigError(f"--{reads[0]} reads everything from the run directory; leave other options out")
-        return Command(reads[0], expand({}), directories, form, None if page is None else to_path(page), x)
+        return Command(reads[0], expand({}), directories, form, None if page is None else to_path(page), x, step)
     if resume is not None:
         sections = _resumed(resume, file, options)
         study = extended(resume, sections, resumes=True)
@@ -235,13 +239,13 @@ def _is_finished(config: Config) -> bool:
 
 
 def _train_study(command: Command) -> int:
-    from distill.reporting.study import StudyResults, report, write_results
+    from distill.reporting.study import StudyResults, choose_axis, report, write_results
     from distill.running.experiment import memory_errors
     from distill.running.schedule import FailedError
     from distill.running.settings import describe_study, prepare_study, progress_of_study, train_study
 
     study = command.study
-    StudyResults(study, []).axis(command.x)
+    choose_axis(study, command.x)
     preview = command.mode == "preview"
     failures: Sequence[Failed] = ()
     with memory_errors(command.config):
@@ -304,8 +308,8 @@ def _report(command: Command) -> int:
 
     if len(command.directories) == 1 and read_study(command.directories[0]).axes:
         return _report_study(command)
-    if command.x is not None:
-        raise ConfigError("--x is for one study, a run whose options have several values")
+    if command.x is not None or command.step is not None:
+        raise ConfigError("--x and --step are for one study, a run whose options have several values")
     runs = [RunResults.load(folder) for path in command.directories for folder in run_folders(path)]
     if command.format is None:
         check_same_data(runs)
@@ -319,7 +323,7 @@ def _report(command: Command) -> int:
 def _report_study(command: Command) -> int:
     from distill.reporting.study import StudyResults, formatted, report
 
-    results = StudyResults.load(command.directories[0])
+    results = StudyResults.load(command.directories[0], command.step)
     kind = command.format
     say(report(results, command.x, command.page) if kind is None else formatted(results, kind))
     return _complain(results.problems)

@@ -16,6 +16,7 @@ each on alpha * given label + (1 - alpha) * teacher's prediction (Borup & Anders
   python self_distiller.py --config configs/quickstart.toml    a small study, in about a minute on two cores
   python self_distiller.py --alpha 0.6 --distillation-steps 5  the paper's chain on CIFAR-10, for a GPU
 
+Several values of an option that changes results, such as --label-noise 0 0.2 0.4, make a grid.
 Run the same command again to resume an interrupted run."""
 
 
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     mode.add_argument("--print-sbatch", action="store_true", help="print the script of the jobs; write nothing")
     modes.add_argument("--format", choices=FORMATS, help="with --report: print tables in this format; write nothing")
     modes.add_argument("--x", metavar="AXIS", help="draw accuracy against this axis of a study, such as label_noise")
+    modes.add_argument("--step", type=int, metavar="N", help="with --report: step of a study's tables and figure")
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)
         for f in fields(cls):

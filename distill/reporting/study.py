@@ -37,14 +37,20 @@ class StudyResults:
 
     study: Study
     runs: list[tuple[Setting, RunResults]]
+    step: int  # that tables and figures show
 
     @classmethod
-    def load(cls, path: Path) -> StudyResults:
-        """The results of the study in a folder. Raises ConfigError."""
+    def load(cls, path: Path, step: int | None = None) -> StudyResults:
+        """The results of the study in a folder, to be shown at a step, by default the last. Raises ConfigError."""
         study = read_study(path)
+        chain = study.settings[0].config.chain
+        last = chain.first_step + chain.distillation_steps
+        step = last if step is None else step
+        if not chain.first_step <= step <= last:
+            raise ConfigError(f"--step {step}: {path} has the steps {chain.first_step} to {last}")
         begun = [each for each in study.settings if (each.config.output / "config.toml").exists()]
         loaded = [(setting, RunResults.load(setting.config.output)) for setting in begun]
-        return cls(study, [(setting, run) for setting, run in loaded if run or run.problems])
+        return cls(study, [(setting, run) for setting, run in loaded if run or run.problems], step)
 
     @property
     def arms(self) -> list[str]:
@@ -56,26 +62,21 @@ class StudyResults:
         """A line for each model whose record cannot be read."""
         return [problem for _, run in self.runs for problem in run.problems]
 
-    @property
-    def last_step(self) -> int:
-        """The step of the last students of the study."""
-        chain = self.study.settings[0].config.chain
-        return chain.first_step + chain.distillation_steps
-
-    def axis(self, name: str | None) -> str:
-        """The axis ``name`` or, by default, the one with the most values, numbers first. Raises ConfigError."""
-        axes = self.study.axes
-        if name is None:
-            return max(axes, key=lambda each: (_is_numeric(axes[each]), len(axes[each])))
-        name = name.replace("-", "_")
-        if name not in axes:
-            raise ConfigError(f"--x {name}: the axes of this study are {', '.join(axes)}{suggestion(name, axes)}")
-        return name
-
-    def accuracies(self, run: RunResults, arm: str | None, step: int) -> list[float]:
-        """The test accuracies of the seeds of a setting, of an arm at a step or (None) of the teacher."""
+    def accuracies(self, run: RunResults, arm: str | None) -> list[float]:
+        """The test accuracies of the seeds of a setting, of an arm or (None) of the teacher."""
         steps = run.by_arm().get(arm, {}) if arm is not None else next(iter(run.by_arm().values()), {})
-        return steps.get(run.chain.first_step if arm is None else step, [])
+        return steps.get(run.chain.first_step if arm is None else self.step, [])
+
+
+def choose_axis(study: Study, name: str | None) -> str:
+    """The axis ``name`` or, by default, the one with the most values, numbers first. Raises ConfigError."""
+    axes = study.axes
+    if name is None:
+        return max(axes, key=lambda each: (_is_numeric(axes[each]), len(axes[each])))
+    name = name.replace("-", "_")
+    if name not in axes:
+        raise ConfigError(f"--x {name}: the axes of this study are {', '.join(axes)}{suggestion(name, axes)}")
+    return name
 
 
 def _is_numeric(values: tuple[Any, ...]) -> bool:
@@ -85,7 +86,7 @@ def _is_numeric(values: tuple[Any, ...]) -> bool:
 def report(results: StudyResults, x: str | None = None, output: Path | None = None) -> str:
     """Write results.csv, the figure and the page of a study; return its tables. With ``output``, the page alone."""
     path = results.study.path
-    x = results.axis(x)
+    x = choose_axis(results.study, x)
     if output is not None:
         write_atomically(followed(output), page(results, output.absolute().parent, x))
         return f"{tables_of(results)}\n\nthe page is {output}"
@@ -116,19 +117,18 @@ def formatted(results: StudyResults, kind: str) -> str:
 
 
 def settings_table(results: StudyResults) -> Table:
-    """Test accuracy at the last step, means and deviations over seeds: a row per setting, a column per arm."""
-    step = results.last_step
+    """Test accuracy at a step, means and deviations over seeds: a row per setting, a column per arm."""
     rows = []
     for setting, run in results.runs:
-        cells = [results.accuracies(run, arm, step) for arm in (None, *results.arms)]
+        cells = [results.accuracies(run, arm) for arm in (None, *results.arms)]
         rows.append([setting.title, *(Spread(*spread(values), len(values)) if values else None for values in cells)])
     header = ["setting", "teacher", *(arm_title(arm).replace(" =", "") for arm in results.arms)]
-    return Table(f"Test accuracy at step {step}, mean ± standard deviation over seeds", header, rows)
+    return Table(f"Test accuracy at step {results.step}, mean ± standard deviation over seeds", header, rows)
 
 
 @styled()
 def x_figure(results: StudyResults, x: str) -> Figure:
-    """Test accuracy at the last step against an axis, with 95 % intervals over seeds: a line per arm.
+    """Test accuracy at a step against an axis, with 95 % intervals over seeds: a line per arm.
 
     The other axes make the panels, of which the first ``MOST_PANELS`` are drawn.
     """
@@ -153,7 +153,7 @@ def x_figure(results: StudyResults, x: str) -> Figure:
             axes.set_axis_off()
     low, high = drawn[0].get_ylim()
     drawn[0].set_ylim(max(low, -0.02), min(high, 1.02))  # an interval of few seeds may exceed what an accuracy can be
-    drawn[0].set_ylabel(f"{metric_labels()['test_acc']}, step {results.last_step}")
+    drawn[0].set_ylabel(f"{metric_labels()['test_acc']}, step {results.step}")
     handles, names = drawn[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=5, title="bars: 95 % intervals over seeds")
     return figure
@@ -168,7 +168,7 @@ def _draw_line(
     style: dict[str, Any],
 ) -> None:
     values = results.study.axes[x]
-    found = [(value, results.accuracies(run, arm, results.last_step)) for value, run in points]
+    found = [(value, results.accuracies(run, arm)) for value, run in points]
     at = [value if _is_numeric(values) else values.index(value) for value, accuracies in found if accuracies]
     means = [interval(accuracies) for _, accuracies in found if accuracies]
     halves = [0.0 if math.isnan(half) else half for _, half in means]
@@ -197,7 +197,7 @@ def page(results: StudyResults, base: Path, x: str) -> str:
     parts = [Part("What is missing", lines=results.problems)] if results.problems else []
     for i, axis in enumerate(sorted(results.study.axes, key=lambda name: name != x) if results.runs else ()):
         name = axis.replace("_", " ")
-        label = f"Test accuracy at step {results.last_step} against {name}, a panel per value of the other axes"
+        label = f"Test accuracy at step {results.step} against {name}, a panel per value of the other axes"
         parts.append(Part(f"Against {name}", figures=[svg(x_figure(results, axis), label, f"x{i}")]))
     settings = Part("Settings", tables=[shaded(settings_table(results))], sorts=True)
     parts += [settings, Part("Folders", tables=[_folders(results, base)])]

@@ -42,6 +42,7 @@ def prepare_study(study: Study) -> list[Experiment]:
         else:
             run = replace(config.run, jobs=before.config.run.jobs)
             experiment = replace(before, config=with_held(replace(config, run=run)))
+            experiment.set_up()  # the device may lack its precision
         experiments.append(experiment)
         key = (config.data, config.model, config.train.batch_size, config.train.fast_dev_run)
         if key not in checked and not RunDir(config.output).is_finished(config):
@@ -77,7 +78,7 @@ def train_study(
         first.setdefault(_teacher(experiment.config), experiment)
     shared = [(experiment, first[_teacher(experiment.config)]) for experiment in experiments]
     shared = [(experiment, donor) for experiment, donor in shared if experiment is not donor]
-    if shared and not teachers_only and experiments[0].config.run.executor == "local":
+    if shared and experiments[0].config.run.executor == "local":
         donors = {donor.config.output: donor for _, donor in shared}
         with suppress(FailedError):  # what needs the failed teachers fails below
             run_experiments(list(donors.values()), listener, teachers_only=True)

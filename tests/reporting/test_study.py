@@ -84,6 +84,12 @@ def test_a_report_writes_results_figure_and_page(capsys, study, x, stem):
     assert 'href="label_noise_0%2Closs_mse/"' in page
 
 
+def test_another_step_is_shown(study):
+    table = settings_table(StudyResults.load(study, step=1))
+    assert table.title.startswith("Test accuracy at step 1")
+    assert table.rows[0][2].mean == pytest.approx(expected(0.0, "mse", 0, step=1))
+
+
 def test_a_study_that_has_begun_nothing_reports_that(capsys, tmp_path):
     (tmp_path / "config.toml").write_text("[train]\nlr = [0.1, 0.2]\n")
     assert main(["--report", str(tmp_path)]) == 0
@@ -104,6 +110,7 @@ def test_the_table_of_all_settings_has_other_formats(capsys, study, kind):
     [
         (["--x", "lr"], "--x lr: the axes of this study are label_noise, loss"),
         (["--x", "los"], "(did you mean loss?)"),
+        (["--step", "3"], "has the steps 0 to 2"),
     ],
 )
 def test_a_wrong_axis_is_named(capsys, study, words, said):

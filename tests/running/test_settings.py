@@ -3,8 +3,9 @@
 import csv
 
 import pytest
-from tiny import DIGITS, contents, killed_at, result, rows
+from tiny import DIGITS, config, contents, killed_at, result, rows, source
 
+import distill
 from distill.cli import main
 
 QUICK = [*DIGITS, "--max-epochs", "1", "--loss", "ce"]
@@ -97,6 +98,12 @@ def test_a_run_with_more_steps_keeps_its_models(tmp_path):
     assert main([*words, str(tmp_path / "long"), "--distillation-steps", "3"]) == 0
     assert models(tmp_path / "short").keys() == models(tmp_path / "long").keys()
     assert rows(tmp_path / "short/results.csv") == rows(tmp_path / "long/results.csv")
+
+
+def test_a_run_from_python_is_extended_too(tmp_path):
+    distill.run(config(tmp_path, max_epochs=1, distillation_steps=1), source=source())
+    results = distill.run(config(tmp_path, max_epochs=1, distillation_steps=1, alpha=0.6, seed=2), source=source())
+    assert {(result.seed, result.arm) for result in results} == {(s, a) for s in (1, 2) for a in (None, "0.3", "0.6")}
 
 
 def test_nothing_is_written_if_a_later_setting_cannot_run(capsys, tmp_path):
