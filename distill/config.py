@@ -93,6 +93,8 @@ class Config:
             self.run.device in ("auto", "cpu", "cuda"),
             f"--device {self.run.device}: torchrun gives each rank its device; choose auto, cpu or cuda",
         )
+        require(self.run.devices is None, "--devices: torchrun gives each rank its device; leave it out")
+        require(self.run.executor == "local", "--executor slurm submits jobs: start it without torchrun")
         require(batch % ranks == 0, f"--batch-size {batch} cannot be divided by the {ranks} ranks of torchrun")
         require(
             batch >= 2 * ranks or self.train.sync_batchnorm,

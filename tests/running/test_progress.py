@@ -173,3 +173,17 @@ def test_a_repeated_note_is_printed_once(capsys):
         listener.note(text)
     listener.close()
     assert capsys.readouterr().out.splitlines() == ["note    no graph", "note    another"]
+
+
+def test_several_jobs_have_a_bar_each(on_terminal):
+    screen = on_terminal()
+    listener = Progress(3, 2, jobs=2)
+    names = [name_model(1, None, 0), name_model(2, None, 0), name_model(3, None, 0)]
+    for name in names:  # of the third, another process may be the owner
+        listener.end_epoch(name, ROW)
+    assert [(bar.desc, bar.n) for bar in listener.workers] == [(f"{name}: ", 1) for name in names[:2]]
+    listener.end_model(result(seed=1))
+    listener.end_epoch(names[2], ROW | {"epoch": 2})
+    assert [(bar.desc, bar.n) for bar in listener.workers] == [(f"{names[2]}: ", 2), (f"{names[1]}: ", 1)]
+    listener.close()
+    assert names[2] in screen.getvalue()

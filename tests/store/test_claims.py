@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,3 +199,22 @@ def test_turns_do_not_overlap(run):
     for thread in threads:
         thread.join()
     assert leftovers(run) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="makes a namespace for a second host")
+def test_the_claim_of_another_host_is_taken_over_when_nobody_touches_it_any_more(run, monkeypatch):
+    """A process in namespaces of its own has another host name, and its number means nothing here."""
+    monkeypatch.setattr(claims, "SILENCE", 1.0)
+    program = HOLD.replace("with claims", "import socket; socket.sethostname('n2'); claims.BEAT = 0.05\nwith claims")
+    command = ["unshare", "--uts", "--net", sys.executable, "-c", program, run]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "True\n"
+        assert claims.holder(run, "unit").host == "n2"
+        time.sleep(1.5)
+        assert not taken(run)
+        process.kill()
+        process.wait()
+        assert not taken(run)  # nobody can know
+    time.sleep(1.1)
+    assert taken(run)
