@@ -70,17 +70,17 @@ def sentence(run: RunResults) -> str:
     seeds = " ".join(map(str, chain.seed))
     return (
         f"{config.model.name} on {data.dataset} ({size} training images{_noise_words(data)}{held}): "
-        f"{f'{what} {arms}, {steps}' if arms else 'the teacher alone'}, seed {seeds}, "
+        f"{f'{what} {arms} with {steps}' if arms else 'the teacher alone'}, seed {seeds}, "
         f"{config.train.epochs} epochs per model; {finished} of {total} models are finished."
     )
 
 
 def _noise_words(data: DataConfig) -> str:
-    """Such as ``, 40 % of the labels corrupted (symmetric)``."""
+    """Such as ``, 40 % symmetric label noise``."""
     kind = NOISE_KINDS[data.label_noise_kind]
-    needs = f", {kind.needs.replace('_', ' ')} {getattr(data, kind.needs)}" if kind.needs else ""
-    share = "labels" if kind.sets_rate else f"{100 * data.label_noise:.3g} % of the labels"
-    return f", {share} corrupted ({data.label_noise_kind}{needs})" if data.corrupts else ""
+    needs = f" with {kind.needs.replace('_', ' ')} {getattr(data, kind.needs)}" if kind.needs else ""
+    rate = "" if kind.sets_rate else f"{100 * data.label_noise:.3g} % "
+    return f", {rate}{data.label_noise_kind} label noise{needs}" if data.corrupts else ""
 
 
 def chosen(run: RunResults) -> tuple[Key | None, str]:

@@ -246,11 +246,11 @@ def test_a_run_shows_itself_in_a_notebook(run):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"label_noise": 0.125}, "40 training images, 12.5 % of the labels corrupted (symmetric)"),
-        ({"label_noise_kind": "label-dp", "epsilon": 2}, "labels corrupted (label-dp, epsilon 2.0)"),
-        ({"label_noise_kind": "human", "human_labels": "worst"}, "labels corrupted (human, human labels worst)"),
-        ({"distillation_steps": 1, "alpha": [0, 0.5]}, "alpha 0, 0.5, 1 student each, seed 1"),
-        ({"target": ["hard"]}, "targets hard_0.3, 2 students each"),
+        ({"label_noise": 0.125}, "40 training images, 12.5 % symmetric label noise"),
+        ({"label_noise_kind": "label-dp", "epsilon": 2}, "label-dp label noise with epsilon 2.0"),
+        ({"label_noise_kind": "human", "human_labels": "worst"}, "human label noise with human labels worst"),
+        ({"distillation_steps": 1, "alpha": [0, 0.5]}, "alpha 0, 0.5 with 1 student each, seed 1"),
+        ({"target": ["hard"]}, "targets hard_0.3 with 2 students each"),
         ({"distillation_steps": 0}, "the teacher alone"),
     ],
 )
