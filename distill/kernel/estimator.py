@@ -73,16 +73,11 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
 
     Raises
     ------
-    KernelMatrixError, NotFiniteError, NotSymmetricError, NotPositiveSemidefiniteError
-        By ``fit``, for a matrix that is not a kernel matrix.
-    SingularKernelError
-        By ``fit``, for lam = 0 with a singular kernel matrix.
-    MatrixTooLargeError
-        By ``fit`` and ``path``, before the kernel matrix is allocated.
-    NotReachedError
-        With "lanczos", if ``max_basis`` vectors do not reach ``tol``; it says how many would.
-    DivergentChainError
-        By ``fit``, for a chain that has no limit or overflows. All are in ``distill.krr``.
+    KernelMatrixError, SingularKernelError, DivergentChainError
+        By ``fit``, for a matrix that is not a kernel matrix, one that is singular and lam = 0, and a chain that has no
+        limit or overflows. These and the following are in ``distill.krr``.
+    MatrixTooLargeError, NotReachedError
+        By ``fit`` and ``path``: before the kernel matrix is allocated; if ``max_basis`` vectors do not reach ``tol``.
 
     Examples
     --------

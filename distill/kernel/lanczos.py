@@ -11,7 +11,7 @@ For one ridge path: Chen, Huber, Lin & Zaid 2025, arXiv 2501.18717. The random c
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from distill.kernel import linalg, spectral
 from distill.kernel.arguments import as_count, as_ridges, as_schedule, as_steps, as_targets
 from distill.kernel.arrays import EPS, FloatArray, as_floats, check_overflow
 from distill.kernel.basis_files import BasisFiles, locked
-from distill.kernel.bounds import chain_errors
 from distill.kernel.linalg import Spectrum
 from distill.kernel.riskmap import EigenChain
+from distill.kernel.spectral import DivergentChainError
 
 LATEST_STEP = 1000  # the last finite step with an error bound, which is a sum over all earlier steps
 Schedules = ArrayLike | Sequence[ArrayLike]  # numbers and schedules
@@ -227,11 +227,42 @@ class BlockLanczos:
         last = int(max((step for step in steps if step < math.inf), default=1))
         if last > LATEST_STEP:
             raise ValueError(f"errors are bounded up to step {LATEST_STEP} and at the limit, not at step {last}")
+        return np.array([[self._chain_errors(lam, alpha, steps) for lam in lams] for alpha in _schedules(alphas)])
+
+    def _chain_errors(self, lam: float, alpha: FloatArray, steps: list[float]) -> list[float]:
+        """``errors`` of the schedule ``alpha``. In the limit (alpha K + lam) c = alpha y, and K c errs by
+        lam/alpha (alpha K + lam)^-1 residual."""
         theta, U = self._eigenpairs()
         coupling = self._coupling @ U[self.size - self._coupling.shape[1] :]
-        rounding = self._lost + 10 * EPS * float(theta[0])
-        known = (theta, coupling, rounding, self._targets(U))
-        return np.array([[chain_errors(*known, lam, a, steps) for lam in lams] for a in _schedules(alphas)])
+        rounding = self._lost + 10 * EPS * float(theta[0])  # of what T lacks of K
+        z = self._targets(U)
+
+        def coefficients(steps: range | float) -> FloatArray:
+            return (spectral.blend_filters(theta, lam, alpha, steps) / (theta + lam))[:, :, None] * z
+
+        def residual(c: FloatArray) -> float:
+            """The norm of (K + lam) c - t, with the rounding errors of K c."""
+            return float(np.linalg.norm(coupling @ c) + rounding * np.linalg.norm(c))
+
+        def relative(bound: float, c: FloatArray) -> float:
+            if bound == 0:
+                return 0.0
+            values = float(np.linalg.norm(theta[:, None] * c))
+            return bound / values if values > 0 else math.inf
+
+        bounds = {}
+        last = int(max((step for step in steps if step < math.inf), default=0))
+        with suppress(DivergentChainError):
+            bound = 0.0
+            for tau, c in enumerate(coefficients(range(1, last + 1)) if last else [], start=1):
+                blend = alpha[min(max(tau - 1, 1), len(alpha)) - 1]  # of fit tau; fit 1 has no teacher
+                bound = residual(c) + abs(1 - blend) * bound
+                bounds[float(tau)] = relative(bound, c)
+        with suppress(DivergentChainError):
+            if math.inf in steps:
+                (c,) = coefficients(math.inf)
+                bounds[math.inf] = relative(max(1.0, lam / (alpha[-1] * theta[0] + lam)) * residual(c), c)
+        return [bounds.get(step, math.nan) for step in steps]
 
     def trace(self, filters: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Traces of f(K) and their standard errors, (len(filters),) each, from f(Theta) in ``filters`` (..., k)."""

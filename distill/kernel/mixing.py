@@ -82,21 +82,15 @@ def greedy_alphas(residuals: ArrayLike) -> tuple[FloatArray, FloatArray]:
     ``residuals`` (k, ...): r_j = target - (the prediction of A^j y), held out, or ``gcv_residuals``. A risk is
     the mean square of a residual. An alpha that has no effect is set to 1, a fit without a teacher.
     """
-    alphas, _, risks = _greedy(residuals, -math.inf, math.inf)
+    alphas, _, risks = bounded_greedy_alphas(residuals, -math.inf, math.inf)
     return alphas, risks
 
 
-def clipped_greedy_alphas(residuals: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """``greedy_alphas`` clipped to [0, 1], each before the next is computed: (clipped, free), (k-1,) each.
+def bounded_greedy_alphas(residuals: ArrayLike, low: float, high: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """``greedy_alphas`` within [low, high], the same before clipping, (k-1,) each, and the risks (k,).
 
-    The risk is a parabola in each alpha, so the clipped alpha is the best in [0, 1].
+    The risk is a parabola in each alpha, so the clipped alpha is the best in [low, high].
     """
-    clipped, free, _ = _greedy(residuals, 0.0, 1.0)
-    return clipped, free
-
-
-def _greedy(residuals: ArrayLike, low: float, high: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The alphas within [low, high], the same before clipping, and the risks."""
     R = as_rows(residuals)
     weights = np.ones(1)
     alphas: list[float] = []

@@ -107,7 +107,14 @@ def chain(
     y = as_targets(y, n)
     lam = float(as_ridges("lam", lam, 0))
     alphas = as_schedule(alpha)
-    if solver == "cholesky" or (solver == "auto" and _prefers_cholesky(n, lam, alphas, steps)):
+    if solver == "auto":
+        finite = [step for step in steps if step < math.inf]
+        factorisations = len(steps) - len(finite) + bool(finite)  # one for each limit, one for all other steps
+        possible = lam > 0 and limit_is_certain(steps, alphas[-1:])
+        chosen = choose_solver(n, factorisations, max(finite, default=0), cholesky_possible=possible)
+    else:
+        chosen = solver
+    if chosen == "cholesky":
         try:
             return _chain_by_cholesky(kernel, y, lam, alphas, steps, trusted)
         except SingularKernelError:
@@ -117,16 +124,6 @@ def chain(
     spectrum = linalg.decompose(kernel, overwrite=overwrite)
     coefficients = dual_coefficients(spectrum, y, lam, alphas, steps)
     return Chain(coefficients, (spectrum.d[0] + lam) / (spectrum.d[-1] + lam), "eigh")
-
-
-def _prefers_cholesky(n: int, lam: float, alphas: FloatArray, steps: list[float]) -> bool:
-    """Whether Cholesky factorisations can certainly compute the chain, and cost less."""
-    finite = [step for step in steps if step < math.inf]
-    factorisations = len(steps) - len(finite)  # one for each limit ...
-    if finite:
-        factorisations += 1  # ... and one for all other steps
-    possible = lam > 0 and limit_is_certain(steps, alphas[-1:])
-    return choose_solver(n, factorisations, max(finite, default=0), cholesky_possible=possible) == "cholesky"
 
 
 def limit_is_certain(steps: list[float], alphas: FloatArray) -> bool:

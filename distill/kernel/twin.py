@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from distill.kernel import spectral
 from distill.kernel.arrays import FloatArray
 from distill.kernel.linalg import Spectrum, decompose, product
-from distill.kernel.mixing import as_rows, clipped_greedy_alphas, weights_to_alphas
+from distill.kernel.mixing import as_rows, bounded_greedy_alphas, weights_to_alphas
 
 ALPHAS = np.round(np.linspace(0, 1, 21), 10)  # of the risk map
 LAMS = np.geomspace(1e-6, 10, 141)  # in units of the kernel's largest eigenvalue
@@ -207,8 +207,8 @@ def forecast(twin: Twin, students: int) -> Forecast:
         accuracy=np.array([accuracy for _, accuracy in both]),
         freedom=np.array([twin.degrees_of_freedom(alpha, steps) for alpha in ALPHAS]),
         schedules={
-            "greedy": schedule(*clipped_greedy_alphas(held_out)),
+            "greedy": schedule(*bounded_greedy_alphas(held_out, 0.0, 1.0)[:2]),
             "joint": schedule(joint_alphas(held_out)),
-            "cross-validated": schedule(*clipped_greedy_alphas(cross_validated)),
+            "cross-validated": schedule(*bounded_greedy_alphas(cross_validated, 0.0, 1.0)[:2]),
         },
     )

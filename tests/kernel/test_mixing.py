@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kernels import rbf
 
 from distill import krr
-from distill.kernel.mixing import clipped_greedy_alphas
+from distill.kernel.mixing import bounded_greedy_alphas
 from distill.kernel.toy.data import sinusoid
 
 
@@ -48,7 +48,7 @@ def test_greedy_alphas_are_those_of_chains_on_a_grid(data, K_new, spectrum):
 
 def test_greedy_alphas_in_the_range_need_no_clipping():
     residuals = np.random.default_rng(0).normal(size=(4, 50)) + np.arange(4)[:, None]
-    clipped, free = clipped_greedy_alphas(residuals)
+    clipped, free, _ = bounded_greedy_alphas(residuals, 0, 1)
     unclipped, _ = krr.greedy_alphas(residuals)
     assert ((unclipped > 0) & (unclipped < 1)).all()
     np.testing.assert_allclose(clipped, unclipped, rtol=1e-10)
@@ -56,7 +56,7 @@ def test_greedy_alphas_in_the_range_need_no_clipping():
 
 
 def test_clipped_alpha_without_effect_is_one():
-    np.testing.assert_allclose(clipped_greedy_alphas(np.ones((3, 5)))[0], 1)
+    np.testing.assert_allclose(bounded_greedy_alphas(np.ones((3, 5)))[0], 1)
 
 
 def test_joint_weights_by_the_normal_equations_in_extended_precision():

@@ -11,7 +11,7 @@ from distill import krr
 from distill.kernel.twin import (
     ALPHAS,
     LAMS,
-    clipped_greedy_alphas,
+    bounded_greedy_alphas,
     forecast,
     joint_alphas,
     make_twin,
@@ -162,7 +162,7 @@ def test_one_direction_with_known_risk():
     assert_allclose(accuracy, 1)
     assert_allclose(one.degrees_of_freedom([0.3, 0.6], [0, 1, 2]), 1 + np.array(b), rtol=1e-12)
     # Shrinking only harms here: the best weight is the least distillation.
-    assert_allclose(clipped_greedy_alphas(one.residuals(4))[0], 1)
+    assert_allclose(bounded_greedy_alphas(one.residuals(4), 0, 1)[0], 1)
     assert_allclose(joint_alphas(one.residuals(4)), 1)
 
 
@@ -190,7 +190,7 @@ def noisy(kernel="linear", lam=0.02):
 @pytest.mark.parametrize("lam", [0.02, 0.5, 20.0])
 def test_greedy_alphas_against_a_grid(lam):
     found = noisy(lam=lam)
-    clipped, free = clipped_greedy_alphas(found.residuals(4))
+    clipped, free, _ = bounded_greedy_alphas(found.residuals(4), 0, 1)
     grid = np.linspace(0, 1, 1001)
     for k in range(3):
         risks = [risk_of(found, [*clipped[:k], alpha]) for alpha in grid]
@@ -206,7 +206,7 @@ def test_joint_alphas_against_a_grid(lam):
     least = min(risk_of(found, pair) for pair in itertools.product(grid, grid))
     assert best <= least + 1e-12
     assert best >= least - 1e-3
-    assert best <= risk_of(found, clipped_greedy_alphas(found.residuals(3))[0]) + 1e-12
+    assert best <= risk_of(found, bounded_greedy_alphas(found.residuals(3), 0, 1)[0]) + 1e-12
 
 
 def test_joint_alphas_in_the_range_are_the_unconstrained_ones():
