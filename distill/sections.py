@@ -11,7 +11,8 @@ from distill.options import Section, option, require
 TORCHVISION_RESNETS = (18, 34, 50, 101)
 CIFAR_RESNETS = (8, 14, 20, 32, 44, 56, 110)
 CUSTOM_MODEL = 0  # `resnet` of a run with another network: the one that `network` names, or a Python function's
-DATASETS = ("cifar10", "cifar100", "digits", "imagefolder")
+DATASETS = ("cifar10", "cifar100", "digits", "imagefolder", "arrays", "features")
+ARRAYS = ("arrays", "features")  # read from the file that --data names
 CUSTOM_DATA = "custom"  # `dataset` of a run on Python arrays
 SIZE = Range(1, 10**9)  # of a data set or a batch
 POSITIVE = Range(0.0, 1e38, without="low")  # as a float32 can hold
@@ -30,12 +31,19 @@ class DataConfig(Section):
         "imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
     )
     data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False, path=True)
+    data: str | None = option(
+        None,
+        "file of --dataset arrays (images) or features (vectors): .npz, or a folder of .npy, with X, y, X_test, y_test",
+        identity=False,
+        path=True,
+    )
     data_sha256: str | None = option(
         None, "refuse to run unless the data have this SHA-256, as in data.sha256 of an earlier run", identity=False
     )
     image_size: int | None = option(
         None, "resize the images of an imagefolder to squares of this many pixels", Range(1, 2**16)
     )
+    classes: tuple[str, ...] = option((), "take these classes only, two or more")
     labels: str = option(
         "fine", "labels of cifar100: its 100 classes, or its 20 superclasses", choices=("fine", "coarse")
     )
@@ -89,6 +97,16 @@ class DataConfig(Section):
             f"image_size is for --dataset imagefolder; the images of {self.dataset} have one size already",
         )
         require(
+            (self.data is not None) == (self.dataset in ARRAYS),
+            f"dataset {self.dataset} needs --data FILE"
+            if self.data is None
+            else "data is for --dataset arrays, features",
+        )
+        require(
+            len(self.classes) != 1 and len(set(self.classes)) == len(self.classes),
+            f"classes must be two or more different names, not {' '.join(self.classes)}",
+        )
+        require(
             self.labels == "fine" or self.dataset == "cifar100", f"labels coarse is for cifar100, not {self.dataset}"
         )
         require(self.augment or not self.cutout, "cutout is a part of the augmentation; leave --no-augment out")
@@ -133,7 +151,8 @@ class ModelConfig(Section):
     pretrained: bool = option(False, "start every model from torchvision's ImageNet parameters, with a new last layer")
     network: str | None = option(
         None,
-        "another network in the place of --resnet: wrn-D-K, a wide residual network (such as wrn-28-10); "
+        "another network in the place of --resnet: wrn-D-K, a wide residual network (such as wrn-28-10); linear, "
+        "linear-no-bias, mlp or mlp-H-..., with hidden layers of H, ... units [256], for features; "
         "torchvision:NAME, such as torchvision:mobilenet_v3_small; or package.module:function, your own, which is "
         "called with (channels, classes)",
     )
@@ -145,6 +164,14 @@ class ModelConfig(Section):
         return (int(found[1]), int(found[2])) if found else None
 
     @property
+    def hidden(self) -> tuple[int, ...] | None:
+        """Widths of the hidden layers of a linear classifier (none) or an MLP, or None for another network."""
+        if self.network in ("linear", "linear-no-bias"):
+            return ()
+        found = re.fullmatch(r"mlp((-\d{1,5})*)", self.network or "")
+        return tuple(int(width) for width in (found[1] or "-256").split("-")[1:]) if found else None
+
+    @property
     def torchvision(self) -> str | None:
         """The name of torchvision's network, or None for another one."""
         package, _, name = (self.network or "").partition(":")
@@ -153,7 +180,7 @@ class ModelConfig(Section):
     @property
     def is_function(self) -> bool:
         """Whether ``network`` names the user's function."""
-        return self.network is not None and self.wide is None and self.torchvision is None
+        return self.network is not None and self.torchvision is None and ":" in self.network
 
     @property
     def is_small(self) -> bool:
@@ -193,10 +220,13 @@ class ModelConfig(Section):
                     depth >= 10 and depth % 6 == 4 and width >= 1,
                     f"network {self.network}: the depth of wrn-D-K must be 10, 16, 22, 28, ..., and K at least 1",
                 )
+            elif self.hidden is not None:
+                require(0 not in self.hidden, f"network {self.network}: a hidden layer needs at least one unit")
             else:
                 require(
                     ":" in self.network,
-                    f"network must be wrn-D-K, torchvision:NAME or package.module:function, not {self.network}",
+                    "network must be wrn-D-K, linear, mlp, torchvision:NAME or package.module:function, not "
+                    f"{self.network}",
                 )
             for name in ("resnet", "width") if self.torchvision else ("resnet", "stem", "width", "pretrained"):
                 require(not getattr(self, name), f"{name} is for the ResNets; leave it out with --network")

@@ -27,6 +27,7 @@ OTHER_VALUES = {
     "width": (8, {"resnet": 20}),
     "pretrained": (True, {}),
     "network": ("my_nets:wide", {}),
+    "classes": (("cat", "dog"), {}),
     "cutout": (4, {}),
     "label_smoothing": (0.1, {}),
     "clip_grad": (1.0, {}),
@@ -62,6 +63,7 @@ OTHER_VALUES = {
 }
 WHERE = {
     "data_dir": "elsewhere",
+    "data": "elsewhere.npz",
     "data_sha256": "0" * 64,
     "graph": False,
     "devices": "0,1",
@@ -100,7 +102,8 @@ def test_another_value_changes_the_identity(name):
 
 @pytest.mark.parametrize("name", WHERE)
 def test_device_jobs_and_paths_do_not_change_the_identity(name):
-    one, other = Config(), config(**{name: WHERE[name]})
+    needs = {"dataset": "features", "data": "here.npz"} if name == "data" else {}
+    one, other = config(**needs), config(**needs | {name: WHERE[name]})
     assert one != other
     assert one.digest == other.digest
     assert one.differences(other) == ""

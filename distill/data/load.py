@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.config import DataConfig
+from distill.data.arrays import read_arrays
 from distill.data.cifar import read_cifar
 from distill.data.digits import read_digits
 from distill.data.folders import read_folders
@@ -18,6 +19,8 @@ READERS: dict[str, Callable[[DataConfig, bool], Source]] = {
     "cifar100": read_cifar,
     "digits": read_digits,
     "imagefolder": read_folders,
+    "arrays": read_arrays,
+    "features": read_arrays,
 }
 
 

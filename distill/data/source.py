@@ -3,14 +3,15 @@
 import hashlib
 import mmap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from distill.config import CUSTOM_DATA
-from distill.errors import DataError, one_line
+from distill.errors import DataError, one_line, suggestion
 
 MOST_UNNAMED = 10_000  # classes without names, if there are no more images than that
 
@@ -64,7 +65,7 @@ class Source:
     """A whole data set: n training and m test images of c channels, h rows and w columns, of C classes."""
 
     name: str
-    train_images: np.ndarray  # (n, c, h, w) uint8
+    train_images: np.ndarray  # (n, c, h, w) uint8, or float32 for vectors, which have one pixel
     train_labels: np.ndarray  # (n,) int64 in [0, C)
     test_images: np.ndarray | None  # (m, c, h, w) uint8; None if the data have no test split
     test_labels: np.ndarray | None  # (m,) int64 in [0, C), or None
@@ -72,12 +73,46 @@ class Source:
     flip: bool  # whether mirror images show the same class
     superclasses: tuple[int, ...] | None = None  # of each class; read only for --label-noise-kind superclass
     human: np.ndarray | None = None  # (n,) int64 in [0, C): labels that people gave; read only for the kind human
+    val_images: np.ndarray | None = None  # (k, c, h, w); None if held-out images come out of the training images
+    val_labels: np.ndarray | None = None  # (k,) int64 in [0, C), or None
+    given: np.ndarray | None = None  # (n,) int64 in [0, C): the labels to train on, if not the true ones
+
+    def only(self, names: tuple[str, ...]) -> "Source":
+        """The images of some classes, which are numbered in this order. Raises DataError for an unknown class."""
+        for name in names:
+            if name not in self.classes:
+                known = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
+                raise DataError(
+                    f"--classes: {self.name} has no class {name!r}{suggestion(name, self.classes)}; it has {known}"
+                )
+        number = np.full(len(self.classes), -1)
+        number[[self.classes.index(name) for name in names]] = np.arange(len(names))
+        changed: dict[str, Any] = {"classes": names}
+        for part in ("train", "test", "val"):
+            labels = getattr(self, f"{part}_labels")
+            if labels is not None:
+                kept = number[labels] >= 0
+                changed |= {
+                    f"{part}_images": getattr(self, f"{part}_images")[kept],
+                    f"{part}_labels": number[labels[kept]],
+                }
+        rows = number[self.train_labels] >= 0
+        for name in ("given", "human"):
+            labels = getattr(self, name)
+            if labels is not None:
+                changed[name] = number[labels[rows]]
+                if changed[name].min() < 0:
+                    raise DataError(f"--classes: labels that are {name} name other classes; leave --classes out")
+        if self.superclasses is not None:
+            changed["superclasses"] = tuple(self.superclasses[self.classes.index(name)] for name in names)
+        return replace(self, **changed)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the arrays and class names, 64 hexadecimal digits; equal data have equal fingerprints."""
         digest = hashlib.sha256(repr(self.classes).encode())
-        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+        named = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        for array in (*named, self.val_images, self.val_labels, self.given):
             if array is not None:
                 digest.update(repr(array.shape).encode())
                 digest.update(np.ascontiguousarray(array).data)

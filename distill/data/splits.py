@@ -72,12 +72,21 @@ def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
     pool = whole.index
     if source.test_images is None or source.test_labels is None:
         rng = generator(seed, "split")
-        test = whole.take(_balanced(whole.labels, pool, TEST_OF_UNSPLIT, classes, rng, "the test split's"))
+        size = TEST_OF_UNSPLIT if source.name == "digits" else config.test_size
+        if size is None:
+            raise DataError(f"{source.name} has no test images: give --test-size N, and the seed draws N of its images")
+        test = whole.take(_balanced(whole.labels, pool, size, classes, rng, "the test split's"))
         pool = np.setdiff1d(pool, test.index)
     else:
         test = _split(source.test_images, source.test_labels)
     val = None
-    if config.val_size:
+    if config.val_size and source.val_images is not None and source.val_labels is not None:
+        val = _split(source.val_images, source.val_labels)
+        everything = np.arange(len(val))
+        val = val.take(
+            _balanced(val.labels, everything, config.val_size, classes, generator(seed, "val"), "--val-size")
+        )
+    elif config.val_size:
         val = whole.take(_balanced(whole.labels, pool, config.val_size, classes, generator(seed, "val"), "--val-size"))
         pool = np.setdiff1d(pool, val.index)
     if config.train_size is not None:
@@ -89,7 +98,7 @@ def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
         test = test.take(_balanced(test.labels, np.arange(len(test)), config.test_size, classes, rng, "--test-size"))
     train = corrupted(source, whole.take(pool), config, seed)
     mean, std = _channel_moments(train.images)
-    kind = config.label_noise_kind if config.corrupts else None
+    kind = config.label_noise_kind if config.corrupts else None if source.given is None else "given"
     return Dataset(source.name, train, val, test, classes, mean, std, source.flip, kind)
 
 
@@ -132,6 +141,10 @@ def corrupted(source: Source, split: Split, config: DataConfig, seed: int) -> Sp
     the whole source and a wrong label for each image are drawn; the first of the images in this order get their wrong
     labels. Therefore a wrong label depends neither on the subset nor on the number of corrupted images.
     """
+    if source.given is not None:
+        if config.corrupts:
+            raise DataError(f"{source.name} has given labels already: leave --label-noise out")
+        return replace(split, labels=source.given[split.index])
     if not config.corrupts:
         return split
     kind = NOISE_KINDS[config.label_noise_kind]
@@ -153,8 +166,12 @@ def _channel_moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (population) per channel of images / 255: two (c,) float32.
 
     Computed from the counts of the 256 values, so that no rounding errors add up. A constant channel gets the deviation
-    1, so that it becomes 0.
+    1, so that it becomes 0. Of float32 images, which are not divided by 255, those of the values.
     """
+    if images.dtype != np.uint8:
+        deviation = images.std((0, 2, 3), dtype=np.float64)
+        mean = images.mean((0, 2, 3), dtype=np.float64)
+        return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
     levels = np.arange(256.0)
     means = []
     stds = []

@@ -89,7 +89,7 @@ class Experiment:
         """Write labels.npz, or verify it. One of an earlier command that trained no model of this seed is replaced."""
         file = rundir.labels(seed)
         begun = any(file.parent.glob("**/*.pt"))
-        if not self.config.data.corrupts:
+        if data.noise_kind is None:
             if file.exists() and not begun:
                 file.unlink()
             return
@@ -195,6 +195,8 @@ def prepare(
         source = load_source(config.data, progress)
     else:
         config = replace(config, data=replace(config.data, dataset=CUSTOM_DATA))
+    if config.data.classes:
+        source = source.only(config.data.classes)
     source.check_fingerprint(config.data.data_sha256)
     if network is not None:
         config = replace(config, model=replace(config.model, resnet=CUSTOM_MODEL, stem=None, width=None, network=None))

@@ -1,5 +1,6 @@
 """Residual networks by depth and stem, and the classifier that includes the normalisation of its images."""
 
+import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -79,6 +80,8 @@ def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:
     """
     if config.wide is not None:
         return WideResNet(*config.wide, channels, classes)
+    if config.hidden is not None:
+        return perceptron((channels, *config.hidden, classes), bias=config.network != "linear-no-bias")
     if config.is_small:
         assert config.resnet is not None
         assert config.width is not None  # the configuration has resolved it
@@ -87,6 +90,14 @@ def build(config: ModelConfig, channels: int, classes: int) -> nn.Module:
     if config.torchvision is None:
         use_product_convolutions(network)
     return network
+
+
+def perceptron(widths: tuple[int, ...], bias: bool = True) -> nn.Module:
+    """Linear layers with ReLU between them, from vectors (n, p, 1, 1) to logits (n, classes)."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after, bias), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def _from_torchvision(name: str, pretrained: bool) -> Any:
