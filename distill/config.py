@@ -50,6 +50,10 @@ class Config:
             self.chain.teacher_select == "last" or self.data.val_size > 0,
             "teacher_select best needs held-out images: give --val-size",
         )
+        require(
+            self.data.dataset != "features" or self.model.hidden is not None or self.model.resnet == CUSTOM_MODEL,
+            "dataset features holds vectors: give --network linear, mlp or your own",
+        )
         self._check_targets()
         if self.chain.estimates_alpha:
             self._require_held_out("alpha auto")

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import typing
 import warnings
 import zipfile
@@ -114,6 +115,25 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, N
                 if content.read(1) or arrays[name].size > part.file_size:  # at its end the checksum is verified
                     raise ValueError(f"{part.filename} is not as long as its array")
     return arrays
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """The array of an NPY file, memory-mapped and read-only. Raises OSError, and ValueError of one line."""
+    import numpy as np
+
+    try:
+        with open_file(path) as file, warnings.catch_warnings(action="ignore"):
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
+            start = file.tell()
+            size = math.prod(shape) * dtype.itemsize
+            if dtype.hasobject or not size or os.fstat(file.fileno()).st_size != start + size:
+                raise ValueError("it is empty, holds objects, or is not as long as its array")
+            return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy raises many kinds of errors
+        raise ValueError(f"{path.name}: {one_line(error)}") from None
 
 
 def digest_of_parts(file: Path | io.BytesIO) -> str:

@@ -106,6 +106,7 @@ class DataConfig(Section):
             len(self.classes) != 1 and len(set(self.classes)) == len(self.classes),
             f"classes must be two or more different names, not {' '.join(self.classes)}",
         )
+        require(self.dataset != "features" or not self.cutout, "cutout is for images; leave it out with features")
         require(
             self.labels == "fine" or self.dataset == "cifar100", f"labels coarse is for cifar100, not {self.dataset}"
         )

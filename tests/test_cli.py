@@ -64,7 +64,7 @@ TYPED = {
     "width": ("8", 8, "--resnet 20"),
     "pretrained": (True, True, ""),
     "network": ("my_nets:wide", "my_nets:wide", ""),
-    "data": ("x.npz", "x.npz", "--dataset features"),
+    "data": ("x.npz", "x.npz", "--dataset arrays"),
     "classes": ("cat dog", ("cat", "dog"), ""),
     "cutout": ("4", 4, ""),
     "label_smoothing": ("0.1", 0.1, ""),

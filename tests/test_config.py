@@ -102,7 +102,7 @@ def test_another_value_changes_the_identity(name):
 
 @pytest.mark.parametrize("name", WHERE)
 def test_device_jobs_and_paths_do_not_change_the_identity(name):
-    needs = {"dataset": "features", "data": "here.npz"} if name == "data" else {}
+    needs = {"dataset": "arrays", "data": "here.npz"} if name == "data" else {}
     one, other = config(**needs), config(**needs | {name: WHERE[name]})
     assert one != other
     assert one.digest == other.digest

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distill.errors import ConfigError
-from distill.records import digest_of_parts, read_arrays, read_json, write_json
+from distill.records import digest_of_parts, map_array, read_arrays, read_json, write_json
 
 CONTENT = {"x": 0.1 + 0.2, "smallest": 5e-324, "text": "naïve \ud800", "none": None, "list": [1, {"b": 2, "a": True}]}
 
@@ -158,6 +158,23 @@ def test_an_array_that_claims_too_much_or_holds_objects_is_refused(tmp_path, con
         parts.writestr("a.npy", content)
     with pytest.raises(ValueError, match=said):
         read_arrays(tmp_path / "t.npz")
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^a\.npy: [^\n]+$"):
+        map_array(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("values", [np.arange(6).reshape(2, 3), np.arange(6.0).reshape(2, 3).T, np.array("text")])
+def test_an_array_is_mapped(tmp_path, values):
+    np.save(tmp_path / "a.npy", values)
+    found = map_array(tmp_path / "a.npy")
+    np.testing.assert_array_equal(found, values)
+    assert not found.flags.writeable
+
+
+def test_a_pipe_is_not_mapped(tmp_path):
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(OSError, match="pipe"):
+        map_array(tmp_path / "a.npy")
 
 
 def test_arrays_that_would_fill_the_memory_are_refused_before_they_do(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.config import DataConfig
-from distill.data.arrays import read_arrays
+from distill.data.arrays import read_array_data
 from distill.data.cifar import read_cifar
 from distill.data.digits import read_digits
 from distill.data.folders import read_folders
@@ -19,25 +19,27 @@ READERS: dict[str, Callable[[DataConfig, bool], Source]] = {
     "cifar100": read_cifar,
     "digits": read_digits,
     "imagefolder": read_folders,
-    "arrays": read_arrays,
-    "features": read_arrays,
+    "arrays": read_array_data,
+    "features": read_array_data,
 }
 
 
 def load_source(config: DataConfig, progress: bool = False) -> Source:
-    """Read the data set that ``config`` names; ``progress`` shows a bar on standard error if it takes long.
+    """Read the data set that ``config`` names, or those of its classes that ``config.classes`` names.
 
-    A name with a colon, ``package.module:function``, is a function that takes the data folder (a ``Path``) and returns
-    a Source, made with ``distill.from_arrays``. Raises DataError for anything missing, corrupt or unreachable.
+    ``progress`` shows a bar on standard error if it takes long. A name with a colon, ``package.module:function``, is a
+    function that takes the data folder (a ``Path``) and returns a Source, made with ``distill.from_arrays``. Raises
+    DataError for anything missing, corrupt or unreachable.
     """
     if ":" in config.dataset:
-        return _call(config.dataset, Path(config.data_dir))
+        return _call(config.dataset, Path(config.data_dir)).only(config.classes)
     if config.dataset not in READERS:
         raise DataError(f"no data set on disk is called {config.dataset!r}; arrays from Python go through from_arrays")
     try:
-        return READERS[config.dataset](config, progress)
+        source = READERS[config.dataset](config, progress)
     except OSError as error:  # errors that a reader does not expect: no permission, a failing disk
         raise DataError(f"{config.data_dir} cannot be read ({one_line(error)})") from None
+    return source.only(config.classes)
 
 
 def _call(name: str, data_dir: Path) -> Source:

@@ -78,7 +78,9 @@ class Source:
     given: np.ndarray | None = None  # (n,) int64 in [0, C): the labels to train on, if not the true ones
 
     def only(self, names: tuple[str, ...]) -> "Source":
-        """The images of some classes, which are numbered in this order. Raises DataError for an unknown class."""
+        """The images of some classes, numbered in this order; all if none is named. Raises DataError."""
+        if not names:
+            return self
         for name in names:
             if name not in self.classes:
                 known = ", ".join(self.classes[:20]) + (", ..." if len(self.classes) > 20 else "")
@@ -101,7 +103,7 @@ class Source:
             labels = getattr(self, name)
             if labels is not None:
                 changed[name] = number[labels[rows]]
-                if changed[name].min() < 0:
+                if changed[name].min(initial=0) < 0:
                     raise DataError(f"--classes: labels that are {name} name other classes; leave --classes out")
         if self.superclasses is not None:
             changed["superclasses"] = tuple(self.superclasses[self.classes.index(name)] for name in names)

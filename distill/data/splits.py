@@ -15,6 +15,7 @@ from distill.errors import DataError
 from distill.noise import NOISE_KINDS, TrueLabels
 from distill.randomness import generator
 
+ROWS = 4096  # vectors in memory at once
 TEST_OF_UNSPLIT = 500  # test images drawn from a source without a test split: 50 of each digit
 
 
@@ -166,12 +167,17 @@ def _channel_moments(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (population) per channel of images / 255: two (c,) float32.
 
     Computed from the counts of the 256 values, so that no rounding errors add up. A constant channel gets the deviation
-    1, so that it becomes 0. Of float32 images, which are not divided by 255, those of the values.
+    1, so that it becomes 0. Of vectors, which are float32 and have one pixel, those of the values themselves.
     """
-    if images.dtype != np.uint8:
-        deviation = images.std((0, 2, 3), dtype=np.float64)
-        mean = images.mean((0, 2, 3), dtype=np.float64)
-        return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+    if images[:1].dtype != np.uint8:
+        centre = np.zeros(images.shape[1])
+        square = np.zeros(images.shape[1])
+        for i in range(0, len(images), ROWS):
+            centre += images[i : i + ROWS].sum((0, 2, 3), dtype=np.float64) / len(images)
+        for i in range(0, len(images), ROWS):
+            square += ((images[i : i + ROWS].mean((2, 3), dtype=np.float64) - centre) ** 2).sum(0) / len(images)
+        deviation = np.sqrt(square).astype(np.float32)
+        return centre.astype(np.float32), np.where(deviation > 0, deviation, np.float32(1))
     levels = np.arange(256.0)
     means = []
     stds = []

@@ -194,8 +194,7 @@ def prepare(
             raise ConfigError("this run's images came from Python arrays: give them to run() as source")
         source = load_source(config.data, progress)
     else:
-        config = replace(config, data=replace(config.data, dataset=CUSTOM_DATA))
-    if config.data.classes:
+        config = replace(config, data=replace(config.data, dataset=CUSTOM_DATA, data=None))
         source = source.only(config.data.classes)
     source.check_fingerprint(config.data.data_sha256)
     if network is not None:

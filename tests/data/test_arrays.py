@@ -49,7 +49,7 @@ def test_vectors_become_images_of_one_pixel(tmp_path, folder):
     assert (source.train_images.dtype, source.train_images.shape) == (np.float32, (90, 5, 1, 1))
     data = make_dataset(source, DataConfig("features", data="x", val_size=9), seed=1)
     assert len(data.train) == 90  # the held-out vectors are the file's own
-    np.testing.assert_array_equal(data.val.images[:, :, 0, 0], arrays["X_val"][data.val.index])
+    np.testing.assert_array_equal(np.asarray(data.val.images)[:, :, 0, 0], arrays["X_val"][data.val.index])
     np.testing.assert_allclose(data.mean, arrays["X"].mean(0), rtol=1e-5)
     np.testing.assert_allclose(data.std, arrays["X"].std(0), rtol=1e-5)
 
@@ -90,10 +90,10 @@ def with_constant(values):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (changed("X", with_nan), "X is not finite in row 7, column 2"),
-        (changed("X_test", with_nan), "X_test is not finite in row 7, column 2"),
+        (changed("X", with_nan), "X is not finite as float32 in row 7, column 2"),
+        (changed("X_test", with_nan), "X_test is not finite as float32 in row 7, column 2"),
         (changed("X", with_constant), "column 3 of X is constant"),
-        (changed("X", lambda x: x[:, :4]), "different numbers of columns"),
+        (changed("X", lambda x: x[:, :4]), "X has 4 features, but X_test has 5"),
         (changed("X", lambda x: x[0]), "X must be numbers (n, p)"),
         (
             changed("y", lambda y: y + 1),
@@ -102,9 +102,12 @@ def with_constant(values):
         (changed("y", lambda y: 2 * y), "from 0 to 4 with 3 different ones"),
         (changed("y", lambda y: y[1:]), "train_labels must be 90 integers"),
         (changed("y_test", lambda y: y + 1), "label 3 is out of range"),
-        (lambda a: {k: v for k, v in a.items() if k not in ("X_test", "y_test")}, "has no X_test and no y_test"),
-        (lambda a: {k: v for k, v in a.items() if k != "y_val"}, "must be 30 integers"),
-        (changed("X", lambda x: x.astype(object)), "cannot be read as arrays"),
+        (lambda a: {k: v for k, v in a.items() if k != "y_val"}, "must hold X_val and y_val, or neither"),
+        (lambda a: {"y": a["y"]}, "has no array X"),
+        (changed("X", lambda x: x.astype(float) * 1e39), "X is not finite as float32 in row 0"),
+        (lambda a: a | {"given": a["y"] + 1}, "label 3 is out of range"),
+        (lambda a: a | {"classes": ["a", "b"]}, "label 2 is out of range for 2 classes"),
+        (changed("X", lambda x: x.astype(object)), "cannot be read as an NPZ file of arrays"),
     ],
 )
 def test_unusable_files_are_refused_in_one_line(tmp_path, change, said):

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.data.arrays import array_file
 from distill.data.load import load_source
 from distill.data.source import Source
 from distill.data.splits import Split, corrupted, make_dataset
-from distill.errors import ConfigError, DataError, one_line
+from distill.errors import ConfigError, DataError
 from distill.kernel.arrays import LARGEST_ENTRY, FloatArray
 from distill.kernel.table import Table, is_number
 from distill.kernel.toy.options import require_absent
 from distill.randomness import generator
-from distill.records import read_arrays
 from distill.sections import CUSTOM_DATA, DataConfig
 
 Rows = NDArray[np.floating]
@@ -153,55 +153,38 @@ def _class_note(column: str, classes: tuple[str, ...]) -> str:
     return f"the classes of {column} are {', '.join(classes[:5])}" + (", ..." if len(classes) > 5 else "")
 
 
-ARRAYS = ("X", "y", "X_test", "y_test", "X_val", "y_val", "given")
 KINDS = {"f": "real numbers", "i": "whole numbers", "u": "whole numbers", "b": "true and false", "U": "text"}
 
 
 def read_npz(path: Path) -> Arrays:
-    """The arrays of an NPZ file: X, y, and optionally X_test and y_test, X_val and y_val, given. Raises DataError."""
-    try:
-        found: dict[str, Any] = read_arrays(path, ARRAYS)
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read as an NPZ file of arrays ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({one_line(error)})") from None
-    for name in ("X", "y"):
-        if name not in found:
-            raise DataError(f"{path} has no array {name}; it needs X (n, p) and y (n,)")
-    for part in ("", "_test", "_val"):
-        if ("X" + part in found) != ("y" + part in found):
-            raise DataError(f"{path} must hold X{part} and y{part}, or neither")
-        if "X" + part in found:
-            _check_shapes(path, found, part)
+    """The arrays of a file: X, y, and optionally X_test and y_test, X_val and y_val, given. Raises DataError."""
+    found: dict[str, Any] = array_file(path, vectors=True)
+    found.pop("classes", None)
     labels = [name for name in ("y", "y_test", "y_val", "given") if name in found]
-    kinds = {name: KINDS.get(found[name].dtype.kind, str(found[name].dtype)) for name in labels}
-    for name, kind in kinds.items():
-        if kind != kinds["y"]:
-            raise DataError(f"{path}: y holds {kinds['y']}, but {name} holds {kind}")
+    for name in labels:
+        _check_labels(path, found, name)
+    for key, values in found.items():
+        if key not in labels and values.dtype not in (np.float32, np.float64):
+            found[key] = values.astype(np.float64)
     if found["y"].dtype.kind == "f":
         for name in labels:
             found[name] = found[name].astype(np.float64)
         return Arrays(path.stem, **found)
-    values = np.unique(np.concatenate([found[name] for name in labels]))
+    numbers = np.unique(np.concatenate([found[name] for name in labels]))
     for name in labels:
-        found[name] = np.searchsorted(values, found[name])
-    classes = tuple(map(str, values))
+        found[name] = np.searchsorted(numbers, found[name])
+    classes = tuple(map(str, numbers))
     return Arrays(path.stem, classes=classes, note=_class_note("y", classes), **found)
 
 
-def _check_shapes(path: Path, found: dict[str, NDArray], part: str) -> None:
-    X = found["X" + part]
-    y = found["y" + part]
-    if X.ndim != 2 or X.dtype.kind not in "fiu" or X.size == 0:
-        raise DataError(f"{path}: X{part} must be numbers (n, p), not {X.dtype} {X.shape}")
-    if X.shape[1] != found["X"].shape[1]:
-        raise DataError(f"{path}: X has {found['X'].shape[1]} features, but X{part} has {X.shape[1]}")
-    if y.shape != (len(X),) or y.dtype.kind not in KINDS:
-        raise DataError(f"{path}: y{part} must be {len(X)} numbers or labels, not {y.dtype} {y.shape}")
-    if X.dtype not in (np.float32, np.float64):
-        found["X" + part] = X.astype(np.float64)
-    if not part and "given" in found and found["given"].shape != y.shape:
-        raise DataError(f"{path}: given must be {len(X)} labels, not {found['given'].shape}")
+def _check_labels(path: Path, found: dict[str, NDArray], name: str) -> None:
+    n = len(found["X" if name == "given" else "X" + name[1:]])
+    y = found[name]
+    if y.shape != (n,) or y.dtype.kind not in KINDS:
+        raise DataError(f"{path}: {name} must be {n} numbers or labels, not {y.dtype} {y.shape}")
+    kinds = [KINDS[found[each].dtype.kind] for each in ("y", name)]
+    if kinds[0] != kinds[1]:
+        raise DataError(f"{path}: y holds {kinds[0]}, but {name} holds {kinds[1]}")
 
 
 def _split(arrays: Arrays, config: DataConfig, seed: int) -> Problem:
