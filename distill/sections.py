@@ -32,10 +32,7 @@ class DataConfig(Section):
     )
     data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False, path=True)
     data: str | None = option(
-        None,
-        "file of --dataset arrays (images) or features (vectors): .npz, or a folder of .npy, with X, y, X_test, y_test",
-        identity=False,
-        path=True,
+        None, "file of arrays or features: .npz or a folder of .npy; X, y, X_test, y_test", identity=False, path=True
     )
     data_sha256: str | None = option(
         None, "refuse to run unless the data have this SHA-256, as in data.sha256 of an earlier run", identity=False
@@ -96,16 +93,11 @@ class DataConfig(Section):
             self.image_size is None or self.dataset == "imagefolder",
             f"image_size is for --dataset imagefolder; the images of {self.dataset} have one size already",
         )
-        require(
-            (self.data is not None) == (self.dataset in ARRAYS),
-            f"dataset {self.dataset} needs --data FILE"
-            if self.data is None
-            else "data is for --dataset arrays, features",
-        )
-        require(
-            len(self.classes) != 1 and len(set(self.classes)) == len(self.classes),
-            f"classes must be two or more different names, not {' '.join(self.classes)}",
-        )
+        is_file = self.dataset in ARRAYS
+        require(self.data is None or is_file, "data is for --dataset arrays, features")
+        require(self.data is not None or not is_file, f"dataset {self.dataset} needs --data FILE")
+        different = len(self.classes) != 1 and len(set(self.classes)) == len(self.classes)
+        require(different, f"classes must be two or more different names, not {' '.join(self.classes)}")
         require(self.dataset != "features" or not self.cutout, "cutout is for images; leave it out with features")
         require(
             self.labels == "fine" or self.dataset == "cifar100", f"labels coarse is for cifar100, not {self.dataset}"
