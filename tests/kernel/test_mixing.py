@@ -56,7 +56,7 @@ def test_greedy_alphas_in_the_range_need_no_clipping():
 
 
 def test_clipped_alpha_without_effect_is_one():
-    np.testing.assert_allclose(bounded_greedy_alphas(np.ones((3, 5)))[0], 1)
+    np.testing.assert_allclose(bounded_greedy_alphas(np.ones((3, 5)), 0, 1)[0], 1)
 
 
 def test_joint_weights_by_the_normal_equations_in_extended_precision():
