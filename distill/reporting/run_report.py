@@ -44,7 +44,7 @@ def report(run: RunResults) -> str:
     for name, figure in FIGURES.items() if run else ():
         draw(run.path / name, figure, run)
     if run and run.config.run.tensorboard:
-        write_figure_events(RunDir(run.path), [name for name in FIGURES if (run.path / f"{name}.png").exists()])
+        write_figure_events(RunDir(run.path), FIGURES)
     write_page([run], run.path / PAGE)
     return tables(run)
 

@@ -18,8 +18,9 @@ from distill.reporting.page_tables import link
 from distill.reporting.results import RunResults, metric_labels
 from distill.reporting.run_report import tables
 from distill.reporting.statistics import interval, spread
+from distill.store.events import write_figure_events
 from distill.store.results import columns
-from distill.store.rundir import to_csv
+from distill.store.rundir import RunDir, to_csv
 from distill.study import Setting, Study, read_study, shown
 
 if typing.TYPE_CHECKING:
@@ -93,6 +94,8 @@ def report(results: StudyResults, x: str | None = None, output: Path | None = No
     write_results(results)
     if results.runs:
         draw(path / f"accuracy_by_{x}", x_figure, results, x)
+        if results.study.settings[0].config.run.tensorboard:
+            write_figure_events(RunDir(path), [f"accuracy_by_{x}"])
     write_derived(path / PAGE, page(results, path, x))
     return f"{tables_of(results)}\n\nthe page is {path / PAGE}"
 

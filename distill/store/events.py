@@ -4,11 +4,8 @@ Their bytes are a function of these. So a file is extended as long as its beginn
 and a resumed run's file is that of an uninterrupted one.
 """
 
-from __future__ import annotations
-
 import io
 import struct
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,10 +15,6 @@ from distill.errors import ConfigError
 from distill.files import append, open_file, write_derived
 from distill.store.results import columns, read_record
 from distill.store.rundir import RunDir, read_metrics
-
-if typing.TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
 
 EVENTS = "events.out.tfevents.distill"  # TensorBoard reads files whose name contains tfevents
 NO_METRICS = ("seed", "alpha", "step", "arm", "epochs")  # columns of results.csv
@@ -44,23 +37,20 @@ def write_model_events(
 
     ``rows`` are those of metrics.csv, ``record`` is the result.json. Raises OSError.
     """
-    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
     started = time = _started(run)
     events = []
     for row in rows:
         time += row.get("seconds") or 0.0
-        scalars = {name: value for name, value in row.items() if name != "epoch"}
-        events.append(Event(wall_time=time, step=row["epoch"], summary=_scalars(scalars)))
+        events.append((time, row["epoch"], _scalars({name: row[name] for name in row if name != "epoch"})))
     if record is not None:
         options = record.get("configuration", {}) | {name: record[name] for name in ("seed", "alpha", "step", "arm")}
-        plain = {name: value if isinstance(value, int | float) else str(value) for name, value in options.items()}
-        options = {name: value for name, value in plain.items() if value != "None"}
-        summary = hparams_pb(options, str(folder.relative_to(run.path)), started)
+        known = {name: value for name, value in options.items() if value is not None}
+        plain = {name: value if isinstance(value, int | float) else str(value) for name, value in known.items()}
+        events.append((time, len(rows), hparams_pb(plain, str(folder.relative_to(run.path)), started)))
         final = {f"final/{name}": record.get(name) for name in columns() if name not in NO_METRICS}
-        events.append(Event(wall_time=time, step=len(rows), summary=summary))
-        events.append(Event(wall_time=time, step=len(rows), summary=_scalars(final)))
+        events.append((time, len(rows), _scalars(final)))
     _write(folder / EVENTS, started, events)
 
 
@@ -74,19 +64,19 @@ def write_events_of_finished(run: RunDir) -> None:
 def write_figure_events(run: RunDir, names: Iterable[str]) -> None:
     """Write the figures of these names, PNG files of the run, into its own event file. Raises OSError."""
     try:
-        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
     except ImportError:  # not on this machine, where the run is only reported
         return
     images = []
     for name in names:
-        with open_file(run.path / f"{name}.png") as file:
-            png = file.read()
-        width, height = struct.unpack(">II", png[16:24])
-        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-        images.append(Summary.Value(tag=name, image=image))
+        if (run.path / f"{name}.png").exists():
+            with open_file(run.path / f"{name}.png") as file:
+                png = file.read()
+            width, height = struct.unpack(">II", png[16:24])
+            image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+            images.append(Summary.Value(tag=name, image=image))
     started = _started(run)
-    _write(run.path / EVENTS, started, [Event(wall_time=started, summary=Summary(value=images))])
+    _write(run.path / EVENTS, started, [(started, 0, Summary(value=images))])
 
 
 def _started(run: RunDir) -> float:
@@ -97,30 +87,32 @@ def _started(run: RunDir) -> float:
         return 0.0
 
 
-def _scalars(values: Mapping[str, float | None]) -> Summary:
+def _scalars(values: Mapping[str, float | None]) -> Any:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    return Summary(
-        value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items() if value is not None]
-    )
+    known = {name: value for name, value in values.items() if value is not None}
+    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in known.items()])
 
 
-def _write(file: Path, started: float, events: Sequence[Event]) -> None:
-    """Extend an event file, which TensorBoard may be reading, or write it again if it holds something else."""
+def _write(file: Path, started: float, events: Iterable[tuple[float, int, Any]]) -> None:
+    """Extend an event file, which TensorBoard may be reading, or write it again if it holds something else.
+
+    ``events`` are times, steps and summaries.
+    """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     content = io.BytesIO()
     writer = RecordWriter(content)
-    for event in (Event(wall_time=started, file_version="brain.Event:2"), *events):
-        writer.write(event.SerializeToString(deterministic=True))
+    writer.write(Event(wall_time=started, file_version="brain.Event:2").SerializeToString())
+    for time, step, summary in events:
+        writer.write(Event(wall_time=time, step=step, summary=summary).SerializeToString(deterministic=True))
     data = content.getvalue()
-    try:
+    held = b""
+    if file.is_file() and not file.is_symlink():
         with open_file(file) as opened:
             held = opened.read()
-    except OSError:
-        held = b""
-    if held and data.startswith(held) and not file.is_symlink():
+    if held and data.startswith(held):
         append(file, len(held), memoryview(data)[len(held) :])
     elif held != data:
         write_derived(file, data)
