@@ -92,7 +92,9 @@ class Config:
         """Raise ConfigError if torchrun's ranks cannot train this run together."""
         batch = self.train.batch_size
         require(mode != "estimate", "--estimate measures one process: leave torchrun out")
-        require(self.run.jobs == 1, f"--jobs {self.run.jobs}: all ranks of torchrun train one model at a time")
+        for name, value in (("jobs", 1), ("devices", None), ("executor", "local")):
+            given = getattr(self.run, name)
+            require(given == value, f"--{name} {given}: all ranks of torchrun train one model at a time; leave it out")
         require(
             self.run.device in ("auto", "cpu", "cuda"),
             f"--device {self.run.device}: torchrun gives each rank its device; choose auto, cpu or cuda",

@@ -42,9 +42,9 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         with open_file(file) as opened:
-            text = opened.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise ValueError("it is too large")
+            if os.fstat(opened.fileno()).st_size > MOST_BYTES:
+                raise ValueError("it is too large")
+            text = opened.read()
         content = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")

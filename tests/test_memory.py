@@ -43,11 +43,11 @@ from distill import ChainConfig, Config, DataConfig, RunConfig, TrainConfig, fro
 
 folder = Path(sys.argv[1])
 file = folder / "images.npy"
-images = np.lib.format.open_memmap(file, "w+", np.uint8, (1000, 3, 256, 256))
+images = np.lib.format.open_memmap(file, "w+", np.uint8, (2400, 3, 256, 256))
 images[::2, 0, :40] = 200
 images.flush()
 del images
-labels = np.arange(1000) % 2
+labels = np.arange(2400) % 2
 few = np.zeros((20, 3, 256, 256), np.uint8)
 
 
@@ -67,7 +67,7 @@ except MemoryError:
     pass
 source = from_arrays(np.load(file, mmap_mode="r"), labels, few, labels[:20])
 config = Config(
-    data=DataConfig(val_size=100, augment=False),
+    data=DataConfig(train_size=600, val_size=100, augment=False),
     train=TrainConfig(max_epochs=1, batch_size=4, lr=0.01),
     chain=ChainConfig(alpha=(0.5,), distillation_steps=1),
     run=RunConfig(output=str(folder / "run"), device="cpu", threads=1),

@@ -21,6 +21,7 @@ OPTIONS = (
 )
 OPTIONS += " --max-epochs 3 --distillation-steps 1 --alpha 0.5 auto --target soft --lr 0.01 --device cpu"
 OPTIONS += " --sync-batchnorm --teacher-select best --label-noise 0.2 --ema 0.9"
+STOPPED = "stopped; run the same command to resume from the last finished epoch\n"
 LOST = r"self_distiller\.py: error: rank \d lost the others: .*; run the same command to resume [^\n]*\n"
 
 
@@ -58,50 +59,42 @@ def test_torchrun_trains_the_run_of_one_process(under_torchrun, tmp_path):
         assert float(one["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=0.02)
 
 
-def wait_for_epoch(run: Path, processes: list[subprocess.Popen]) -> None:
-    wait_for(lambda: any(run.glob("seed_1/step_0/training_state.pt")) or any(p.poll() is not None for p in processes))
+def interrupted(run: Path, model: str, words: list[str], act) -> tuple[list[int], list[str]]:
+    """Start two ranks, and ``act`` on them as soon as they train a model; their statuses and what they said."""
+    processes = start_ranks(2, "self_distiller.py", *words, "--output", str(run))
+    state = run / "seed_1" / model / "training_state.pt"
+    wait_for(lambda: state.exists() or any(process.poll() is not None for process in processes))
+    act(*processes)
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    return [process.returncode for process in processes], said
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_death_of_a_rank_ends_all_and_the_same_command_resumes(under_torchrun, tmp_path, victim):
+def test_a_rank_that_is_killed_ends_all_and_the_same_command_resumes(under_torchrun, tmp_path):
     run = tmp_path / "run"
-    words = ["self_distiller.py", *OPTIONS.split(), "--output", str(run)]
-    processes = start_ranks(2, *words)
-    wait_for_epoch(run, processes)
-    processes[victim].kill()
-    _, said = processes[1 - victim].communicate(timeout=60)
-    processes[victim].communicate()
-    assert re.fullmatch(LOST, said), said
-    assert processes[1 - victim].returncode == 2
-    assert not (run / "seed_1/step_0/result.json").exists()
-    resumed = start_ranks(2, *words)
-    assert [p.communicate(timeout=200) and p.returncode for p in resumed] == [0, 0]
+    words = OPTIONS.split()
+    statuses, said = interrupted(run, "step_0", words, lambda leader, follower: follower.kill())
+    assert statuses == [2, -signal.SIGKILL]
+    assert re.fullmatch(LOST, said[0]), said
+    assert interrupted(run, "none", words, lambda *_: None)[0] == [0, 0]
     assert results(run) == results(under_torchrun[0])
     torch.testing.assert_close(parameters(run), parameters(under_torchrun[0]), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stuck", [False, True], ids=["", "stuck"])
-def test_ctrl_c_is_one_line(tmp_path, stuck):
-    """Also while rank 0 waits for a rank that does not answer."""
-    run = tmp_path / "run"
-    words = [*OPTIONS.split(), "--max-epochs", "1000", "--output", str(run)]
-    processes = start_ranks(2, "self_distiller.py", *words)
-    wait_for_epoch(run, processes)
-    if stuck:
-        processes[1].send_signal(signal.SIGSTOP)
+def test_ctrl_c_while_a_rank_does_not_answer(tmp_path):
+    """Rank 0 ends with one line; the other, which is without its leader when it awakes, with another."""
+
+    def ctrl_c(leader: subprocess.Popen, follower: subprocess.Popen) -> None:
+        follower.send_signal(signal.SIGSTOP)
         time.sleep(0.5)
-        processes[0].send_signal(signal.SIGINT)
-    else:
-        for process in processes:
-            process.send_signal(signal.SIGINT)
-    assert (
-        processes[0].communicate(timeout=60)[1]
-        == "stopped; run the same command to resume from the last finished epoch\n"
-    )
-    assert processes[0].returncode == 130
-    processes[1].send_signal(signal.SIGCONT)
-    said = processes[1].communicate(timeout=60)[1]
-    assert said == "" or re.fullmatch(LOST, said)
+        leader.send_signal(signal.SIGINT)
+        leader.wait(60)
+        follower.send_signal(signal.SIGCONT)
+
+    words = [*OPTIONS.split(), "--max-epochs", "1000"]
+    statuses, said = interrupted(tmp_path / "run", "step_0", words, ctrl_c)
+    assert statuses == [130, 2]
+    assert said[0] == STOPPED
+    assert re.fullmatch(LOST, said[1])
 
 
 @pytest.fixture
@@ -117,6 +110,8 @@ def rank_0_of_3(monkeypatch):
         ("--batch-size 3", "leaves one image to each of 3 ranks"),
         ("--batch-size 12 --jobs 2", "--jobs 2: all ranks of torchrun train one model at a time"),
         ("--batch-size 12 --jobs auto", "--jobs auto: all ranks of torchrun"),
+        ("--batch-size 12 --devices 0,1", "--devices 0,1: all ranks of torchrun"),
+        ("--batch-size 12 --executor slurm", "--executor slurm: all ranks of torchrun"),
         ("--batch-size 12 --device cuda:1", "--device cuda:1: torchrun gives each rank its device"),
         ("--batch-size 12 --estimate", "--estimate measures one process: leave torchrun out"),
         ("--batch-size 12 --sync-batchnorm --compile", "which --compile cannot"),
