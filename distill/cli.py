@@ -178,11 +178,15 @@ def _settings(command: Command) -> Iterator[Config]:
 
 
 def _estimate(command: Command) -> None:
-    for config in _settings(command):
-        _estimate_run(config)
+    seconds = [_estimate_run(config) for config in _settings(command)]
+    if len(seconds) > 1:
+        from distill.running.progress import format_duration
+
+        say(f"\nstudy   {format_duration(sum(seconds))} are left for all settings")
 
 
-def _estimate_run(config: Config) -> None:
+def _estimate_run(config: Config) -> float:
+    """Print what a run costs; returns the seconds that are left."""
     from distill.running.cost import done_in, measure
     from distill.running.describe import describe, format_cost, format_remaining
     from distill.running.experiment import memory_errors
@@ -198,6 +202,7 @@ def _estimate_run(config: Config) -> None:
         say(format_cost(cost))
         if done:
             say(format_remaining(cost, done))
+        return cost.left(done)
 
 
 def _train(command: Command) -> int:
