@@ -29,7 +29,7 @@ if typing.TYPE_CHECKING:
 
 MOST_TABLES = 4  # settings whose own tables are printed
 MOST_PANELS = 12
-TEACHER: dict[str, Any] = {"color": "#808080", "marker": "", "linestyle": "--"}
+TEACHER: dict[str, Any] = {"color": "#808080", "marker": "x", "linestyle": "--"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,9 @@ def x_figure(results: StudyResults, x: str) -> Figure:
     drawn[0].set_ylim(max(low, -0.02), min(high, 1.02))  # an interval of few seeds may exceed what an accuracy can be
     drawn[0].set_ylabel(f"{metric_labels()['test_acc']}, step {results.step}")
     handles, names = drawn[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=5, title="bars: 95 % intervals over seeds")
+    several = any(len(run.seeds) > 1 for _, run in results.runs)
+    bars = "bars: 95 % intervals over seeds" if several else None
+    figure.legend(handles, names, loc="outside upper center", ncols=5, title=bars)
     return figure
 
 
@@ -176,6 +178,7 @@ def _draw_line(
     means = [interval(accuracies) for _, accuracies in found if accuracies]
     halves = [0.0 if math.isnan(half) else half for _, half in means]
     order = sorted(range(len(at)), key=at.__getitem__)
+    line = {} if _is_numeric(values) else {"linestyle": "none"}  # nothing is between two words
     axes.errorbar(
         [at[i] for i in order],
         [means[i][0] for i in order],
@@ -183,7 +186,7 @@ def _draw_line(
         markersize=4,
         elinewidth=0.8,
         label=arm_title(arm),
-        **style,
+        **(style | line),
     )
 
 
