@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,49 +102,42 @@ def parts(run: RunResults, base: Path, number: int) -> list[Part]:
     """The parts of a run's page, from top to bottom; those without data say why."""
     found = [Part("What is missing", lines=run.problems)] if run.problems else []
     if run:
-        found += [*_scores(run, number), *_noise(run, number), *_confusions(run)]
+        found += [*_scores(run, number), *_confusions(run)]
     found.append(Part("Models", tables=[page_tables.models_table(run, base)], sorts=True))
     if run:
         found += [*_forecast(run), Part("Cost by step", tables=[page_tables.cost_table(run)])]
     return [*found, _origin(run)]
 
 
-def _figure(run: RunResults, draw: Callable[..., Any], label: str, name: str, *arguments: Any) -> list[tuple[Any, str]]:
-    figure = draw(run, *arguments)
-    return [] if figure is None else [svg(figure, label, name)]
-
-
 def _scores(run: RunResults, number: int) -> list[Part]:
+    """Everything that is measured, but for the classes; ``number`` makes ids unique in the page."""
+
+    def drawn(figure: Any, label: str, name: str) -> list[tuple[Any, str]]:
+        return [] if figure is None else [svg(figure, label, f"{name}{number}")]
+
     gains = run.paired()
     scores = "Accuracy, NLL, Brier score and ECE on the test images against step, with a band of one standard deviation"
-    curves = "Learning curves, means over seeds: a column per arm, a line per step"
+    curves = drawn(
+        plots.curves_figure(run), "Learning curves, means over seeds: a column per arm, a line per step", "c"
+    )
     bins = "Reliability diagrams: accuracy against confidence, and the share of the test images in each bin"
+    noise = "Shares of the wrong labels that are memorised and recovered, and accuracy on the right ones"
+    answer = drawn(plots.accuracy_figure(run), ACCURACY, "a")
     found = [
-        Part(
-            "Gain over the teacher",
-            figures=_figure(run, plots.accuracy_figure, ACCURACY, f"a{number}"),
-            tables=[gains_table(gains)] if gains else [],
-            sorts=True,
-        ),
-        Part("Scores against step", figures=_figure(run, plots.diagnostics_figure, scores, f"s{number}", SCORES, 2)),
+        Part("Gain over the teacher", figures=answer, tables=[gains_table(gains)] if gains else [], sorts=True),
+        Part("Scores against step", figures=drawn(plots.diagnostics_figure(run, SCORES, 2), scores, "s")),
         Part("Alpha and step", tables=[shaded(run.table(index="arm", columns="step"))]),
+        Part("Learning curves", "" if curves else "No metrics.csv can be read.", figures=curves),
     ]
-    drawn = _figure(run, plots.curves_figure, curves, f"c{number}")
-    found.append(Part("Learning curves", "" if drawn else "No metrics.csv can be read.", figures=drawn))
     if any("reliability" in record for record in run.records):
-        found.append(Part("Calibration", figures=_figure(run, plots.reliability_figure, bins, f"r{number}")))
+        found.append(Part("Calibration", figures=drawn(plots.reliability_figure(run), bins, "r")))
     for title, table in (("Targets", targets(run)), ("Estimated alphas", estimates(run.records))):
         if table.rows:
             found.append(Part(title, tables=[table], sorts=True))
+    if any(result.memorised is not None for result in run):
+        figures = drawn(plots.diagnostics_figure(run, NOISE, 3), noise, "n")
+        found.append(Part("Wrong labels", "Of the training images, not augmented.", figures=figures))
     return found
-
-
-def _noise(run: RunResults, number: int) -> list[Part]:
-    if not any(result.memorised is not None for result in run):
-        return []
-    label = "Shares of the wrong labels that are memorised and recovered, and accuracy on the right ones"
-    drawn = _figure(run, plots.diagnostics_figure, label, f"n{number}", NOISE, 3)
-    return [Part("Wrong labels", "Of the training images, not augmented.", figures=drawn)]
 
 
 def _confusions(run: RunResults) -> list[Part]:
@@ -187,8 +180,8 @@ def overview(runs: Sequence[RunResults]) -> Part:
     """Several runs side by side: the answer of each, and their gains in one figure."""
     label = "Change from the teacher of the same seed against step, with 95 % intervals: a column per run"
     names = comparison.names(runs)
-    none = ["no model is finished yet", ""]
-    rows = [[name, *(answer(run) if run else none)] for name, run in zip(names, runs, strict=True)]
+    answers = [[*(answer(run) if run else ["no model is finished yet"]), ""] for run in runs]
+    rows = [[name, *each[:2]] for name, each in zip(names, answers, strict=True)]
     finished = [run for run in runs if run]
     drawn = [svg(comparison.gains_figure(finished), label, "o")] if finished else []
     return Part(

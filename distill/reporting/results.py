@@ -31,27 +31,11 @@ Key = tuple[str | None, int]  # arm and step of a model
 
 
 @dataclass(frozen=True)
-class Gain:
-    """The change of a metric from one model to another of the same seed, over all seeds that have both."""
+class OfModel:
+    """An arm and step; the arm is None for the teacher."""
 
     arm: str | None
     step: int
-    difference: Difference
-    p_holm: float  # corrected for the number of comparisons made together
-
-    @property
-    def name(self) -> str:
-        """Such as ``alpha = 0.6, step 2``."""
-        return name_key((self.arm, self.step))
-
-
-@dataclass(frozen=True)
-class Best:
-    """The arm and step that the held-out images choose."""
-
-    arm: str | None  # None: the teacher itself
-    step: int
-    val_acc: float  # the mean over seeds
 
     @property
     def key(self) -> Key:
@@ -62,6 +46,21 @@ class Best:
     def name(self) -> str:
         """Such as ``alpha = 0.6, step 2``."""
         return name_key(self.key)
+
+
+@dataclass(frozen=True)
+class Gain(OfModel):
+    """The change of a metric from one model to another of the same seed, over all seeds that have both."""
+
+    difference: Difference
+    p_holm: float  # corrected for the number of comparisons made together
+
+
+@dataclass(frozen=True)
+class Best(OfModel):
+    """The arm and step that the held-out images choose."""
+
+    val_acc: float  # the mean over seeds
 
 
 class RunResults(list[Result]):

@@ -257,3 +257,13 @@ def test_a_run_shows_itself_in_a_notebook(run):
 def test_the_first_sentence(tmp_path, options, words):
     (tmp_path / "config.toml").write_text(to_toml(config(tmp_path, train_size=40, **options)))
     assert words in sentence(RunResults.load(tmp_path))
+
+
+def test_runs_without_students_are_side_by_side(tmp_path):
+    for name in ("one", "two"):
+        rundir = RunDir(tmp_path / name)
+        rundir.path.mkdir()
+        (rundir.path / "config.toml").write_text(to_toml(config(rundir.path, distillation_steps=0, val_size=5)))
+        leave_result(rundir, test_acc=0.5)
+    text = Page(page([RunResults.load(tmp_path / name) for name in ("one", "two")], tmp_path)).text
+    assert text.count("No gain over the teacher") == 4
