@@ -12,20 +12,11 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike
 
-from distill.kernel import linalg
+from distill.kernel import linalg, spectral
 from distill.kernel.arguments import as_new_kernel, as_ridges, as_schedule, as_steps, as_targets
 from distill.kernel.arrays import EPS, LARGEST_ENTRY, FloatArray, check_overflow, real_numbers
 from distill.kernel.linalg import Dense, ShiftedSystem, SingularKernelError, Spectrum, product
 from distill.kernel.riskmap import Grid, Predictions, make_risk, map_risks, spectral_predictions
-from distill.kernel.spectral import (
-    check_divergence,
-    check_limit_exists,
-    components,
-    dual_coefficients,
-    map_columns,
-    predict,
-    times,
-)
 
 # Costs in units of one Cholesky factorisation, measured at n = 2,000 on 2 cores (benchmarks/kernel.py, part d).
 EIGH_COST = 14
@@ -122,7 +113,7 @@ def chain(
                 raise
             # lam is below K's rounding errors; the spectrum, whose eigenvalues are at least 0, still works
     spectrum = linalg.decompose(kernel, overwrite=overwrite)
-    coefficients = dual_coefficients(spectrum, y, lam, alphas, steps)
+    coefficients = spectral.dual_coefficients(spectrum, y, lam, alphas, steps)
     return Chain(coefficients, (spectrum.d[0] + lam) / (spectrum.d[-1] + lam), "eigh")
 
 
@@ -137,7 +128,7 @@ def _chain_by_cholesky(
     if not limit_is_certain(steps, alphas[-1:]):
         last = len(y) - 1
         largest_eigenvalue = scipy.linalg.eigvalsh(kernel.K, subset_by_index=[last, last])
-        check_limit_exists(np.maximum(largest_eigenvalue, 0.0), lam, alphas[-1])
+        spectral.check_limit_exists(np.maximum(largest_eigenvalue, 0.0), lam, alphas[-1])
     if not trusted:
         linalg.check_positive_semidefinite(kernel)
     L = linalg.cholesky(kernel.K, lam)
@@ -149,7 +140,7 @@ def _chain_by_cholesky(
     for step in range(1, int(max((step for step in steps if step < math.inf), default=0)) + 1):
         # c^(tau) = (K + lam I)^-1 (alpha_tau y + (1 - alpha_tau) y^(tau-1))
         c = linalg.cholesky_solve(L, target)
-        check_divergence(c[None], [step], first=c if step == 1 else None)
+        spectral.check_divergence(c[None], [step], first=c if step == 1 else None)
         if step in steps:
             coefficients[float(step)] = c
         alpha_tau = alphas[min(step, len(alphas)) - 1]
@@ -238,16 +229,16 @@ def _grid_is_solvable(grid: Grid) -> bool:
 
 
 def _by_spectrum(spectrum: Spectrum, y: FloatArray, K_new: FloatArray, grid: Grid) -> Predictions:
-    z = components(spectrum, y)
+    z = spectral.components(spectrum, y)
     # K_new V costs as much as n predictions, so it is computed only for many of them.
     if grid.columns >= len(K_new):
-        return spectral_predictions(spectrum.d, z, partial(times, product(K_new, spectrum.V)))
-    return spectral_predictions(spectrum.d, z, lambda c: times(K_new, times(spectrum.V, c)))
+        return spectral_predictions(spectrum.d, z, partial(spectral.times, product(K_new, spectrum.V)))
+    return spectral_predictions(spectrum.d, z, lambda c: spectral.times(K_new, spectral.times(spectrum.V, c)))
 
 
 def _by_cholesky(kernel: Dense, y: FloatArray, K_new: FloatArray, grid: Grid) -> Predictions:
     linalg.check_positive_semidefinite(kernel)
-    return _by_solves(kernel, y, partial(predict, K_new))
+    return _by_solves(kernel, y, partial(spectral.predict, K_new))
 
 
 def _by_tridiagonal(kernel: Dense, y: FloatArray, K_new: FloatArray, grid: Grid) -> Predictions:
@@ -255,8 +246,10 @@ def _by_tridiagonal(kernel: Dense, y: FloatArray, K_new: FloatArray, grid: Grid)
         raise ValueError("solver='tridiagonal' needs at least two points")
     T = linalg.tridiagonalise(kernel)
     if grid.columns >= len(K_new):  # rotate the new points or the coefficients, whichever are fewer
-        return _by_solves(T, T.rotate(y), partial(predict, T.rotate(K_new.T).T))
-    return _by_solves(T, T.rotate(y), lambda c: predict(K_new, map_columns(partial(T.rotate, back=True), c)))
+        return _by_solves(T, T.rotate(y), partial(spectral.predict, T.rotate(K_new.T).T))
+    return _by_solves(
+        T, T.rotate(y), lambda c: spectral.predict(K_new, spectral.map_columns(partial(T.rotate, back=True), c))
+    )
 
 
 def _by_solves(system: ShiftedSystem, y: FloatArray, predict: Callable[[FloatArray], FloatArray]) -> Predictions:

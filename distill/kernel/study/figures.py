@@ -4,12 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from distill.kernel.arrays import FloatArray
-from distill.kernel.study.results import TEST, LambdaCurves, Study
+from distill.kernel.study.results import TEST, Study
 from distill.kernel.toy.figures import STAR, colour_scale, risk_map_figure, risk_norm, shades, step_name
 
 # Okabe & Ito's palette, which colour-blind readers can distinguish.
@@ -38,11 +37,20 @@ def all_figures(study: Study) -> dict[str, Figure]:
 def lambda_figure(study: Study) -> Figure:
     """Risk against lambda of the teacher and of its first student, and the student's best alpha below."""
     figure = Figure(figsize=(4.2 * len(study.curves), 4.6))
+    lams = study.grid.lams
     panels = figure.subplots(2, len(study.curves), sharex=True, sharey="row", squeeze=False, height_ratios=[2, 1])
     for (upper, lower), curves in zip(panels.T, study.curves, strict=True):
-        _draw_risks(upper, study, curves)
+        for risks, style in ((curves.teacher, TEACHER), (curves.pure, PURE), (curves.mixed, MIXED)):
+            upper.plot(lams, risks, linewidth=1.4, **style)
+        i = int(np.argmin(curves.teacher))
+        upper.plot(lams[i], curves.teacher[i], "v", color="black", markersize=5)
+        by_others = curves.judged_by == TEST
+        upper.set_title(f"risk by {curves.judged_by}" + rf", $\alpha$ by {study.chosen_by}" * by_others)
+        low = min(curves.teacher.min(), curves.mixed.min())
+        high = max(curves.teacher.max(), curves.mixed.max())
+        upper.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         lower.axhline(0, color="0.6", linewidth=0.8)
-        lower.plot(study.grid.lams, 1 - curves.alpha, **MIXING)
+        lower.plot(lams, 1 - curves.alpha, **MIXING)
         lower.set(xlabel=r"$\lambda$", xscale="log")
         lower.set_yscale("symlog", linthresh=1)
     panels[0, 0].set_ylabel(study.problem.loss)
@@ -50,19 +58,6 @@ def lambda_figure(study: Study) -> Figure:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False)
     return figure
-
-
-def _draw_risks(axes: Axes, study: Study, curves: LambdaCurves) -> None:
-    lams = study.grid.lams
-    for risks, style in ((curves.teacher, TEACHER), (curves.pure, PURE), (curves.mixed, MIXED)):
-        axes.plot(lams, risks, linewidth=1.4, **style)
-    i = int(np.argmin(curves.teacher))
-    axes.plot(lams[i], curves.teacher[i], "v", color="black", markersize=5)
-    by_others = curves.judged_by == TEST
-    axes.set_title(f"risk by {curves.judged_by}" + rf", $\alpha$ by {study.chosen_by}" * by_others)
-    low = min(curves.teacher.min(), curves.mixed.min())
-    high = max(curves.teacher.max(), curves.mixed.max())
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
 def lambda_map_figure(study: Study, label: str) -> Figure:

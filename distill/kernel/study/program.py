@@ -15,15 +15,7 @@ from distill.kernel.study.routes import make_route
 from distill.kernel.table import Table
 from distill.kernel.toy.options import TOY_ONLY, require_absent
 from distill.kernel.toy.page import chain_table, kernel_page
-from distill.kernel.toy.program import (
-    aligned,
-    csv_text,
-    draw,
-    format_table,
-    shown_steps,
-    step_text,
-    write_files,
-)
+from distill.kernel.toy.program import aligned, csv_text, draw, format_table, shown_steps, step_text, write_files
 from distill.pages.html import PAGE
 from distill.pages.tables import Table as ReportTable
 
