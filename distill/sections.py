@@ -31,6 +31,9 @@ class DataConfig(Section):
         "imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
     )
     data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False, path=True)
+    cache_dir: str | None = option(
+        None, "folder of decoded images [default: self-distiller in the user's cache folder]", identity=False, path=True
+    )
     data: str | None = option(
         None, "file of arrays or features: .npz or a folder of .npy; X, y, X_test, y_test", identity=False, path=True
     )

@@ -6,6 +6,7 @@ import pickle
 import signal
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     # One thread, or pytest-xdist's workers would fight for the cores; machines.py sets another number.
     os.environ[name] = os.environ.get("TEST_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
+CACHE = tempfile.TemporaryDirectory()  # of decoded images
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
 
 # A shell's background jobs ignore SIGINT, and so would the programs that tests interrupt.

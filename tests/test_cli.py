@@ -64,6 +64,7 @@ TYPED = {
     "width": ("8", 8, "--resnet 20"),
     "pretrained": (True, True, ""),
     "network": ("my_nets:wide", "my_nets:wide", ""),
+    "cache_dir": ("kept", "kept", ""),
     "data": ("x.npz", "x.npz", "--dataset arrays"),
     "classes": ("cat dog", ("cat", "dog"), ""),
     "cutout": ("4", 4, ""),

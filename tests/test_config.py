@@ -63,6 +63,7 @@ OTHER_VALUES = {
 }
 WHERE = {
     "data_dir": "elsewhere",
+    "cache_dir": "elsewhere",
     "data": "elsewhere.npz",
     "data_sha256": "0" * 64,
     "graph": False,

@@ -1,16 +1,19 @@
-"""Folders of images, train/<class>/**/* and test/<class>/**/*: decoded once, then read from a cache beside them."""
+"""Folders of images, one for each class: decoded once, into a memory-mapped file in a cache folder."""
 
+import errno
 import hashlib
 import logging
 import math
 import os
+import shutil
 import sys
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -20,14 +23,15 @@ from distill.config import DataConfig
 from distill.data.source import Source
 from distill.environment import available_memory
 from distill.errors import DataError, one_line
-from distill.files import open_file, write_atomically
+from distill.files import open_file, read_text, write_atomically
 from distill.program import complain
-from distill.records import read_arrays
+from distill.records import map_array, read_json, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_PIXELS = 178_956_970  # of an image that is not resized; Pillow by itself refuses more than that
+AT_ONCE = 256  # images that are decoded before the first of them is written
 SMALL_FILES = 16_384  # bytes per file, on average, below which one thread decodes faster than several
 
 _reading = threading.local()  # ``path``: the image that a thread reads
@@ -39,30 +43,29 @@ def read_folders(config: DataConfig, progress: bool = False) -> Source:
     ``progress`` shows a bar on standard error while they are decoded. Raises DataError.
     """
     data_dir = Path(config.data_dir)
-    for folder in (data_dir, data_dir / "train", data_dir / "test"):
-        if not folder.is_dir():
-            raise DataError(f"no folder {folder}; imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*")
-    classes = tuple(entry.name for entry in _entries(data_dir / "train") if entry.is_dir())
-    if len(classes) < 2:
-        raise DataError(f"{data_dir / 'train'} has {len(classes)} class folders; it needs two or more")
-    train = _list_images(data_dir, "train", classes)
-    files = train + _list_images(data_dir, "test", classes)
+    train, test, classes = _list_parts(data_dir)
+    files = train + test
     key = hashlib.sha256(repr([(f.name, f.size, f.mtime_ns) for f in files]).encode()).hexdigest()
-    cache = data_dir / f".self-distiller-{config.image_size or 'native'}.npz"
     with pillow_warnings():
         with _opened(data_dir / files[0].name) as image:
             height, width = (image.height, image.width) if config.image_size is None else (config.image_size,) * 2
         shape = (len(files), 3, height, width)
-        _require_memory(data_dir, shape)
+        cache = cache_file(config)
         images = _read_cache(cache, key, shape)
-        decode = images is None
         if images is None:
-            images = _decode_all(data_dir, files, shape, config.image_size, progress)
-    if decode:
-        _write_cache(cache, key, images)
+            images = _decode_all(data_dir, files, shape, config.image_size, cache, key, progress)
     labels = np.array([file.label for file in files], dtype=np.int64)
     n = len(train)
-    return Source("imagefolder", images[:n], labels[:n], images[n:], labels[n:], classes, flip=True)
+    source = Source("imagefolder", images[:n], labels[:n], images[n:], labels[n:], classes, flip=True)
+    return source if test else replace(source, test_images=None, test_labels=None)
+
+
+def cache_file(config: DataConfig) -> Path:
+    """The NPY file of the decoded images of ``config.data_dir`` at this size."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    of = f"{os.path.realpath(config.data_dir)} at {config.image_size or 'native'}"
+    name = f"images-{hashlib.sha256(os.fsencode(of)).hexdigest()[:16]}.npy"
+    return Path(config.cache_dir or os.path.join(base, "self-distiller"), name)
 
 
 class _ImageFile(NamedTuple):
@@ -89,6 +92,47 @@ def _files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
             raise DataError(f"{entry.path} is a link that leads back to a folder above it; remove it")
         else:
             yield from _files_below(Path(entry.path))
+
+
+def _list_parts(data_dir: Path) -> tuple[list[_ImageFile], list[_ImageFile], tuple[str, ...]]:
+    """The training images, the test images (none if there are only class folders) and the classes. Raises DataError."""
+    unsplit = not (data_dir / "train").is_dir() and not (data_dir / "test").is_dir()
+    tiny = data_dir / "val" / "val_annotations.txt"  # of Tiny ImageNet, whose test images have no labels
+    for folder in (data_dir, *(data_dir / part for part in ("train", "test") if not (unsplit or tiny.exists()))):
+        if not folder.is_dir():
+            raise DataError(
+                f"no folder {folder}; imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*, or DIR/<class>/*"
+            )
+    top = data_dir if unsplit else data_dir / "train"
+    classes = tuple(entry.name for entry in _entries(top) if entry.is_dir())
+    if len(classes) < 2:
+        raise DataError(f"{top} has {len(classes)} class folders; it needs two or more")
+    train = _list_images(data_dir, "" if unsplit else "train", classes)
+    if unsplit:
+        return train, [], classes
+    if tiny.exists():
+        return train, _list_annotated(data_dir, tiny, classes), classes
+    return train, _list_images(data_dir, "test", classes), classes
+
+
+def _list_annotated(data_dir: Path, table: Path, classes: tuple[str, ...]) -> list[_ImageFile]:
+    """The images of Tiny ImageNet's val/images/, whose classes a table tells, sorted by class and name."""
+    found = []
+    try:
+        for number, line in enumerate(read_text(table).splitlines(), 1):
+            name, _, rest = line.partition("\t")
+            label = rest.partition("\t")[0]
+            if label not in classes or os.path.basename(name) != name:
+                raise DataError(
+                    f"{table}, line {number}, is no image of a class in {data_dir / 'train'}: {line[:60]!a}"
+                )
+            stat = os.stat(table.parent / "images" / name)
+            found.append(_ImageFile(f"val/images/{name}", classes.index(label), stat.st_size, stat.st_mtime_ns))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{table} cannot be read ({one_line(error)})") from None
+    if not found:
+        raise DataError(f"{table} names no image")
+    return sorted(found, key=lambda file: (file.label, file.name))
 
 
 def _list_images(data_dir: Path, part: str, classes: tuple[str, ...]) -> list[_ImageFile]:
@@ -140,35 +184,73 @@ def _require_memory(data_dir: Path, shape: tuple[int, ...]) -> None:
 
 
 def _decode_all(
-    data_dir: Path, files: list[_ImageFile], shape: tuple[int, ...], image_size: int | None, progress: bool
+    data_dir: Path,
+    files: list[_ImageFile],
+    shape: tuple[int, ...],
+    image_size: int | None,
+    cache: Path,
+    key: str,
+    progress: bool,
 ) -> np.ndarray:
-    """All files as one uint8 array of this shape, (n, 3, h, w)."""
+    """All files as one uint8 array of this shape, (n, 3, h, w), in the cache; in memory if that cannot be written.
+
+    A note on standard error says so then.
+    """
+    digest = hashlib.sha256()
+
+    def save(file: BinaryIO) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in _decoded(data_dir, files, shape, image_size, progress):
+            file.write(image.data)
+            digest.update(image.data)
+
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        if math.prod(shape) > shutil.disk_usage(cache.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_atomically(cache, save)
+        write_json(cache.with_suffix(".json"), {"key": key, "images": digest.hexdigest()})
+        return map_array(cache)
+    except OSError as error:
+        _require_memory(data_dir, shape)
+        complain(f"note: {cache} cannot be written ({error.strerror}): the next run will decode the images again")
+    images = np.empty(shape, np.uint8)
+    for i, image in enumerate(_decoded(data_dir, files, shape, image_size, progress)):
+        images[i] = image
+    return images
+
+
+def _decoded(
+    data_dir: Path, files: list[_ImageFile], shape: tuple[int, ...], image_size: int | None, progress: bool
+) -> Iterator[np.ndarray]:
+    """The images (3, h, w) one after the other. Raises DataError if one is not of this shape."""
     from tqdm import tqdm
 
     paths = [data_dir / file.name for file in files]
-    images = np.empty(shape, np.uint8)
 
-    def fill(i: int) -> None:
-        image = decode_image(paths[i], image_size)
+    def decode(path: Path) -> np.ndarray:
+        image = decode_image(path, image_size)
         if image.shape != shape[1:]:
             sizes = " and ".join(f"{width}x{height}" for _, height, width in (shape[1:], image.shape))
-            raise DataError(f"{paths[0]} and {paths[i]} differ in size ({sizes}); give --image-size to resize them all")
-        images[i] = image
+            raise DataError(f"{paths[0]} and {path} differ in size ({sizes}); give --image-size to resize them all")
+        return np.ascontiguousarray(image)
 
     on_terminal = sys.stderr.isatty()
     if progress and not on_terminal:
         print(f"reading {len(paths):,} images from {data_dir}", flush=True)
-    numbers = range(len(paths))
-    with ThreadPoolExecutor() as pool:
-        if sum(file.size for file in files) < SMALL_FILES * len(files):
-            # Threads decode photographs faster, but over files of a few kilobytes they only compete for the interpreter
-            # (measured on 2 cores with files of 1 kB: 139 us an image without threads, 250 us with two).
-            done: Iterable[None] = map(fill, numbers)
-        else:
-            done = pool.map(fill, numbers)
-        for _ in tqdm(done, "reading images", len(paths), disable=not (progress and on_terminal)):
-            pass
-    return images
+    # Threads decode photographs faster, but over files of a few kilobytes they only compete for the interpreter
+    # (measured on 2 cores with files of 1 kB: 139 us an image without threads, 250 us with two).
+    small = sum(file.size for file in files) < SMALL_FILES * len(files)
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(desc="reading images", total=len(paths), disable=not (progress and on_terminal)) as bar,
+    ):
+        for start in range(0, len(paths), AT_ONCE):
+            part = paths[start : start + AT_ONCE]
+            for image in map(decode, part) if small else pool.map(decode, part):
+                yield image
+                bar.update()
 
 
 def decode_image(path: Path, image_size: int | None) -> np.ndarray:
@@ -252,18 +334,18 @@ def as_rgb(image: "Image") -> "Image":
 
 
 def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The cached images, uint8 of this shape, or None if there are none for this state of the folders.
+    """The cached images, uint8 of this shape, memory-mapped, or None if there are none for this state of the folders.
 
     A note on standard error says so if they are not what was written.
     """
     try:
-        if str(read_arrays(cache, ("key",))["key"]) != key:
+        record = read_json(cache.with_suffix(".json"))
+        if record["key"] != key:
             return None
-        stored = read_arrays(cache)
-        images = stored["images"]
-        if images.dtype != np.uint8 or images.shape != shape:
+        images = map_array(cache)
+        if images.dtype != np.uint8 or images.shape != shape or not images.flags.c_contiguous:
             raise ValueError(f"{images.dtype} of shape {images.shape}")
-        if str(stored["sha256"]) != _digest(images):
+        if record["images"] != hashlib.sha256(images.data).hexdigest():
             raise ValueError("other pixels")
         return images
     except OSError:
@@ -271,20 +353,3 @@ def _read_cache(cache: Path, key: str, shape: tuple[int, ...]) -> np.ndarray | N
     except Exception as error:  # a damaged cache of any kind is replaced
         complain(f"note: {cache} is damaged or of another version ({one_line(error)}): the images are decoded again")
         return None
-
-
-def _digest(images: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-
-
-def _write_cache(cache: Path, key: str, images: np.ndarray) -> None:
-    """Write the cache; if that fails, a note on standard error says so, and the run continues."""
-
-    def save(file: BinaryIO) -> None:
-        np.savez(file, images=images, key=np.array(key), sha256=np.array(_digest(images)))
-
-    try:
-        write_atomically(cache, save)
-    except OSError as error:
-        reason = error.strerror
-        complain(f"note: {cache} cannot be written ({reason}): the next run will decode the images again")

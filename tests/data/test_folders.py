@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 from distill.config import DataConfig
 from distill.data import folders
 from distill.data.load import load_source
+from distill.data.source import is_mapped
+from distill.data.splits import make_dataset
 from distill.errors import DataError
 
 
@@ -24,6 +27,10 @@ def tree(tiny_imagefolder, tmp_path):
 
 def load_tree(data_dir, image_size=None, progress=False):
     return load_source(DataConfig("imagefolder", data_dir=str(data_dir), image_size=image_size), progress)
+
+
+def cache_of(data_dir):
+    return folders.cache_file(DataConfig("imagefolder", data_dir=str(data_dir)))
 
 
 def refused_tree(data_dir, image_size=None) -> str:
@@ -63,7 +70,7 @@ def test_imagefolder_reads_a_tree(tree):
 
 def test_decoding_in_threads_gives_the_same_images(tree, monkeypatch):
     expected = load_tree(tree)
-    os.remove(tree / ".self-distiller-native.npz")
+    os.remove(cache_of(tree))
     large = folders._list_images
 
     def as_if_large(*arguments):
@@ -113,7 +120,7 @@ def test_a_file_that_cannot_be_decoded_is_named(tree, damage):
         whole = (tree / "test" / "eel" / "0012.png").read_bytes()
         path.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"no image", "empty": b""}[damage])
     assert str(path) in refused_tree(tree)
-    assert not (tree / ".self-distiller-native.npz").exists()
+    assert not cache_of(tree).exists()
 
 
 def test_sizes_that_differ_name_two_files_and_the_option(tree):
@@ -225,60 +232,117 @@ def test_swapped_files_of_equal_size_and_time_are_decoded_again(tree):
     assert (before, after) == ([10, 20, 30], [20, 30, 10])
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "flipped", "without a key", "pickled"])
-def test_a_damaged_cache_is_made_again(tree, damage):
+@pytest.mark.parametrize("kind", [".npy", ".json"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "flipped", "longer"])
+def test_a_damaged_cache_is_made_again(tree, damage, kind):
     first = load_tree(tree)
-    cache = tree / ".self-distiller-native.npz"
+    cache = cache_of(tree).with_suffix(kind)
     content = cache.read_bytes()
-    if damage == "without a key":
-        np.savez(cache, images=first.train_images)
-    elif damage == "pickled":
-        with open(cache, "rb") as file:
-            key = np.load(file)["key"]
-        np.savez(cache, images=np.array([{}], dtype=object), key=key)
-    else:
-        middle = len(content) // 2
-        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-        cache.write_bytes(
-            {"empty": b"", "truncated": content[:-100], "garbage": b"x" * 100, "flipped": flipped}[damage]
-        )
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    damaged = {"empty": b"", "truncated": content[:-100], "garbage": b"x" * 100, "flipped": flipped}
+    cache.unlink()  # what is mapped must not change
+    cache.write_bytes(damaged.get(damage, content + b"1"))
     assert load_tree(tree).fingerprint == first.fingerprint
     assert cache.read_bytes() == content
 
 
 def test_a_write_that_is_cut_off_leaves_no_cache(tree, monkeypatch):
-    def cut_off(file, **arrays):
-        file.write(b"half")
+    def cut_off(path, size):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", cut_off)
+        patch.setattr(folders, "decode_image", cut_off)
         with pytest.raises(KeyboardInterrupt):
             load_tree(tree)
-    assert [p.name for p in tree.iterdir() if "npz" in p.name] == []
+    assert not list(cache_of(tree).parent.glob(f"*{cache_of(tree).stem}*"))
     assert load_tree(tree).train_images.shape == (36, 3, 16, 16)
 
 
 def test_a_cache_that_cannot_be_written_gives_one_note(tree, capsys):
-    (tree / ".self-distiller-native.npz" / "in the way").mkdir(parents=True)
-    assert len(load_tree(tree).train_labels) == 36
+    (cache_of(tree) / "in the way").mkdir(parents=True)
+    source = load_tree(tree)
     [line] = capsys.readouterr().err.splitlines()
     assert "cannot be written" in line
-    assert [p.name for p in tree.iterdir() if "npz." in p.name] == []
+    shutil.rmtree(cache_of(tree))
+    assert load_tree(tree).fingerprint == source.fingerprint
 
 
-def test_a_read_only_folder_is_read(tree, capsys):
-    tree.chmod(0o555)
-    if os.access(tree, os.W_OK):
-        pytest.skip("permissions do not bind this user")
-    assert len(load_tree(tree).train_labels) == 36
-    assert "cannot be written" in capsys.readouterr().err
+def test_a_full_disk_leaves_the_images_in_memory(tree, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=54 * 3 * 16 * 16 - 1))
+    assert not is_mapped(load_tree(tree).train_images)
+    assert "cannot be written (No space left" in capsys.readouterr().err
+
+
+def test_the_cache_is_mapped_and_where_the_user_wants_it(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = sorted(tree.rglob("*"))
+    source = load_tree(tree)
+    assert is_mapped(source.train_images)
+    assert sorted(tree.rglob("*")) == before
+    assert {file.suffix for file in (tmp_path / "cache" / "self-distiller").iterdir()} == {".npy", ".json"}
+    beside = load_source(DataConfig("imagefolder", data_dir=str(tree), cache_dir=str(tree)))
+    assert beside.fingerprint == source.fingerprint
+    assert len(list(tree.glob("images-*"))) == 2
+
+
+def test_class_folders_alone_are_split_by_the_seed(tree):
+    whole = load_tree(tree)
+    for folder in (tree / "train").iterdir():
+        folder.rename(tree / folder.name)
+    shutil.rmtree(tree / "train")
+    shutil.rmtree(tree / "test")
+    source = load_tree(tree)
+    assert source.test_images is None
+    np.testing.assert_array_equal(source.train_images, whole.train_images)
+    config = DataConfig("imagefolder", data_dir=str(tree), test_size=6)
+    one, other = (make_dataset(source, config, seed) for seed in (1, 2))
+    assert (np.bincount(one.test.labels).tolist(), len(one.train)) == ([2, 2, 2], 30)
+    assert not set(one.test.index) & set(one.train.index)
+    assert set(one.test.index) != set(other.test.index)
+    with pytest.raises(DataError, match="imagefolder has no test images: give --test-size N"):
+        make_dataset(source, DataConfig("imagefolder", data_dir=str(tree)), 1)
+
+
+def tiny_imagenet(tree):
+    """The tree in the layout of Tiny ImageNet."""
+    table = []
+    (tree / "val" / "images").mkdir(parents=True)
+    for folder in sorted((tree / "test").iterdir()):
+        for file in sorted(folder.iterdir()):
+            name = f"val_{len(table)}{file.suffix}"
+            file.rename(tree / "val" / "images" / name)
+            table.append(f"{name}\t{folder.name}\t0\t0\t15\t15\n")
+    shutil.rmtree(tree / "test")
+    (tree / "test" / "images").mkdir(parents=True)
+    for folder in (tree / "train").iterdir():
+        files = list(folder.iterdir())
+        (folder / "images").mkdir()
+        for file in files:
+            file.rename(folder / "images" / file.name)
+        (folder / f"{folder.name}_boxes.txt").write_text("0 0 15 15")
+    (tree / "val" / "val_annotations.txt").write_text("".join(table))
+    return tree / "val" / "val_annotations.txt"
+
+
+def test_the_layout_of_tiny_imagenet_is_read(tree):
+    whole = load_tree(tree)
+    table = tiny_imagenet(tree)
+    source = load_tree(tree)
+    assert sorted(map(bytes, source.test_images)) == sorted(map(bytes, whole.test_images))
+    np.testing.assert_array_equal(source.test_labels, whole.test_labels)
+    np.testing.assert_array_equal(source.train_images, whole.train_images)
+    for line, said in (("val_0.png\tbat\n", "line 19, is no image of a class"), ("gone.png\tcat\n", "cannot be read")):
+        content = table.read_text()
+        table.write_text(content + line)
+        assert said in refused_tree(tree)
+        table.write_text(content)
 
 
 def test_progress_without_a_terminal_is_one_line(tree, capsys):
     load_tree(tree)
     assert capsys.readouterr().err == ""
-    os.remove(tree / ".self-distiller-native.npz")
+    os.remove(cache_of(tree))
     load_tree(tree, progress=True)
     assert capsys.readouterr() == (f"reading 54 images from {tree}\n", "")
 
