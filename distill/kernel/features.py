@@ -72,9 +72,8 @@ class FeatureSums:
         """The sums over the points of both, from two processes for example."""
         if self.intercept != other.intercept:
             raise ValueError("one of the sums has an intercept, the other has none")
-        both = FeatureSums(intercept=self.intercept)
-        for sums in (self, other):
-            both._merge(sums)
+        both = copy.deepcopy(self)
+        both._merge(other)
         return both
 
     def _sums(self, X: FloatArray, y: FloatArray, weight: FloatArray | None) -> "FeatureSums":

@@ -126,7 +126,7 @@ def test_test_points_never_choose(tmp_path, val):
     assert not np.allclose(before.losses, after.losses)
 
 
-def test_files_hold_what_the_screen_says(capsys, tmp_path):
+def test_files_hold_what_the_screen_says(capsys, tmp_path, nothing_drawn):
     options = [*DIGITS, "--val-size", 40, "--lam", 0.1, 1, "--alpha", 0.3, "auto", "--alpha-schedule", 0.2, 0.4]
     status, out, error = run(capsys, *options, "--output", tmp_path / "out")
     assert (status, error) == (0, "")

@@ -165,10 +165,11 @@ def test_errors_begin_with_the_name_that_was_typed(capsys, monkeypatch, typed, n
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("from distill.kernel.toy.options import parser; parser().format_help()", {"torch", "numpy", "matplotlib"}),
-        ("import distill.kernel.toy.program", {"torch", "numpy", "matplotlib"}),
-        ("from distill import krr", {"torch", "sklearn", "matplotlib"}),
-        ("from distill.kernel.toy.program import main; main(['--no-figures'])", {"torch", "sklearn", "matplotlib"}),
+        ("from distill.kernel.toy import program; program.parse([])", {"torch", "numpy", "matplotlib"}),
+        (
+            "from distill import krr; from distill.kernel.toy import program; program.main(['--no-figures'])",
+            {"torch", "sklearn", "matplotlib"},
+        ),
         ("import distill.kernel.toy.figures, distill.kernel.toy.window", {"torch", "sklearn"}),
         ("import distill.estimator", {"torch", "matplotlib"}),
     ],
