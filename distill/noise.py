@@ -112,9 +112,10 @@ def _confusions(true: TrueLabels) -> np.ndarray:
         if tuple(record["classes"]) != true.classes:
             raise ValueError(f"its model has other classes: {', '.join(map(str, record['classes']))}")
         counts = np.zeros((classes, classes))
+        numbers = {str(c): c for c in range(classes)}
         for c, row in record["confusions"].items():
             for predicted, count in row.items():
-                counts[int(c), int(predicted)] = count
+                counts[numbers[c], numbers[predicted]] = count
         if np.diag(counts).any() or not counts.any() or not np.all((counts >= 0) & (counts < 2**53)):
             raise ValueError("it has no confusions")
         return counts

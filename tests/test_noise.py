@@ -111,6 +111,8 @@ def test_confusable_draws_classes_as_often_as_the_model_mistook_them(tmp_path):
         ('{"classes": ["0", "1", "2", "3"], "confusions": {"0": {"0": 1}}}', "it has no confusions"),
         ('{"classes": ["0", "1", "2", "3"], "confusions": {"0": {"1": -1}}}', "it has no confusions"),
         ('{"classes": ["0", "1", "2", "3"], "confusions": {"9": {"1": 1}}}', "cannot be used"),
+        ('{"classes": ["0", "1", "2", "3"], "confusions": {"0": {"-1": 1}}}', "it lacks '-1'"),
+        ('{"classes": ["0", "1", "2", "3"], "confusions": {"0": {"1": 1}}, "sha256": "0"}', "its SHA-256 is not"),
     ],
 )
 def test_a_record_without_usable_confusions_is_refused(tmp_path, content, said):

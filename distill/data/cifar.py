@@ -109,7 +109,9 @@ def _read_batch(path: Path, md5: str, label_key: str, classes: int) -> tuple[np.
     content, is_original = _unpickle(path, md5)
     images = content.get("data")
     listed = content.get(label_key)
-    if isinstance(listed, list) and any(isinstance(label, list) for label in listed):
+    if isinstance(listed, tuple) or (
+        isinstance(listed, list) and any(isinstance(each, list | tuple) for each in listed)
+    ):
         listed = None  # lists that hold one another would expand without end
     labels = as_array(listed, f"{path}: {label_key!r}")
     if not (

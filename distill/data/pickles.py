@@ -2,9 +2,17 @@
 
 import io
 import pickle
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
+
+_Load = Callable[[Any], None]
+_KEYS = {  # of a dictionary, on the stack
+    pickle.SETITEM[0]: slice(-2, -1),
+    pickle.SETITEMS[0]: slice(0, None, 2),
+    pickle.DICT[0]: slice(0, None, 2),
+}
 
 
 def load_pickle(data: bytes) -> Any:
@@ -15,12 +23,30 @@ def load_pickle(data: bytes) -> Any:
     return {key: value.values if isinstance(value, _PickledArray) else value for key, value in content.items()}
 
 
+def _with_plain_keys(load: _Load, keys: slice) -> _Load:
+    """A step of an unpickler that makes entries of a dictionary, if their keys are text or numbers."""
+
+    def checked(unpickler: Any) -> None:
+        if not all(isinstance(key, str | bytes | int) for key in unpickler.stack[keys]):
+            raise pickle.UnpicklingError("a key is neither text nor a number")
+        load(unpickler)
+
+    return checked
+
+
 class _DataUnpickler(pickle._Unpickler):
     """An unpickler of arrays, lists, strings and numbers, which calls nothing but its own methods.
 
     The class in Python rather than in C: that one allocates what a file claims before it reads it. Arrays are made
-    here, from bytes that are in the file: NumPy's functions would take any shape, and trust a dtype's flags.
+    here, from bytes that are in the file: NumPy's functions would take any shape, and trust a dtype's flags. Keys are
+    text or numbers: Python would hash a tuple of a tuple of itself, and so on, for years.
     """
+
+    dispatch: ClassVar[dict[int, _Load]] = {
+        code: _with_plain_keys(load, _KEYS[code]) if code in _KEYS else load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code not in (pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0])
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         found: dict[tuple[str, str], Any] = {

@@ -203,9 +203,14 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(cifar10, tmp_path)
         b"}(U\x04datacnumpy\nndarray\n(J\xff\xff\xff\x7ftRu.",  # an array of 2 GB
         b"}(U\x04datacnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(J\xff\xff\xff\x7ftU\x01btRu.",
         b"(" * 10**6,
+        b"}(U\x04data)" + b"2\x86" * 40 + b"K\x01u.",  # pairs that hold one another, as a value
+        b"})" + b"2\x86" * 40 + b"K\x01s.",  # and as a key, by SETITEM, SETITEMS and DICT
+        b"}()" + b"2\x86" * 40 + b"K\x01u.",
+        b"()" + b"2\x86" * 40 + b"K\x01d.",
+        b"\x8f(K\x01\x90.",  # a set
         pickle.dumps({"data": np.zeros((4, 3072), object), "labels": [0, 1, 2, 3]}),
     ],
-    ids=range(10),
+    ids=range(15),
 )
 def test_a_hostile_pickle_is_refused_without_importing_or_allocating(cifar10, content):
     modules = set(sys.modules)
