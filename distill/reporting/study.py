@@ -216,11 +216,15 @@ def sentence(results: StudyResults) -> str:
     axes = "; ".join(
         f"{name.replace('_', ' ')} {', '.join(map(shown, values))}" for name, values in results.study.axes.items()
     )
-    finished = sum(len(run) for _, run in results.runs)
+    steps = config.chain.distillation_steps
+    configs = [setting.config for setting in results.study.settings]
+    folders = [model.folder for each in configs for model in RunDir(each.output).models(each)]
+    whole = [folder for folder in folders if folder.name != "probe"]
+    finished = sum((folder / "result.json").exists() for folder in whole)
     return (
         f"{config.model.name} on {config.data.dataset}: {len(results.study.settings)} settings ({axes}), alpha "
         f"{', '.join(results.arms) or 'none'}, seed {' '.join(map(str, config.chain.seed))}, "
-        f"{config.chain.distillation_steps} students each; {finished} models are finished."
+        f"{steps} student{'' if steps == 1 else 's'} each; {finished:,} of {len(whole):,} models are finished."
     )
 
 

@@ -79,6 +79,7 @@ def test_a_report_writes_results_figure_and_page(capsys, study, x, stem):
     assert len(rows) == 6 * 15
     assert {(row["label_noise"], row["loss"]) for row in rows} == {(str(n), loss) for n in NOISES for loss in SHIFT}
     page = (study / "report.html").read_text()
+    assert "90 of 90 models are finished" in page
     headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", page)
     assert {"Against label noise", "Against loss", "Settings", "Folders"} <= set(headings)
     assert 'href="label_noise_0%2Closs_mse/"' in page
