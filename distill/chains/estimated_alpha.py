@@ -22,6 +22,7 @@ from distill.kernel.mixing import best_alpha
 from distill.randomness import generator
 from distill.records import DamagedRecordError, read_json, write_json
 from distill.store import claims
+from distill.store.events import EVENTS, write_model_events
 from distill.store.predictions import PREDICTIONS
 from distill.store.results import ESTIMATE, check_estimate, name_model, read_record
 from distill.store.rundir import RunDir
@@ -181,6 +182,8 @@ def _take_probe(probe: FinishedModel, spec: ModelSpec, choice: Choice, listener:
     record: dict[str, Any] = read_record(probe.folder) | result.row() | metrics_record([])
     record["auto"] = asdict(choice) | {"val_brier": result.val_brier}
     RunDir(spec.run).write_result(spec.folder, record)
+    if (probe.folder / EVENTS).exists():
+        write_model_events(RunDir(spec.run), spec.folder, [], read_record(spec.folder))
     listener.end_model(result)
 
 

@@ -6,6 +6,7 @@ import pytest
 from tiny import DIGITS, config, killed_at, refusal, source
 
 import distill
+from distill.chains import estimated_alpha
 from distill.reporting.plots import FIGURES
 from distill.reporting.run_report import report
 from distill.store.events import EVENTS
@@ -94,3 +95,13 @@ def test_without_tensorboard_it_is_one_line_before_anything_is_trained(tmp_path,
     monkeypatch.setitem(sys.modules, "tensorboard.plugins.hparams.summary_v2", None)
     said = refusal(capsys, tmp_path / "run", *DIGITS, "--tensorboard")
     assert "--tensorboard needs the package tensorboard" in said
+
+
+def test_a_probe_that_becomes_the_student_has_the_final_metrics_of_one(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    choice = estimated_alpha.Choice(0.1, 0.2, 0.0, True, 0.5, 0.4)
+    monkeypatch.setattr(estimated_alpha, "choose", lambda *_: choice)
+    options = {"distillation_steps": 1, "alpha": "auto", "val_size": 6, "tensorboard": True}
+    distill.run(config(tmp_path / "run", **options), source=source())
+    folder = tmp_path / "run/seed_1/alpha_auto/step_1"
+    assert len(scalars(folder, "final/test_acc")) == len(scalars(folder / "probe", "final/test_acc")) == 1
