@@ -44,11 +44,13 @@ def as_ridges(name: str, value: ArrayLike, *axes: int) -> FloatArray:
     return ridges
 
 
-def as_targets(y: ArrayLike, n: int, name: str = "y") -> FloatArray:
-    """``y`` as targets (n,) or (n, m). Also raises NotFiniteError."""
+def as_targets(y: ArrayLike, n: int, name: str = "y", like: FloatArray | None = None) -> FloatArray:
+    """``y`` as targets (n,) or (n, m), with the columns of ``like`` if given. Also raises NotFiniteError."""
     targets = as_floats(name, y, 1, 2)
     if len(targets) != n:
         raise ValueError(f"{name} must have a row for each of the {n} points, not shape {targets.shape}")
+    if like is not None and targets.shape[1:] != like.shape[1:]:
+        raise ValueError(f"{name} {targets.shape} does not match y {like.shape}")
     return targets
 
 

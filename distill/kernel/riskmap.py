@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from distill.kernel import spectral
 from distill.kernel.arguments import as_new_kernel, as_ridges, as_schedule, as_steps, as_targets
-from distill.kernel.arrays import EPS, FloatArray, as_floats, check_overflow
+from distill.kernel.arrays import EPS, FloatArray, check_overflow
 from distill.kernel.linalg import Spectrum
 
 
@@ -48,7 +48,7 @@ class SquaredError:
 class ZeroOne:
     """The share of points whose largest output, the first of several equal ones, is not that of ``target`` (q, m)."""
 
-    def __init__(self, target: FloatArray, offset: FloatArray):
+    def __init__(self, target: FloatArray, offset: FloatArray | float):
         self.label = target.argmax(axis=1)
         self.offset = offset
 
@@ -87,11 +87,11 @@ def _triangle(rows: FloatArray) -> FloatArray:
 Risk: TypeAlias = SquaredError | ZeroOne
 
 
-def make_risk(loss: str, target: FloatArray, offset: ArrayLike = 0.0) -> Risk:
-    """The risk for ``loss`` "squared" or "zero_one", of predictions to which ``offset`` is added. Raises ValueError."""
-    offset = as_floats("offset", offset, 0, 1)
-    if offset.shape not in ((), target.shape[1:]):
-        raise ValueError(f"offset must be a number or of shape {target.shape[1:]}, not {offset.shape}")
+def make_risk(loss: str, target: FloatArray, offset: FloatArray | float = 0.0) -> Risk:
+    """The risk for ``loss`` "squared" or "zero_one", of predictions to which ``offset``, () or (m,), is added.
+
+    ``target`` is (q,) or (q, m). Raises ValueError.
+    """
     if not isinstance(loss, str) or loss not in ("squared", "zero_one"):
         raise ValueError("loss must be 'squared' or 'zero_one'")
     if loss == "squared":
@@ -233,7 +233,7 @@ class EigenChain:
         """The risk of every chain at points with ``rows`` (q, k), as ``krr.risk_map``."""
         grid = Grid(alphas, lams, steps)
         rows = as_new_kernel(rows, len(self.d))
-        risk = make_risk(loss, as_targets(target, len(rows), "target"), self.offset)
+        risk = make_risk(loss, as_targets(target, len(rows), "target", like=self.z), self.offset)
         return map_risks(spectral_predictions(self.d, self.z, partial(spectral.times, rows)), grid, risk)
 
     def predict(self, rows: FloatArray, lam: float, alpha: ArrayLike, steps: ArrayLike) -> FloatArray:

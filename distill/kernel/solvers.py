@@ -194,10 +194,7 @@ def risk_map(
     n = len(kernel.V if isinstance(kernel, Spectrum) else kernel.K)
     y = as_targets(y, n)
     K_new = as_new_kernel(K_new, n, LARGEST_ENTRY)
-    target = as_targets(target, len(K_new), "target")
-    if target.shape[1:] != y.shape[1:]:
-        raise ValueError(f"target {target.shape} does not match y {y.shape}")
-    risk = make_risk(loss, target)
+    risk = make_risk(loss, as_targets(target, len(K_new), "target", like=y))
     if isinstance(kernel, Spectrum):
         return map_risks(_by_spectrum(kernel, y, K_new, grid), grid, risk)
     if solver not in ("auto", "eigh") and not _grid_is_solvable(grid):

@@ -200,3 +200,5 @@ def test_a_bad_argument_is_named(value):
             call()
     with pytest.raises(ValueError, match="target must hold real numbers"):
         chain.risk_map(X, value, 0.5, 0.1, 1)
+    with pytest.raises(ValueError, match=r"target .* does not match"):
+        chain.risk_map(X, np.ones((5, 2)), 0.5, 0.1, 1)

@@ -11,7 +11,7 @@ COMBINATIONS = rng.standard_normal((2, 5, 4))
 TARGET = rng.standard_normal((50, 3))
 
 
-@pytest.mark.parametrize("offset", [0.0, [1.0, -2.0, 0.5]])
+@pytest.mark.parametrize("offset", [0.0, np.array([1.0, -2.0, 0.5])])
 def test_combinations_have_the_risk_of_their_predictions(offset):
     squared = make_risk("squared", TARGET, offset).in_span(POWERS, COMBINATIONS)
     zero_one = make_risk("zero_one", TARGET, offset).in_span(POWERS, COMBINATIONS)
