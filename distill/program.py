@@ -190,6 +190,9 @@ def complain(text: str) -> None:
 
 def prepare_streams() -> None:
     """Make standard output and error take any text: replace missing streams, and characters an encoding lacks."""
+    for name in list(os.environ):  # libraries refuse to be imported if they cannot read one of these
+        if (name.startswith("TQDM_") and name != "TQDM_DISABLE") or name == "SOURCE_DATE_EPOCH":
+            del os.environ[name]
     for number in range(3):
         try:
             os.fstat(number)

@@ -20,6 +20,7 @@ from distill.program import Signals, Stopped, program_name, refuse, run_program,
 from distill.reporting.plots import FIGURES
 
 TOY = "krr_toy.py --no-figures"
+LANCZOS = "--dataset digits --train-size 40 --solver lanczos --lam 1 --no-figures"
 TRAINING = "self_distiller.py --help"
 PREVIEW = "-m distill.preview --help"
 BAD = "self_distiller.py --train-size 0"
@@ -47,6 +48,8 @@ STREAMS = [
         (f"MPLBACKEND={name}", ">out", "krr_toy.py --output figures --dpi 20", 0, "")
         for name in ("none", "module://no.x")
     ),
+    ("SOURCE_DATE_EPOCH=x", ">out", "krr_toy.py --output figures --dpi 20", 0, ""),
+    ("TQDM_MININTERVAL=x", ">out", f"krr_toy.py {LANCZOS}", 0, ""),
     ("MATPLOTLIBRC=bad", ">out", "krr_toy.py --output figures --dpi 20", 0, ""),
 ]
 
