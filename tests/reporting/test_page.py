@@ -15,7 +15,7 @@ from distill.chains.model_training import EPOCH_COLUMNS, metrics_csv
 from distill.configfile import to_toml
 from distill.pages.svg import inline_svg
 from distill.reporting.page import page, sentence, write_page
-from distill.reporting.page_tables import confusion_table
+from distill.reporting.page_tables import confusion_table, models_table
 from distill.reporting.plots import accuracy_figure
 from distill.reporting.results import RunResults
 from distill.store import claims
@@ -142,12 +142,13 @@ def test_a_run_in_progress_says_what_is_missing(tmp_path):
     claims.write_failure(tmp_path, students.claim, "loss is <b>NaN</b>")
     other = next(task for task in tasks(rundir.config()) if task.unit.seed == 2)
     with claims.claim(tmp_path, other.claim):
-        text = Page(page([RunResults.load(tmp_path)], tmp_path)).text
+        text = models_table(RunResults.load(tmp_path), tmp_path).csv()
     assert "seed 1 ✗ failed: loss is <b>NaN</b>" in text
     assert "seed 2 ▶ running: step 0, epoch 1 of 75; " in text
 
 
-def test_several_runs_are_side_by_side(run, shown, tmp_path, capsys):
+def test_several_runs_are_side_by_side(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("distill.reporting.page.parts", lambda *_: [])  # those of one run
     output = tmp_path / "both.html"
     assert cli.main(["--report", str(run), str(run), "--output", str(output)]) == 0
     text = output.read_text(encoding="utf-8")
@@ -259,7 +260,8 @@ def test_the_first_sentence(tmp_path, options, words):
     assert words in sentence(RunResults.load(tmp_path))
 
 
-def test_runs_without_students_are_side_by_side(tmp_path):
+def test_runs_without_students_are_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.reporting.page.parts", lambda *_: [])
     for name in ("one", "two"):
         rundir = RunDir(tmp_path / name)
         rundir.path.mkdir()
