@@ -148,9 +148,9 @@ class Spectrum:
 def decompose(K: ArrayLike | Dense, *, overwrite: bool = False) -> Spectrum:
     """The eigendecomposition of a kernel matrix K (n, n), symmetric and positive semidefinite.
 
-    Eigenvalues slightly below 0 (``Dense.tolerance``) are set to 0. With
-    ``overwrite``, K's memory is used and its contents are lost: three n × n arrays at once instead of four. Raises
-    KernelMatrixError's subclasses, and MatrixTooLargeError before anything is allocated.
+    Eigenvalues slightly below 0 (``Dense.tolerance``) are set to 0. With ``overwrite``, K's memory is used and its
+    contents are lost: three n × n arrays at once instead of four. Raises KernelMatrixError's subclasses, and
+    MatrixTooLargeError before anything is allocated.
     """
     kernel = K if isinstance(K, Dense) else check_kernel(K)
     arrays = 2 if overwrite else 3

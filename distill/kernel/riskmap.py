@@ -35,9 +35,8 @@ class SquaredError:
     def in_span(self, powers: FloatArray, combinations: FloatArray) -> FloatArray:
         """The risks (alphas, steps) of ``combinations`` (alphas, steps, k) of ``powers`` (k, q[, m]).
 
-
-        A triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ replaces target and predictions: k²
-        operations a combination, whatever q is.
+        A triangle T with ‖t - sum_j c_j P_j‖ = ‖T (1, -c)‖ replaces target and predictions: k² operations a
+        combination, whatever q is.
         """
         differences = np.concatenate([np.ones((*combinations.shape[:-1], 1)), -combinations], axis=-1)
         with np.errstate(over="ignore", invalid="ignore"):
