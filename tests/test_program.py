@@ -85,6 +85,7 @@ def test_a_whole_run_into_a_poor_stream_with_a_backend_that_is_not_installed(tmp
     assert (run / "accuracy.png").exists()
 
 
+@pytest.mark.page
 def test_a_figure_that_fails_is_a_note(tmp_path, monkeypatch, capsys):
     def broken(run):
         raise RuntimeError("no\nfont")
