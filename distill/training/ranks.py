@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distill.environment import torchrun_rank
-from distill.errors import UserError
+from distill.errors import UserError, one_line
 from distill.training.augment import Plan
 
 PATIENCE = timedelta(days=30)  # followers wait while rank 0 does other work; a dead rank is noticed at once
@@ -35,9 +35,9 @@ GRACE = 5.0  # seconds after a signal in which rank 0 may end by itself
 class RankLostError(UserError):
     """A rank that has ended, so that the others cannot continue."""
 
-    def __init__(self) -> None:
+    def __init__(self, why: str = "a rank was killed, or failed as its own line says") -> None:
         super().__init__(
-            f"rank {torchrun_rank()[0]} lost the others: a rank was killed, or failed as its own line says; "
+            f"rank {torchrun_rank()[0]} lost the others: {why}; "
             "run the same command to resume from the last finished epoch"
         )
 
@@ -65,6 +65,7 @@ class Ranks:
         self.size = size
         self.splits = size > 1  # whether the batch in work is split
         self.busy = False  # on rank 0: whether the followers are in the middle of some work
+        self.why = ""  # on rank 0: why they were left there
         self.followed: dict[str, weakref.ref[Any]] = {}  # on rank 0: what the followers have, by its kind
 
     def shares(self, plan: Plan, batch_size: int) -> list[Share]:
@@ -157,12 +158,15 @@ class Ranks:
         except ArithmeticError:  # a loss that is not finite: all ranks raise it at the end of the work
             self.busy = False
             raise
+        except Exception as error:
+            self.why = f"its own work failed ({one_line(error)})"
+            raise
         self.busy = False
 
     def send(self, *message: Any) -> None:
         """On rank 0: send a message. Raises RankLostError, also if the followers have not finished their last work."""
         if self.busy:
-            raise RankLostError
+            raise RankLostError(self.why)
         buffer = io.BytesIO()
         torch.save(message, buffer)
         with connected():
