@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "estimator": {"kernel"},
     "starting": {"cli", "kernel"},
     "preview": {"running", "starting"},
+    "features": {"running", "starting"},
 }
 WITHOUT_TORCH = {*LIGHT, "randomness", "kernel", "data", "store", "pages", "reporting", "estimator", "krr"}
 
