@@ -148,3 +148,18 @@ def test_models_that_finish_in_several_processes_at_once_are_all_in_results_csv(
     assert [writer.wait() for writer in writers] == [0, 0]
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert [int(line.split(",")[0]) for line in lines[1:]] == [1, *range(10, 30), *range(50, 70)]
+
+
+@pytest.mark.parametrize("linked", ["seed_1", "seed_1/alpha_0.5", "seed_1/alpha_0.5/step_1"])
+def test_a_folder_that_is_a_link_is_refused_and_nothing_is_made_outside(tmp_path, linked):
+    run = tmp_path / "run"
+    begin(run)
+    (tmp_path / "outside").mkdir()
+    link = run / linked
+    if link.exists():
+        link.rename(tmp_path / "moved")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "outside")
+    with pytest.raises(ConfigError, match="is a symbolic link, which may lead out of the run"):
+        RunDir(run).make_folder(run / "seed_1" / "alpha_0.5" / "step_1")
+    assert list((tmp_path / "outside").iterdir()) == []
