@@ -113,14 +113,16 @@ def work(configs: Sequence[Config], listener: Listener) -> list[Failed]:
     """Train what no other process trains in the directories of some runs; returns what failed. Raises UserError."""
     paths = [config.output for config in configs]
     every = [task for config in configs for task in tasks(config)]
-    listener.begin(sum(is_finished(folder) for task in every for folder in task.models))
+    before = sum(is_finished(folder) for task in every for folder in task.models)
+    listener.begin(before)
     for path in paths:
         (path / claims.WORK).mkdir(exist_ok=True)
         RunDir(path).write_environment(**versions(pick_device(configs[0].run.device)))
     with worker_executor(configs, listener) as executor:
         failures = train_tasks(every, executor, listener, stay=False, verify=False)
-    for path in paths:
-        RunDir(path).write_results()
+    if before < sum(is_finished(folder) for task in every for folder in task.models):
+        for path in paths:
+            RunDir(path).write_results()
     return failures
 
 

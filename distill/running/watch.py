@@ -10,6 +10,7 @@ from distill.config import Config
 from distill.errors import UserError
 from distill.store.results import Result, read_record
 from distill.store.rundir import RunDir, read_metrics
+from distill.store.tasks import is_finished
 from distill.training.listener import Listener
 
 
@@ -22,7 +23,7 @@ class RunWatcher:
         if config.train.fast_dev_run:
             self.held_out = min(self.held_out, 2 * config.train.batch_size)
         models = RunDir(config.output).models(config)
-        self.unfinished = {model.folder: model.name for model in models if not _is_finished(model.folder)}
+        self.unfinished = {model.folder: model.name for model in models if not is_finished(model.folder)}
         self.rows = {folder: read_metrics(folder) for folder in self.unfinished}
         self.due = 0.0  # when to read again
 
@@ -38,7 +39,7 @@ class RunWatcher:
         if started < self.due and not at_once:
             return
         for folder, name in list(self.unfinished.items()):
-            finished = _is_finished(folder)  # checked before its epochs are read, so that none is missed
+            finished = is_finished(folder)  # checked before its epochs are read, so that none is missed
             self._report_epochs(folder, name)
             if finished:
                 del self.unfinished[folder]
@@ -60,7 +61,3 @@ class RunWatcher:
                 choice = Choice.of(record["auto"], folder / "result.json")
                 self.listener.note(f"{name}: {format_choice(choice, self.held_out)}")
             self.listener.end_model(Result.of(record))
-
-
-def _is_finished(folder: Path) -> bool:
-    return (folder / "result.json").exists()

@@ -1,5 +1,6 @@
 """The units of a run: what one process trains at a time. Imports no torch."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Task:
 
 def is_finished(folder: Path) -> bool:
     """Whether the model of a folder is finished."""
-    return (folder / "result.json").exists()
+    return os.path.exists(os.path.join(folder, "result.json"))  # faster than a Path, and asked of 10,000 models
 
 
 def tasks(config: Config) -> Iterator[Task]:
