@@ -3,9 +3,8 @@
     python -m benchmarks.sharing                                # 40 models of about a second
     python -m benchmarks.sharing --models 200 --reference DIR   # also as another checkout trains it
 
-One process is compared with the other checkout (what claims cost), ``--jobs 2`` with two commands on one directory (what
-they lose to a pool), and a command on a finished directory with ``--work`` and ``--status`` there. Leave the machine
-alone meanwhile.
+One process is compared with the other checkout (what claims cost), and two commands on one directory with ``--jobs 2``.
+``--work`` and ``--status`` are timed on a finished directory. Leave the machine alone meanwhile.
 """
 
 import shlex
