@@ -153,6 +153,7 @@ def test_models_that_finish_in_several_processes_at_once_are_all_in_results_csv(
 @pytest.mark.parametrize("linked", ["seed_1", "seed_1/alpha_0.5", "seed_1/alpha_0.5/step_1"])
 def test_a_folder_that_is_a_link_is_refused_and_nothing_is_made_outside(tmp_path, linked):
     run = tmp_path / "run"
+    run.mkdir()
     begin(run)
     (tmp_path / "outside").mkdir()
     link = run / linked
