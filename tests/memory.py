@@ -25,7 +25,7 @@ import distill
 from distill.store.results import Result
 from distill.training.listener import Listener
 
-MOST_OBJECTS = 5.0  # per run or step: a list of results grows by one or two; a model that stays has hundreds
+MOST_OBJECTS = 10.0  # per run or step: a result and its place in the run take six; a model that stays has hundreds
 MOST_BYTES = 8 << 20  # in all; the allocator keeps some blocks
 
 

@@ -19,7 +19,8 @@ OTHER_PAGES = [
     for page in ("CONTRIBUTING.md", "CHANGELOG.md", "RELIABILITY.md", "benchmarks/README.md", "studies/README.md")
 ]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
-OF_OTHER_PROGRAMS = {  # of torchrun and sbatch
+OF_OTHER_PROGRAMS = {  # of distill.features, tensorboard, torchrun and sbatch
+    *("--of", "--logdir"),
     *("--standalone", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-id", "--rdzv-endpoint"),
     *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--requeue"),
 }

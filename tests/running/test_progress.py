@@ -181,9 +181,9 @@ def test_several_jobs_have_a_bar_each(on_terminal):
     names = [name_model(1, None, 0), name_model(2, None, 0), name_model(3, None, 0)]
     for name in names:  # of the third, another process may be the owner
         listener.end_epoch(name, ROW)
-    assert [(bar.desc, bar.n) for bar in listener.workers] == [(f"{name}: ", 1) for name in names[:2]]
+    assert [(bar.desc, bar.n) for bar in listener.workers] == [(name, 1) for name in names[:2]]
     listener.end_model(result(seed=1))
     listener.end_epoch(names[2], ROW | {"epoch": 2})
-    assert [(bar.desc, bar.n) for bar in listener.workers] == [(f"{names[2]}: ", 2), (f"{names[1]}: ", 1)]
+    assert [(bar.desc, bar.n) for bar in listener.workers] == [(names[2], 2), (names[1], 1)]
     listener.close()
     assert names[2] in screen.getvalue()
