@@ -3,7 +3,7 @@
     python tests/machines.py                               # every setting with the packages installed here
     python tests/machines.py --only MKL threads            # settings whose name contains one of these words
     python tests/machines.py --oldest                      # only with the packages of constraints-oldest.txt
-    python tests/machines.py -- -k kernel -m "not slow"    # pytest gets what follows --
+    python tests/machines.py -- -k kernel -m slow          # pytest gets what follows --
 
 Prints one line per setting: the number of passed and failed tests and the seconds, then the names of failed tests.
 Exit status 1 if any test failed. Each setting takes as long as the whole suite does.

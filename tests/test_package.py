@@ -69,7 +69,6 @@ def installed(wheel, tmp_path_factory):
 TEMPLATES = ROOT / "distill/pages/templates"
 
 
-@pytest.mark.slow
 def test_the_wheel_has_every_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -78,14 +77,12 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel):
     assert names == modules | templates | {"distill/py.typed"}
 
 
-@pytest.mark.slow
 def test_the_installed_package_is_the_wheels(installed):
     program = "import distill, sys; print(distill.__file__, sys.prefix, sep=chr(10))"
     file, environment = map(Path, installed("python", "-c", program).splitlines())
     assert environment in file.parents
 
 
-@pytest.mark.slow
 def test_the_installed_commands_run_outside_the_checkout(installed, tmp_path):
     assert "--distillation-steps" in installed("self-distiller", "--help")
     assert "usage" in installed("python", "-m", "distill.preview", "--help")

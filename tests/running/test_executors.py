@@ -59,7 +59,7 @@ def alive(pids: list[int]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("ending", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_workers_end_with_their_parent_and_the_run_resumes_to_the_same_bits(tmp_path, folder, ending):
     options = folder | {"alpha": [0, 0.5], "max_epochs": 16}
     run = tmp_path / "parts"

@@ -69,6 +69,7 @@ def interrupted(run: Path, model: str, words: list[str], act) -> tuple[list[int]
     return [process.returncode for process in processes], said
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_all_and_the_same_command_resumes(under_torchrun, tmp_path):
     run = tmp_path / "run"
     words = OPTIONS.split()
@@ -80,6 +81,7 @@ def test_a_rank_that_is_killed_ends_all_and_the_same_command_resumes(under_torch
     torch.testing.assert_close(parameters(run), parameters(under_torchrun[0]), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_rank_does_not_answer(tmp_path):
     """Rank 0 ends with one line; the other, which is without its leader when it awakes, with another."""
 

@@ -22,6 +22,7 @@ def start(run: Path, unit: Unit) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_units_trained_in_other_processes_equal_the_serial_run(tmp_path, folder):
     options = config(tmp_path / "units", **GRID, **folder)
     run = distill.create_run(options)
