@@ -9,7 +9,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from distill.arguments import to_path
 from distill.config import PREVIEW, SECTION_OF, Config
 from distill.configfile import read_toml
 from distill.environment import set_environment, torchrun_rank
-from distill.errors import ConfigError, UserError, one_line, suggestion
-from distill.parser import build_parser, program
+from distill.errors import ConfigError, UserError, one_line
+from distill.parser import parse_options, program
 from distill.program import complain, run_program, say
 from distill.study import AXES, Study, expand, extended, read_sections, read_study, run_folders
 
@@ -48,15 +48,7 @@ class Command:
 
 def parse(argv: list[str]) -> Command:
     """The command that a command line asks for: defaults, then the file, then the options. Raises ConfigError."""
-    # The paper's program wrote some options with underscores: both spellings are accepted.
-    words = [_with_dashes(word) if word.startswith("--") else word for word in argv]
-    parser = build_parser()
-    given, unknown = parser.parse_known_args(words)
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        what = f"unknown option {unknown[0]}" if unknown[0].startswith("-") else f"unexpected argument {unknown[0]!r}"
-        raise ConfigError(f"{what}{suggestion(unknown[0], flags)}")
-    options = vars(given)
+    options = parse_options(argv)
     for name, value in options.items():
         if name in AXES and isinstance(value, list) and len(value) == 1:  # several values make an axis
             options[name] = value[0]
@@ -97,11 +89,6 @@ def parse(argv: list[str]) -> Command:
     if x is not None and (mode != "train" or not study.axes):
         raise ConfigError("--x is for a study, while it is trained or with --report: give an option several values")
     return Command(mode, study, x=x)
-
-
-def _with_dashes(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 def _merged(sections: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,6 +292,14 @@ def _print_page(config: Config, seed: int) -> None:
         say(f"{page(config.output, seed)}\n")
 
 
+def _folders(command: Command) -> list[Path]:
+    """The folders of the runs in the directories that were given. Raises ConfigError if there are none."""
+    folders = [folder for path in command.directories for folder in run_folders(path)]
+    if not folders:
+        raise ConfigError(f"{command.directories[0]}: no run of this study is begun yet")
+    return folders
+
+
 def _report(command: Command) -> int:
     from distill.reporting.comparison import check_same_data
     from distill.reporting.results import RunResults
@@ -315,7 +310,7 @@ def _report(command: Command) -> int:
         return _report_study(command)
     if command.x is not None or command.step is not None:
         raise ConfigError("--x and --step are for one study, a run whose options have several values")
-    runs = [RunResults.load(folder) for path in command.directories for folder in run_folders(path)]
+    runs = [RunResults.load(folder) for folder in _folders(command)]
     if command.format is None:
         check_same_data(runs)
         say(reports(runs, command.page))
@@ -359,7 +354,8 @@ def _work(command: Command) -> int:
     from distill.running.run import work, work_progress
     from distill.store.rundir import RunDir
 
-    configs = [RunDir(folder).config() for path in command.directories for folder in run_folders(path)]
+    configs = [RunDir(folder).config() for folder in _folders(command)]
+    configs = [replace(config, run=replace(config.run, executor="local")) for config in configs]
     with closing(work_progress(configs)) as progress:
         return _end(work(configs, progress))
 
@@ -367,9 +363,8 @@ def _work(command: Command) -> int:
 def _verify(command: Command) -> int:
     from distill.reporting.verify import verify
 
-    folders = [folder for path in command.directories for folder in run_folders(path)]
-    found = [verify(folder) for folder in folders]
-    say("\n".join(text for text, _ in found) or "no run of this study is begun yet")
+    found = [verify(folder) for folder in _folders(command)]
+    say("\n".join(text for text, _ in found))
     return 0 if all(whole for _, whole in found) else 1
 
 

@@ -2,9 +2,11 @@
 
 import argparse
 from dataclasses import fields
+from typing import Any
 
 from distill.arguments import OneLineParser, to_path
 from distill.config import SECTIONS
+from distill.errors import ConfigError, suggestion
 from distill.options import add_option
 from distill.program import program_name
 from distill.study import AXES
@@ -78,3 +80,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 FORMATS = ("latex", "markdown", "csv")
+
+
+def parse_options(argv: list[str]) -> dict[str, Any]:
+    """The options that a command line gives, by name. Raises ConfigError."""
+    # The paper's program wrote some options with underscores: both spellings are accepted.
+    words = [_with_dashes(word) if word.startswith("--") else word for word in argv]
+    parser = build_parser()
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        what = f"unknown option {unknown[0]}" if unknown[0].startswith("-") else f"unexpected argument {unknown[0]!r}"
+        raise ConfigError(f"{what}{suggestion(unknown[0], flags)}")
+    return vars(given)
+
+
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value

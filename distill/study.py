@@ -19,7 +19,7 @@ from typing import Any
 from distill.config import GRID, LARGEST_GRID, PREVIEW, SECTION_OF, SECTIONS, Config
 from distill.configfile import check_format, dump_toml, from_dict, read_toml, sections_of
 from distill.errors import ConfigError
-from distill.options import checked, may_be_axis, require
+from distill.options import Section, checked, may_be_axis, require
 
 ARMS = ("target", "alpha", "alpha_schedule")
 LONGEST = 200  # characters of a folder's name
@@ -61,9 +61,17 @@ class Study:
                 of_all = (getattr(getattr(setting.config, section), name) for setting in self.settings)
                 if name in self.axes:
                     values[name] = self.axes[name]
-                elif any(value != getattr(getattr(first, section), name) for value in of_all):
+                    continue
+                differs = any(value != getattr(getattr(first, section), name) for value in of_all)
+                if differs or self._follows(getattr(first, section), name):
                     del values[name]
         return dump_toml(sections)
+
+    def _follows(self, section: Section, name: str) -> bool:
+        """Whether a value follows from options of a section that has an axis, so that other values may differ."""
+        has_axis = any(SECTION_OF[axis] == section.section for axis in self.axes)
+        is_open = name in section.resolved() and type(section).__dataclass_fields__[name].default is None
+        return has_axis and is_open and replace(section, **{name: None}) == section
 
 
 def shown(value: Any) -> str:

@@ -60,11 +60,10 @@ def no_drawing(request, monkeypatch):
 
     Tests marked ``page`` draw both.
     """
-    if request.node.get_closest_marker("page") is None:
-        if "distill.reporting.run_report" in sys.modules:
-            monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: None)
-        if "distill.pages.style" in sys.modules:
-            monkeypatch.setattr("distill.pages.style.rendered", lambda figure, kind, *_: kind.encode())
+    is_page = request.node.get_closest_marker("page") is not None
+    if not is_page and "distill.reporting.run_report" in sys.modules:  # it loads distill.pages.style
+        monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: None)
+        monkeypatch.setattr("distill.pages.style.rendered", lambda figure, kind, *_: kind.encode())
 
 
 def patterned_images(labels: np.ndarray, classes: int, size: int, seed: int) -> np.ndarray:

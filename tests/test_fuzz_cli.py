@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from distill import cli, preview
 from distill.kernel.toy import options as toy
+from distill.parser import build_parser
 from distill.program import run_program, say
 
 LONGEST = 1300  # characters of a line
@@ -54,7 +55,7 @@ def check(program: str, words: list[str]) -> str:
     return said
 
 
-FLAGS = sorted({flag for action in cli.build_parser()._actions for flag in action.option_strings})
+FLAGS = sorted({flag for action in build_parser()._actions for flag in action.option_strings})
 TOY_FLAGS = sorted({flag for action in toy.parser()._actions for flag in action.option_strings})
 HOSTILE = [
     *("", "-", "--", "-1e-3", "-inf", "nan", "1e400", "1e-400", "-0", ".5", "9" * 5001, "0x10", "٣", "1_0"),

@@ -9,7 +9,7 @@ from tiny import DIGITS, refusal
 from distill.cli import main, parse
 from distill.configfile import to_toml
 from distill.errors import ConfigError
-from distill.study import GRID, Study, expand, read_study
+from distill.study import GRID, Study, expand, extended, read_study
 
 AXES = ["--label-noise", "0", "0.2", "--lr", "1e-3", "0.01"]
 
@@ -168,6 +168,14 @@ def test_arms_of_a_preview_are_replaced(tmp_path):
         state.parent.rmdir()
         state.parent.parent.rmdir()
     assert parse(["--resume", str(tmp_path), "--alpha", "0", "1"]).config.chain.alpha == (0.0, 1.0)
+
+
+def test_a_new_value_brings_the_defaults_that_follow_from_it(tmp_path):
+    study = expand({"model": {"resnet": [8, 20]}, "run": {"output": str(tmp_path)}})
+    (tmp_path / "config.toml").write_text(study.toml())
+    again = extended(tmp_path, {"model": {"resnet": 18}, "run": {"output": str(tmp_path)}}, resumes=True)
+    found = [(setting.config.model.resnet, setting.config.model.width) for setting in again.settings]
+    assert found == [(8, 16), (20, 16), (18, None)]
 
 
 def test_a_study_is_no_run(tmp_path, capsys):

@@ -69,7 +69,7 @@ def make_executor(experiments: Sequence[Experiment], listener: Listener) -> Exec
     by_run = {experiment.config.output: experiment for experiment in experiments}
     if worker_count(first.config) == 1:
         return Serial(lambda config: by_run[config.output], listener)
-    if uses_threads(first.device) and first.config.run.devices is None:
+    if uses_threads(first.device) and _threads_can_share([experiment.config for experiment in experiments]):
         return Threads(by_run, listener)
     return Processes(first.config)
 
@@ -78,9 +78,14 @@ def worker_executor(configs: Sequence[Config], listener: Listener) -> Executor:
     """The executor of a process that works in run directories which another one began."""
     if worker_count(configs[0]) == 1:
         return Serial(open_run, listener)
-    if configs[0].run.devices is None and uses_threads(pick_device(configs[0].run.device)):
+    if _threads_can_share(configs) and uses_threads(pick_device(configs[0].run.device)):
         return Threads({config.output: open_run(config) for config in configs}, listener)
     return Processes(configs[0])
+
+
+def _threads_can_share(configs: Sequence[Config]) -> bool:
+    """Whether all runs are for one device and the same switches of torch, which concern the whole process."""
+    return configs[0].run.devices is None and len({(c.train.precision, c.train.deterministic) for c in configs}) == 1
 
 
 def uses_threads(device: torch.device) -> bool:

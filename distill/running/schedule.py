@@ -47,14 +47,19 @@ class Schedule:
     """
 
     def __init__(self, tasks: Sequence[Task], teachers_first: bool, verify: bool) -> None:
+        self.teachers_first = teachers_first
         self.left: dict[Any, list[Task]] = {}  # in groups that need the same images
         for task in sorted(tasks, key=lambda task: teachers_first and bool(task.unit.arms)):
-            self.left.setdefault((teachers_first and bool(task.unit.arms), task.group), []).append(task)
+            self._group(task).append(task)
         self.last: Any = None  # the group of the last task
         self.to_verify = {(task.run, task.claim) for task in tasks if verify and task.is_finished}
         self.began = {run: claims.clock(run) for run in {task.run for task in tasks}}
         self.failures: list[Failed] = []
         self.waits_for_teacher = False
+
+    def _group(self, task: Task) -> list[Task]:
+        """The tasks that are left of a task's group, a teacher before its students."""
+        return self.left.setdefault((self.teachers_first and bool(task.unit.arms), task.group), [])
 
     def next(self) -> Task | None:
         """A task to be trained now, which is no longer left; None if there is none at the moment."""
@@ -81,6 +86,8 @@ class Schedule:
 
     def _is_done(self, task: Task) -> bool:
         """Whether another process has finished the task or failed, or its teacher cannot be trained."""
+        if any(failed.task.group == task.group and not failed.task.unit.arms for failed in self.failures):
+            return True
         if (task.run, task.claim) in self.to_verify:
             return False
         if task.is_finished:
@@ -89,7 +96,7 @@ class Schedule:
         if failure is not None and failure.is_new(self.began[task.run]):
             self.failures.append(Failed(task, failure.message))
             return True
-        return any(failed.task.group == task.group and not failed.task.unit.arms for failed in self.failures)
+        return False
 
     def _remove(self, group: Any, task: Task) -> None:
         self.left[group].remove(task)
@@ -104,7 +111,7 @@ class Schedule:
         elif isinstance(error, TrainingError):
             self.failures.append(Failed(task, str(error)))
         elif isinstance(error, ClaimedError | claims.ClaimLostError):
-            self.left.setdefault((bool(task.unit.arms), task.group), []).append(task)
+            self._group(task).insert(0, task)  # a teacher before the students that wait for it
         elif error is not None:
             raise error
 

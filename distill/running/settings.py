@@ -2,9 +2,11 @@
 
 import json
 import os
+import tomllib
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from distill.config import Config
 from distill.files import write_atomically
@@ -20,10 +22,15 @@ from distill.store import claims
 from distill.store.predictions import PREDICTIONS
 from distill.store.results import read_record
 from distill.store.rundir import RunDir, options_of_models
-from distill.study import Study, shown, with_held
+from distill.store.tasks import claim_name, is_finished
+from distill.study import Study, extended, shown, with_held
 from distill.training.listener import Listener
 
-IMAGES = ("dataset", "data_dir", "image_size", "labels")  # the options that say which images are read
+# The options of the data that are applied to images after they are read.
+AFTER_READING = (
+    *("train_size", "test_size", "val_size", "label_noise", "epsilon", "confusion", "augment", "cutout"),
+    "data_sha256",
+)
 STUDENTS_ONLY = ("chain.student_init", "chain.alpha_range", "train.temperature")  # a teacher does not depend on them
 
 
@@ -37,7 +44,7 @@ def prepare_study(study: Study) -> list[Experiment]:
     for setting in study.settings:
         config = setting.config
         before = experiments[-1] if experiments else None
-        if before is None or any(getattr(before.config.data, n) != getattr(config.data, n) for n in IMAGES):
+        if before is None or _reading(before.config) != _reading(config):
             experiment = prepare_with_jobs(config, progress=True)
         else:
             run = replace(config.run, jobs=before.config.run.jobs)
@@ -49,6 +56,11 @@ def prepare_study(study: Study) -> list[Experiment]:
             checked.add(key)
             check(experiment)
     return experiments
+
+
+def _reading(config: Config) -> dict[str, Any]:
+    """The options that say which images and labels are read."""
+    return {name: value for name, value in asdict(config.data).items() if name not in AFTER_READING}
 
 
 def describe_study(study: Study, experiments: list[Experiment]) -> str:
@@ -72,7 +84,7 @@ def train_study(
     """Train the settings of a study. Raises FailedError if some models could not be trained."""
     RunDir(study.path).open()
     with claims.turn(study.path, "begin"):
-        write_atomically(study.path / "config.toml", study.toml())
+        write_atomically(study.path / "config.toml", _with_held_values(study).toml())
     first: dict[str, Experiment] = {}
     for experiment in experiments:
         first.setdefault(_teacher(experiment.config), experiment)
@@ -87,6 +99,15 @@ def train_study(
     run_experiments(experiments, listener, teachers_only, study.path, detach)
 
 
+def _with_held_values(study: Study) -> Study:
+    """The study with what other processes have added to its folder since its options were read."""
+    sections = tomllib.loads(study.toml())
+    sections["run"] = sections.get("run", {}) | {"output": str(study.path)}
+    folders = (setting.config.output for setting in study.settings)
+    working = any(name.startswith("seed_") for folder in folders for name in claims.holders(folder))
+    return extended(study.path, sections, working=working)
+
+
 def _take_teachers(experiment: Experiment, donor: Config) -> None:
     """Take the finished teachers of another setting, which trains the same ones."""
     config = experiment.config
@@ -96,12 +117,13 @@ def _take_teachers(experiment: Experiment, donor: Config) -> None:
         rundir.begin(config, experiment.source.fingerprint)
         for seed in config.chain.seed:
             there, here = (RunDir(c.output).model(seed, None, config.chain.first_step) for c in (donor, config))
-            if (there / "result.json").exists() and not (here / "result.json").exists():
-                record = read_record(there)
-                rundir.make_folder(here)
-                for name in ("model.pt", "metrics.csv", PREDICTIONS):
-                    _link(there / name, here / name)
-                write_json(here / "result.json", record | {"configuration": config.identity})
+            with claims.claim(rundir.path, claim_name(seed)) as owner:  # None: another process trains it
+                if owner is not None and is_finished(there) and not is_finished(here):
+                    record = read_record(there)
+                    rundir.make_folder(here)
+                    for name in ("model.pt", "metrics.csv", PREDICTIONS):
+                        _link(there / name, here / name)
+                    write_json(here / "result.json", record | {"configuration": config.identity})
 
 
 def _teacher(config: Config) -> str:

@@ -8,12 +8,15 @@ import zipfile
 import numpy as np
 import pytest
 
+from distill.cli import parse
 from distill.config import DataConfig
 from distill.data.load import load_source
 from distill.data.splits import make_dataset
 from distill.errors import DataError
+from distill.running.settings import prepare_study
 
 KEYS = ("clean_label", "aggre_label", "worse_label", "random_label1", "random_label2", "random_label3")
+NETWORK = ["--resnet", "8", "--width", "4", "--batch-size", "50"]
 NAMES = {"aggre": "aggre_label", "worst": "worse_label", "random1": "random_label1", "random3": "random_label3"}
 
 
@@ -56,6 +59,14 @@ def test_the_named_labels_are_given_to_the_training_images(data_dir, name, key):
     train = make_dataset(load_source(config), config, seed=1).train
     np.testing.assert_array_equal(train.labels, stored[key])
     np.testing.assert_array_equal(train.true_labels, stored["clean_label"])
+
+
+def test_each_setting_of_a_study_has_its_own_labels(data_dir):
+    stored = arrays(data_dir)
+    (data_dir / "CIFAR-10_human.pt").write_bytes(human_file(stored))
+    words = ["--data-dir", str(data_dir), "--label-noise-kind", "human", "--human-labels", *NAMES, *NETWORK]
+    for experiment, key in zip(prepare_study(parse(words).study), NAMES.values(), strict=True):
+        np.testing.assert_array_equal(experiment.dataset(1).train.labels, stored[key])
 
 
 def test_a_subset_keeps_its_images_labels_and_states_its_own_rate(data_dir):

@@ -14,6 +14,7 @@ from distill.errors import TrainingError
 from distill.running import executors, experiment, schedule
 from distill.running.executors import Executor
 from distill.running.schedule import FailedError, train_tasks
+from distill.running.unit import ClaimedError
 from distill.store import claims
 from distill.store.rundir import RunDir
 from distill.store.tasks import tasks
@@ -89,6 +90,29 @@ def test_what_needs_a_failed_teacher_is_not_tried(grid):
     failures = train_tasks(grid, executor, Notes())
     assert [str(failed) for failed in failures] == ["seed 1, teacher: no memory", "seed 2, alpha = 0: no memory"]
     assert executor.names == ["seed_1", *TWO]
+
+
+def test_finished_students_of_a_teacher_that_fails_are_not_waited_for(grid):
+    train_tasks(grid, Recorder(), Notes())
+    (grid[0].teacher / "result.json").unlink()
+    failures = train_tasks(grid, Recorder(failing=("seed_1",)), Notes())
+    assert [str(failed) for failed in failures] == ["seed 1, teacher: no memory"]
+
+
+@pytest.mark.parametrize("error", [ClaimedError("taken"), claims.ClaimLostError("lost")])
+def test_a_teacher_whose_claim_was_lost_is_tried_before_its_students(grid, error):
+    class Losing(Recorder):
+        def submit(self, task):
+            if self.names:
+                return super().submit(task)
+            self.names.append(task.claim)
+            future = Future()
+            future.set_exception(error)
+            return future
+
+    executor = Losing()
+    assert train_tasks(grid, executor, Notes()) == []
+    assert executor.names == ["seed_1", *ONE, *TWO]
 
 
 def test_a_failure_elsewhere_is_not_repeated_but_an_old_one_is(grid):

@@ -6,7 +6,13 @@ import pytest
 from tiny import DIGITS, config, contents, killed_at, result, rows, source
 
 import distill
-from distill.cli import main
+from distill.cli import main, parse
+from distill.running.run import run_experiment
+from distill.running.settings import _take_teachers, prepare_study, train_study
+from distill.store import claims
+from distill.store.rundir import RunDir
+from distill.study import read_study
+from distill.training.listener import Notes
 
 QUICK = [*DIGITS, "--max-epochs", "1", "--loss", "ce"]
 AXES = ["--label-noise", "0", "0.4", "--temperature", "1", "3"]
@@ -87,6 +93,32 @@ def test_an_extended_study_has_the_models_of_one_that_was_trained_at_once(tmp_pa
     for numbers in (found, expected):
         numbers["results.csv"].sort(key=str)
     assert found == expected
+
+
+def test_what_another_command_added_meanwhile_is_kept(tmp_path, whole):
+    run = tmp_path / "run"
+    words = [*QUICK, "--lr", "0.01", "0.02", "--distillation-steps", "0", "--output", str(run)]
+    assert main(words) == 0
+    late = parse(["--resume", str(run), "--seed", "2"]).study
+    assert main(["--resume", str(run), "--lr", "0.03"]) == 0
+    train_study(late, prepare_study(late), Notes(), teachers_only=False)
+    study = read_study(run)
+    assert study.axes == {"lr": (0.01, 0.02, 0.03)}
+    assert study.settings[0].config.chain.seed == (1, 2)
+
+
+def test_a_teacher_that_another_process_trains_is_not_replaced(tmp_path, whole):
+    run = tmp_path / "run"
+    words = [*QUICK, "--temperature", "1", "3", "--distillation-steps", "1", "--alpha", "0.5", "--output", str(run)]
+    study = parse(words).study
+    first, second = prepare_study(study)
+    run_experiment(first, Notes(), teachers_only=True)
+    RunDir(second.config.output).open()
+    with claims.claim(second.config.output, "seed_1"):
+        _take_teachers(second, first.config)
+        assert not (second.config.output / "seed_1/step_0/result.json").exists()
+    _take_teachers(second, first.config)
+    assert (second.config.output / "seed_1/step_0/result.json").exists()
 
 
 def test_a_run_with_more_steps_keeps_its_models(tmp_path):
