@@ -147,8 +147,8 @@ def solve(K: Any, y: Array, grid: Grid) -> krr.BlockLanczos:
     return krr.lanczos(K, y, *grid, max_basis=4000, report=report)
 
 
-def lanczos_map(folder: str, n: int) -> dict[str, Any]:
-    """The whole map by block Lanczos, K in float32; compared with LAPACK up to DECOMPOSES."""
+def lanczos_map(folder: str, n: int, device: str | None) -> dict[str, Any]:
+    """The whole map by block Lanczos, K in float32; compared with LAPACK up to DECOMPOSES, and with a device."""
     data = Images(folder, n)
     K = krr.KernelTiles(krr.rbf(data.gamma), data.X, dtype=np.float32, memory=9e9)
     start = time.perf_counter()
@@ -175,7 +175,21 @@ def lanczos_map(folder: str, n: int) -> dict[str, Any]:
         "lams_over_d1": (grid.lams / d1).tolist(),
         "ridge_risks": risks[-1, :, 0].tolist(),
     }
+    if device is not None:
+        row |= on_device(data, grid, device)
     return row if n > DECOMPOSES else row | against_lapack(data, basis, grid, risks)
+
+
+def on_device(data: Images, grid: Grid, device: str) -> dict[str, Any]:
+    """Times of the same map with products in float64 on a torch device."""
+    from distill import device_kernel
+
+    kernel = device_kernel.rbf(data.gamma)
+    K = device_kernel.DeviceKernel(kernel, data.X, device=device)
+    solved, basis = seconds(partial(solve, K, data.y, grid))
+    K_test = device_kernel.DeviceKernel(kernel, data.X, data.X_test, device=device)
+    mapped, _ = seconds(lambda: basis.risk_map(K_test, data.y_test, *grid))
+    return {"device": device, "device_lanczos_s": solved, "device_map_s": mapped}
 
 
 def against_lapack(data: Images, basis: krr.BlockLanczos, grid: Grid, risks: Array) -> dict[str, Any]:
@@ -238,6 +252,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=3, help="rounds of each comparison [default: %(default)s]")
     parser.add_argument("--data-dir", help="folder with train/ and test/ of CIFAR-10 as images")
     parser.add_argument("--sizes", type=positive, nargs="+", default=[5000, 10_000, 50_000], help="numbers of points")
+    parser.add_argument("--device", help="also compute the map in float64 on this torch device, such as cuda")
     parser.add_argument("--output", type=Path, help="JSON file [default: in benchmarks/results]")
     args = parser.parse_args()
     if args.part == "features":
@@ -247,7 +262,7 @@ def main() -> None:
     else:
         if not args.data_dir:
             parser.error("lanczos needs --data-dir")
-        results = [in_fresh_process(lanczos_map, args.data_dir, n) for n in args.sizes]
+        results = [in_fresh_process(lanczos_map, args.data_dir, n, args.device) for n in args.sizes]
         rows = [[f"{row['n']:,}: {name}", f"{value}"] for row in results for name, value in row.items()]
     output = args.output or common.RESULTS / f"kernel-large-{args.part}.json"
     output.parent.mkdir(exist_ok=True)
