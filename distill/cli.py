@@ -19,7 +19,7 @@ from distill.configfile import read_toml
 from distill.environment import set_environment, torchrun_rank
 from distill.errors import ConfigError, UserError, one_line
 from distill.parser import parse_options, program
-from distill.program import complain, run_program, say
+from distill.program import complain, run_program, say, write_out
 from distill.study import AXES, Study, expand, extended, read_sections, read_study, run_folders
 
 if typing.TYPE_CHECKING:
@@ -64,6 +64,8 @@ def parse(argv: list[str]) -> Command:
     if step is not None and reads != ["report"]:
         raise ConfigError("--step is for --report")
     jobs = [mode for mode in ("detach", "print_sbatch") if options.pop(mode, False)]  # at most one
+    if jobs == ["print_sbatch"]:
+        options["executor"] = "slurm"
     form = options.pop("format", None)
     if form is not None and reads != ["report"]:
         raise ConfigError("--format is for the tables of --report")
@@ -269,7 +271,8 @@ def _end(failures: Sequence[Failed]) -> int:
     """Print what failed, if anything; returns the exit status."""
     if not failures:
         return 0
-    complain(f"{program()}: {len(failures)} failed; the same command tries again:")
+    units = "1 unit" if len(failures) == 1 else f"{len(failures)} units"
+    complain(f"{program()}: {units} could not be trained; run the same command to try again:")
     for failed in failures:
         complain(f"  {one_line(str(failed))}")
     return 1
@@ -338,16 +341,16 @@ def _complain(problems: list[str]) -> int:
 def _status(command: Command) -> None:
     from distill.reporting.status import status
 
-    say("\n\n".join(status(folder) for path in command.directories for folder in run_folders(path)))
+    say("\n\n".join(map(status, command.directories)))
 
 
 def _print_sbatch(command: Command) -> None:
-    from distill.running.slurm import jobs_for, script
-    from distill.store.tasks import tasks
+    from distill.running.experiment import memory_errors
+    from distill.running.run import batch_script
+    from distill.running.settings import prepare_study
 
-    study = command.study
-    every = [task for setting in study.settings for task in tasks(setting.config)]
-    say(script(study.path, command.config.run, jobs_for(every, command.config.run)))
+    with memory_errors(command.config):
+        write_out(batch_script(command.study, prepare_study(command.study)))
 
 
 def _work(command: Command) -> int:

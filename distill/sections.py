@@ -382,19 +382,19 @@ class RunConfig(Section):
     yes: bool = option(False, "train a grid of more than 100,000 models", identity=False)
 
     def check(self) -> None:
-        kind, _, index = self.device.partition(":")
-        legal = kind in ("auto", "cpu", "cuda", "mps") and (
-            ":" not in self.device or (kind == "cuda" and index.isdigit())
-        )
+        legal = re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None
         require(legal, f"device must be auto, cpu, cuda, cuda:<i> or mps, not {self.device}")
         require(
             self.devices is None or re.fullmatch(r"all|\d+(,\d+)*", self.devices) is not None,
             f"devices must be all or numbers with commas, such as 0,1, not {self.devices}",
         )
         require(self.devices is None or self.device == "auto", "devices names them all: leave --device out")
+        require(self.jobs != "auto" or self.executor == "local", "--jobs auto: give a number with --executor slurm")
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name.startswith("slurm_") and isinstance(value, str) and f.name != "slurm_setup":
                 require(re.fullmatch(r"\S+", value) is not None, f"{f.name} must be one word, not {value!r}")
         for each in self.slurm_option:
             require(re.fullmatch(r"[\w-]+=\S+", each) is not None, f"slurm_option must be key=value, not {each!r}")
+            own = [name for name in ("job-name", "array") if name.startswith(each.partition("=")[0])]  # or abbreviated
+            require(not own, "slurm_option job-name and array are set by the program; see --slurm-array-parallelism")

@@ -8,29 +8,33 @@ from distill.config import Config
 from distill.store import claims, slurm
 from distill.store.rundir import STATE, RunDir, read_metrics
 from distill.store.tasks import Task, is_finished, tasks
+from distill.study import run_folders
 
 MOST_NAMES = 8  # of arms that are named; of more, the first and the number
 MARKS = {"running": "▶ ", "failed": "✗ ", "interrupted": "◼ "}  # of states that need attention
 
 
-def status(run: Path) -> str:
-    """The tree of a run, a line for each unit at work and for others in the same state. Raises ConfigError."""
+def status(path: Path) -> str:
+    """The trees of a run, or of the runs of a study, and their jobs in the queue of SLURM. Raises ConfigError."""
+    trees = "\n\n".join(map(_tree, run_folders(path))) or f"{path}: no run of this study is begun yet"
+    jobs = slurm.jobs_of(path) or ()
+    return "\n".join([trees, *(f"job {job.number}    {job.name}: {job.state} {job.where}" for job in jobs)])
+
+
+def _tree(run: Path) -> str:
+    """A run: a line for each unit at work, and for others in the same state."""
     config = RunDir(run).config()
     owners = claims.holders(run)
     lines = []
-    counts: dict[str, int] = {}
+    finished = 0
+    total = 0
     for seed, of_seed in groupby(tasks(config), key=lambda task: task.unit.seed):
         states = [(*_state(task, config, owners), task) for task in of_seed]
         for state, _, task in states:
-            counts[state] = counts.get(state, 0) + len(task.models)
+            total += len(task.models)
+            finished += len(task.models) if state == "finished" else sum(map(is_finished, task.models))
         lines += [f"seed {seed}", *_lines(states)]
-    return "\n".join([_head(run, counts), *lines, *_queue()])
-
-
-def _head(run: Path, counts: dict[str, int]) -> str:
-    total = sum(counts.values())
-    others = "".join(f", {count} in units that are {state}" for state, count in counts.items() if state != "finished")
-    return f"{run}: {counts.get('finished', 0)} of {total} models in finished units{others}"
+    return "\n".join([f"{run}: {finished} of {total} models finished", *lines])
 
 
 def _lines(states: list[tuple[str, str, Task]]) -> list[str]:
@@ -84,9 +88,3 @@ def _epoch(folder: Path, config: Config) -> str:
         return f"probe, {_epoch(probe, config)}"
     epochs = config.train.epochs
     return f"epoch {min(len(read_metrics(folder)) + 1, epochs)} of {epochs}"
-
-
-def _queue() -> list[str]:
-    """The jobs of runs in the queue of SLURM."""
-    jobs = slurm.queue() or []
-    return [f"job {job.number}    {job.name}: {job.state} {job.where}" for job in jobs]

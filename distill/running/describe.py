@@ -34,6 +34,8 @@ def describe(experiment: Experiment) -> str:
         parameters = sum(p.numel() for p in experiment.network_factory(data)().parameters())
     updates = updates_per_epoch(len(data.train), config.train.batch_size)
     device = f"{_ranks()}{experiment.device} ({_hardware(experiment)})"
+    if config.run.executor == "slurm":
+        device = "that of each SLURM job"
     lines = [
         f"device  {device}, torch {torch.__version__}, {config.train.precision}",
         f"data    {data.name}: {sizes} images of {c}x{h}x{w}, {len(data.classes)} classes{corrupted}",

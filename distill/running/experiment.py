@@ -51,7 +51,10 @@ class Experiment:
         workers = max(worker_count(self.config), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # ranks on this machine
         if threads is None and workers > 1:
             threads = max(1, available_cores() // workers)
-        set_up(self.config.train, self.device, threads)
+        train = self.config.train
+        if self.config.run.executor == "slurm":  # this process may lack the precision of the jobs
+            train = replace(train, precision="fp32")
+        set_up(train, self.device, threads)
 
     def dataset(self, seed: int) -> Dataset:
         """One seed's splits. Raises ConfigError if there are fewer training images than a batch."""
@@ -230,7 +233,9 @@ def memory_errors(config: Config) -> Iterator[None]:
 
 
 def device_names(config: Config) -> list[str]:
-    """The devices of a run: that of ``--device``, or those of ``--devices``. Raises ConfigError for a missing one."""
+    """The devices of a run; the CPU if jobs of a cluster train. Raises ConfigError for a missing one."""
+    if config.run.executor == "slurm":
+        return ["cpu"]
     devices = config.run.devices
     if devices is None:
         return [config.run.device]

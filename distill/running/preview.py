@@ -111,7 +111,7 @@ def _experiment(run: Path, source: Source | None, network: Callable[[], nn.Modul
     rundir = RunDir(run)
     config = rundir.config()
     _check(run, config, source, network)
-    here = replace(config.run, device="auto", jobs=1)
+    here = replace(config.run, device="auto", devices=None, executor="local", jobs=1)
     train = replace(config.train, precision="fp32")
     experiment = prepare(replace(config, run=here, train=train), source, network)
     rundir.check_data(experiment.source.fingerprint)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from distill.config import Config
+from distill.config import Config, RunConfig
 from distill.data.source import Source
 from distill.errors import ConfigError
+from distill.files import write_atomically
 from distill.running import slurm
 from distill.running.executors import make_executor, worker_executor
 from distill.running.experiment import Experiment, caller_unaffected, count_models, versions, worker_count
@@ -20,10 +21,12 @@ from distill.store import claims
 from distill.store.events import write_events_of_finished
 from distill.store.rundir import RunDir
 from distill.store.tasks import is_finished, tasks
+from distill.study import Study
 from distill.training.device import pick_device
 from distill.training.listener import Listener
 
 MOST_CHECKED = 100  # seeds
+HARDWARE = ("device", "threads", "ranks")  # of a process, on which the last bits of its results depend
 
 
 def run(
@@ -81,10 +84,7 @@ def run_experiments(
     """
     run = experiments[0].config.run
     path = path or experiments[0].config.output
-    if run.executor == "slurm":
-        if teachers_only:
-            raise ConfigError("--preview trains its teachers here: leave --executor out")
-        slurm.check(path, run)
+    check_executor(path, run, teachers_only)
     for experiment in experiments:
         check(experiment)
     for experiment in experiments:
@@ -94,7 +94,8 @@ def run_experiments(
     listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
     every = [task for experiment in experiments for task in tasks(experiment.config)]
     if run.executor == "slurm":
-        listener.note(slurm.submit(path, run, every))
+        if not all(task.is_finished for task in every):
+            listener.note(slurm.submit(path, run, every))
         failures = [] if detach else slurm.wait_for_jobs(path, every, listener)
     else:
         chosen = [task for task in every if not (teachers_only and task.unit.arms)]
@@ -107,6 +108,28 @@ def run_experiments(
     if failures:
         raise FailedError(failures)
     return [LoadedRun.load(rundir.path) for rundir in runs]
+
+
+def check_executor(path: Path, run: RunConfig, teachers_only: bool = False) -> None:
+    """Raise ConfigError if SLURM would reject the jobs of a run or study. Writes nothing."""
+    if run.executor == "slurm":
+        if teachers_only:
+            raise ConfigError("--preview trains its teachers here: give --executor local")
+        slurm.check(path, run)
+
+
+def batch_script(study: Study, experiments: Sequence[Experiment]) -> str:
+    """Make the directories of a study or a run, train nothing, and return the script of its jobs. Raises UserError."""
+    if study.axes:
+        RunDir(study.path).open()
+        with claims.turn(study.path, "begin"):
+            write_atomically(study.path / "config.toml", study.toml())
+    for experiment in experiments:
+        _begin(experiment, Listener())
+    slurm.make_folder(study.path)
+    run = experiments[0].config.run
+    every = [task for experiment in experiments for task in tasks(experiment.config)]
+    return slurm.script(study.path, run, slurm.jobs_for(every, run))
 
 
 def work(configs: Sequence[Config], listener: Listener) -> list[Failed]:
@@ -160,9 +183,11 @@ def _begin(experiment: Experiment, listener: Listener) -> None:
         rundir.begin(experiment.config, experiment.source.fingerprint)
     rundir.check_finished()
     facts = versions(experiment.device)
+    if experiment.config.run.executor == "slurm":  # the jobs report their own
+        facts = {name: value for name, value in facts.items() if name not in HARDWARE}
     before = rundir.environments()
-    for key in ("device", "threads", "ranks"):
-        if before and before[-1].get(key, facts[key]) != facts[key]:
+    for key in HARDWARE:
+        if before and key in facts and before[-1].get(key, facts[key]) != facts[key]:
             listener.note(
                 f"{key} changed from {before[-1][key]} to {facts[key]}: "
                 "the last bits may differ from those of an uninterrupted run"

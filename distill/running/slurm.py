@@ -5,7 +5,6 @@ the jobs from one another, and models resume from the last epoch on disk, so a j
 again. docs/scale.md says more.
 """
 
-import hashlib
 import shlex
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from distill.errors import ConfigError, one_line
 from distill.files import write_atomically
 from distill.running.schedule import Failed, Schedule
 from distill.running.watch import RunWatcher
-from distill.store import slurm
+from distill.store import claims, slurm
 from distill.store.tasks import Task
 from distill.training.listener import Listener
 
@@ -46,17 +45,11 @@ exit $status
 """
 
 
-def job_name(path: Path) -> str:
-    """The name of the jobs of a run directory, which no other directory has."""
-    path = path.resolve()
-    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-
-
 def script(path: Path, run: RunConfig, jobs: int) -> str:
     """The batch script of a run directory."""
     path = path.resolve()
     options = {
-        "job-name": job_name(path),
+        "job-name": slurm.job_name(path),
         "array": f"0-{jobs - 1}",
         "output": str(path / "slurm" / "job").replace("%", "%%") + "-%A_%a.log",
         "open-mode": "append",
@@ -86,6 +79,13 @@ def script(path: Path, run: RunConfig, jobs: int) -> str:
     return "\n".join(["#!/bin/bash", *lines, body])
 
 
+def make_folder(path: Path) -> Path:
+    """The folder of the logs of a run directory, without which SLURM starts no job."""
+    folder = path / "slurm"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def jobs_for(tasks: Sequence[Task], run: RunConfig) -> int:
     """The number of jobs for the tasks that are left."""
     left = sum(not task.is_finished for task in tasks)
@@ -111,13 +111,12 @@ def _sbatch(text: str, *words: str) -> str:
 
 def submit(path: Path, run: RunConfig, tasks: Sequence[Task]) -> str:
     """Submit the jobs of a run, unless they are in the queue; returns a line about them."""
-    numbers = sorted({job.array for job in slurm.queue() or () if job.name == job_name(path)})
+    numbers = sorted({job.array for job in slurm.jobs_of(path) or ()})
     if numbers:
         return f"job {' '.join(numbers)} of this run is in the queue already"
     jobs = jobs_for(tasks, run)
     text = script(path, run, jobs)
-    folder = path / "slurm"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(path)
     write_atomically(folder / "job.sh", text)
     number = _sbatch(text, "--parsable").partition(";")[0]
     return f"job {number}: {jobs} jobs submitted, logs in {folder}; stop them with scancel {number}"
@@ -135,11 +134,13 @@ def wait_for_jobs(path: Path, tasks: Sequence[Task], listener: Listener) -> list
         schedule.sweep()
         if not schedule.left:
             return schedule.failures
-        jobs = slurm.queue()
-        if jobs is None or any(job.name == job_name(path) for job in jobs):
+        jobs = slurm.jobs_of(path)
+        if jobs is None or jobs:
             seen = started
         if started - seen > PATIENCE:
             reason = f"no job of the run is left in the queue; see the logs in {path / 'slurm'}"
-            rest = [Failed(task, reason) for group in schedule.left.values() for task in group]
-            return [*schedule.failures, *rest]
+            for task in [task for group in schedule.left.values() for task in group]:
+                failure = claims.read_failure(task.run, task.claim)  # of before this process began
+                schedule.failures.append(Failed(task, reason if failure is None else failure.message))
+            return schedule.failures
         time.sleep(max(1.0, 20 * (time.monotonic() - started)))

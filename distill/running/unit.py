@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -123,6 +124,7 @@ def open_run(
 
     Raises ConfigError if the images are not those it began with.
     """
+    config = replace(config, run=replace(config.run, executor="local"))  # this process trains
     if source is None and network is None:
         experiment = _prepared(config)
         experiment.set_up()  # another run may have changed torch's switches since

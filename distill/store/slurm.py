@@ -1,8 +1,10 @@
 """The queue of SLURM, by ``squeue``, which needs no accounting. Imports no torch."""
 
+import hashlib
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 KEEP = 5.0  # seconds for which an answer of squeue is used again
@@ -39,6 +41,19 @@ def _ask() -> list[Job] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return [Job(*line.split("|", 4)) for line in answer.splitlines() if line.count("|") >= 4]
+
+
+def job_name(path: Path) -> str:
+    """The name of the jobs of a run or study directory, which no other directory has."""
+    path = path.resolve()
+    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+def jobs_of(path: Path) -> list[Job] | None:
+    """The jobs in the queue that train a run or study; a setting is trained by those of its study. See ``queue``."""
+    jobs = queue()
+    names = (job_name(path), job_name(path.resolve().parent))
+    return None if jobs is None else [job for job in jobs if job.name in names]
 
 
 def has_left_queue(number: str) -> bool:

@@ -6,8 +6,9 @@ from tiny import config, leave_result
 from distill.configfile import to_toml
 from distill.errors import ConfigError
 from distill.reporting.status import status
-from distill.store import claims
+from distill.store import claims, slurm
 from distill.store.rundir import RunDir
+from distill.study import expand
 
 
 @pytest.fixture
@@ -32,8 +33,7 @@ def test_the_tree_shows_every_state(run):
     with claims.claim(run.path, "seed_1-alpha_0.5") as owner:
         lines = status(run.path).splitlines()
     assert lines == [
-        f"{run.path}: 3 of 14 models in finished units, 2 in units that are running, 2 in units that are failed, "
-        "7 in units that are waiting",
+        f"{run.path}: 4 of 14 models finished",
         "seed 1",
         "  finished    teacher, alpha = 0",
         f"  running     alpha = 0.5: step 2, epoch 2 of 2; {owner}, since {owner.since}",
@@ -42,6 +42,21 @@ def test_the_tree_shows_every_state(run):
         "  waiting     teacher, alpha = 0, alpha = 0.5, alpha = 1",
     ]
     assert "  interrupted alpha = 0.5: step 2, epoch 2 of 2" in status(run.path).splitlines()
+
+
+def test_the_jobs_of_a_study_are_shown_once(tmp_path, monkeypatch):
+    study = expand({"train": {"lr": [0.01, 0.02]}, "run": {"output": str(tmp_path / "study")}})
+    RunDir(study.path).open()
+    (study.path / "config.toml").write_text(study.toml())
+    for setting in study.settings:
+        RunDir(setting.config.output).open()
+        (setting.config.output / "config.toml").write_text(to_toml(setting.config))
+    name = slurm.job_name(study.path)
+    jobs = [slurm.Job("8", "7", "RUNNING", "n2", name), slurm.Job("9", "9", "PENDING", "(None)", "another")]
+    monkeypatch.setattr(slurm, "queue", lambda: jobs)
+    for path in (study.path, study.settings[0].config.output):
+        lines = status(path).splitlines()
+        assert [line for line in lines if line.startswith("job ")] == [f"job 8    {name}: RUNNING n2"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -56,5 +71,5 @@ def test_ten_thousand_models_take_less_than_three_seconds(run):
         model.folder.mkdir(parents=True)
         (model.folder / "result.json").touch()
     started = time.monotonic()
-    assert ": 10000 of 10000 models in finished units\n" in status(run.path)
+    assert ": 10000 of 10000 models finished\n" in status(run.path)
     assert time.monotonic() - started < 3

@@ -25,6 +25,12 @@ def test_more_jobs_than_a_device_has_streams_for_are_refused(tmp_path, monkeypat
         prepare(config(tmp_path, jobs=17), source())
 
 
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"devices": "all"}, {"precision": "tf32"}])
+def test_a_process_that_submits_jobs_needs_no_gpu(tmp_path, options):
+    options = {"device": "auto", "executor": "slurm", **options}
+    assert prepare(config(tmp_path, **options), source()).device.type == "cpu"
+
+
 def test_a_network_named_in_the_configuration_works_with_jobs(tmp_path, folder, monkeypatch):
     """Workers import it by its name."""
     module = (

@@ -125,7 +125,7 @@ def test_submission_status_and_a_job_that_reaches_its_time_limit(cluster, tmp_pa
     assert not list((run / ".work").glob("*.tmp"))
     wait_for(lambda: (cluster.start_now(), time.sleep(0.5), not cluster.jobs())[-1])
     main(["--status", str(run)])
-    assert "8 of 8 models in finished units" in capsys.readouterr().out
+    assert "8 of 8 models finished" in capsys.readouterr().out
 
 
 def test_what_slurm_rejects_is_one_line(cluster, tmp_path, capsys):
