@@ -96,6 +96,6 @@ def _time(hours: float, unknown: bool, whole: Branch) -> str:
     if not whole.left.total():
         return "nothing is left to train"
     if unknown:
-        return "no model of every kind is finished yet, so the time is not known: --estimate measures it"
+        return "the time is not known until a teacher and a student are finished; --estimate measures it"
     left = f"{hours:.2g} h" if hours >= 0.1 else f"{60 * hours:.2g} min"
     return f"about {left} of training are left, one model after the other, as long as the finished ones took"

@@ -70,7 +70,7 @@ def how_it_ended(fault: str, outcome: Outcome, workers: bool, before: frozenset[
         if outcome.status != 0 and (outcome.status != 2 or len(errors) != 1):
             found.append(f"status {outcome.status}, {len(errors)} lines of error: {outcome.err.strip()[-200:]!r}")
     elif action in ("worker", "kill") and workers:
-        failed = outcome.status == 1 and "failed; the same command tries again" in outcome.err
+        failed = outcome.status == 1 and "could not be trained; run the same command" in outcome.err
         if not failed and (outcome.status not in (0, 2, -signal.SIGKILL) or (outcome.status == 2 and len(errors) != 1)):
             found.append(f"status {outcome.status}, {len(errors)} lines of error: {outcome.err.strip()[-200:]!r}")
     elif outcome.status not in (0, -signal.SIGKILL):
