@@ -80,10 +80,11 @@ def load_problem(args: argparse.Namespace, table: Table | None) -> Problem:
         arrays = read_npz(args.data) if table is None else from_table(table, args.target, args.classification)
         problem = _split(arrays, DataConfig(dataset=CUSTOM_DATA, **options), seed)
     parts = [part for part in (problem.train, problem.val, problem.test) if part is not None]
+    name = problem.name if "dataset" in options else str(args.data)
     for part in parts:
-        _check(problem.name, part)
+        _check(name, part)
     if problem.classes and (problem.train.y.max(axis=0) > 0).sum() < 2:
-        raise DataError(f"the training points of {problem.name} are all of one class")
+        raise DataError(f"the training points of {name} are all of one class")
     return _standardised(problem) if args.standardise else problem
 
 
