@@ -16,7 +16,7 @@ from distill.running.describe import describe, format_count
 from distill.running.experiment import Experiment, count_models, worker_count
 from distill.running.jobs import prepare_with_jobs
 from distill.running.progress import Progress
-from distill.running.run import check, run_experiments
+from distill.running.run import check, check_executor, run_experiments
 from distill.running.schedule import FailedError
 from distill.store import claims
 from distill.store.predictions import PREDICTIONS
@@ -82,6 +82,7 @@ def train_study(
     study: Study, experiments: list[Experiment], listener: Listener, teachers_only: bool, detach: bool = False
 ) -> None:
     """Train the settings of a study. Raises FailedError if some models could not be trained."""
+    check_executor(study.path, experiments[0].config.run, teachers_only)
     RunDir(study.path).open()
     with claims.turn(study.path, "begin"):
         write_atomically(study.path / "config.toml", _with_held_values(study).toml())

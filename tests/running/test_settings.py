@@ -142,3 +142,11 @@ def test_nothing_is_written_if_a_later_setting_cannot_run(capsys, tmp_path):
     assert main([*QUICK, "--batch-size", "8", "50", "--output", str(tmp_path / "run")]) == 2
     assert "fewer than a batch of 50" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_if_slurm_is_not_here(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "")
+    words = [*QUICK, "--lr", "0.1", "0.01", "--executor", "slurm", "--output", str(tmp_path / "run")]
+    assert main(words) == 2
+    assert "needs sbatch" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
