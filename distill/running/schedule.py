@@ -11,6 +11,7 @@ from distill.running.executors import Executor
 from distill.running.unit import ClaimedError
 from distill.running.watch import RunWatcher
 from distill.store import claims
+from distill.store.rundir import RunDir
 from distill.store.tasks import Task
 from distill.training.listener import Listener
 
@@ -142,6 +143,8 @@ def train_tasks(
             for future in wait(running, POLL_SECONDS, FIRST_COMPLETED).done:
                 schedule.settle(running.pop(future), future.exception())
         elif schedule.left and (stay or schedule.waits_for_teacher):
+            for run in configs:
+                RunDir(run).check_is_there()
             listener.note("other processes train what is left: waiting for them")
             time.sleep(POLL_SECONDS)
         else:

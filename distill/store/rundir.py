@@ -143,13 +143,17 @@ class RunDir:
             "labels_sha256": digest_of_parts(labels) if labels.exists() else None,
         }
 
+    def check_is_there(self) -> None:
+        """Raise ConfigError if the run's folder was moved or deleted."""
+        if not (self.path / "config.toml").exists():
+            raise ConfigError(f"{self.path} is gone: the run was moved or deleted while it trained")
+
     def make_folder(self, folder: Path) -> None:
         """Make a folder inside the run's, but never the run's own, which the user may have moved or deleted meanwhile.
 
         Raises ConfigError, OSError.
         """
-        if not (self.path / "config.toml").exists():
-            raise ConfigError(f"{self.path} is gone: the run was moved or deleted while it trained")
+        self.check_is_there()
         path = self.path
         for name in folder.relative_to(self.path).parts:
             path = path / name

@@ -10,7 +10,7 @@ import distill
 from distill.chains import model_training
 from distill.cli import main
 from distill.configfile import to_toml
-from distill.errors import TrainingError
+from distill.errors import ConfigError, TrainingError
 from distill.running import executors, experiment, schedule
 from distill.running.executors import Executor
 from distill.running.schedule import FailedError, train_tasks
@@ -76,6 +76,17 @@ def test_what_others_train_is_waited_for(grid, monkeypatch):
         train_tasks(grid, executor, listener)
     assert executor.names == TWO + ONE[1:]
     assert listener.notes == ["other processes train what is left: waiting for them"]
+
+
+def test_a_run_that_is_moved_is_not_waited_for(grid):
+    class Moving(Recorder):
+        def submit(self, task):
+            future = super().submit(task)
+            task.run.rename(task.run.with_name("moved"))
+            return future
+
+    with pytest.raises(ConfigError, match="is gone"):
+        train_tasks(grid[:3], Moving(), Notes())
 
 
 def test_a_worker_ends_when_others_train_what_is_left(grid):
