@@ -366,8 +366,9 @@ def _work(command: Command) -> int:
 def _verify(command: Command) -> int:
     from distill.reporting.verify import verify
 
-    found = [verify(folder) for folder in _folders(command)]
-    say("\n".join(text for text, _ in found))
+    folders = [folder for path in command.directories for folder in run_folders(path)]
+    found = [verify(folder) for folder in folders]
+    say("\n".join(text for text, _ in found) or "no run of this study is begun yet")
     return 0 if all(whole for _, whole in found) else 1
 
 
