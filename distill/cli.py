@@ -235,8 +235,9 @@ def _is_finished(config: Config) -> bool:
 def _train_study(command: Command) -> int:
     from distill.reporting.study import StudyResults, choose_axis, report, write_results
     from distill.running.experiment import memory_errors
+    from distill.running.run import progress_of
     from distill.running.schedule import FailedError
-    from distill.running.settings import describe_study, prepare_study, progress_of_study, train_study
+    from distill.running.settings import describe_study, prepare_study, train_study
 
     study = command.study
     choose_axis(study, command.x)
@@ -244,9 +245,10 @@ def _train_study(command: Command) -> int:
     failures: Sequence[Failed] = ()
     with memory_errors(command.config):
         experiments = prepare_study(study)
+        configs = [experiment.config for experiment in experiments]
         say(describe_study(study, experiments))
         try:
-            with closing(progress_of_study(experiments, preview)) as progress:
+            with closing(progress_of(configs, preview)) as progress:
                 train_study(study, experiments, progress, preview, command.mode == "detach")
         except FailedError as error:
             failures = error.failures
@@ -283,7 +285,7 @@ def _run(experiment: Experiment, teachers_only: bool, detach: bool) -> RunResult
     from distill.running.run import progress_of, run_experiments
 
     say(describe(experiment))
-    with closing(progress_of(experiment, teachers_only)) as progress:
+    with closing(progress_of([experiment.config], teachers_only)) as progress:
         return run_experiments([experiment], progress, teachers_only, detach=detach)[0]
 
 
@@ -354,12 +356,12 @@ def _print_sbatch(command: Command) -> None:
 
 
 def _work(command: Command) -> int:
-    from distill.running.run import work, work_progress
+    from distill.running.run import progress_of, work
     from distill.store.rundir import RunDir
 
     configs = [RunDir(folder).config() for folder in _folders(command)]
     configs = [replace(config, run=replace(config.run, executor="local")) for config in configs]
-    with closing(work_progress(configs)) as progress:
+    with closing(progress_of(configs)) as progress:
         return _end(work(configs, progress))
 
 

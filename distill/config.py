@@ -15,7 +15,7 @@ from distill.grid import (
     PREVIEW as PREVIEW,
     ChainConfig as ChainConfig,
 )
-from distill.options import Section, require
+from distill.options import Section, flag, require
 from distill.sections import (
     CIFAR_RESNETS as CIFAR_RESNETS,
     CUSTOM_DATA as CUSTOM_DATA,
@@ -99,8 +99,6 @@ class Config:
             self.run.device in ("auto", "cpu", "cuda"),
             f"--device {self.run.device}: torchrun gives each rank its device; choose auto, cpu or cuda",
         )
-        require(self.run.devices is None, "--devices: torchrun gives each rank its device; leave it out")
-        require(self.run.executor == "local", "--executor slurm submits jobs: start it without torchrun")
         require(batch % ranks == 0, f"--batch-size {batch} cannot be divided by the {ranks} ranks of torchrun")
         require(
             batch >= 2 * ranks or self.train.sync_batchnorm,
@@ -151,7 +149,7 @@ class Config:
         if mine["model.network"] != theirs["model.network"]:
             ignore += ("model.resnet", "model.stem", "model.width")  # they follow from it
         return ", ".join(
-            f"--{name.partition('.')[2].replace('_', '-')} {_shown(value)} instead of {_shown(theirs[name][0])}"
+            f"{flag(name.partition('.')[2])} {_shown(value)} instead of {_shown(theirs[name][0])}"
             for name, (value, _) in mine.items()
             if value != theirs[name][0] and name not in ignore
         )

@@ -72,15 +72,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: a number has too many digits, or a date does not exist") from None
 
 
-def read_config(path: Path) -> Config:
-    """The configuration in a TOML file. Raises ConfigError that names the file."""
-    sections = read_toml(path)
-    try:
-        return from_dict(sections)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
 def sections_of(config: Config) -> dict[str, dict[str, Any]]:
     """The configuration as dictionaries that ``from_dict`` takes back. Fields that are None are left out."""
     return {section: {k: v for k, v in values.items() if v is not None} for section, values in asdict(config).items()}

@@ -1,4 +1,4 @@
-"""Settings of the process that precede loading torch, those of Matplotlib; the cores, memory and source it has."""
+"""The process and its environment: settings before torch is loaded, Matplotlib, ranks, cores, memory, commit."""
 
 import logging
 import os

@@ -158,6 +158,11 @@ def _as_float(value: float) -> float:
 METAVARS = {"output": "DIR", "data_dir": "DIR", "teacher_ckpt": "FILE", "alpha_schedule": "ALPHA"}
 
 
+def flag(name: str) -> str:
+    """The command-line option of a field: ``--label-noise``."""
+    return f"--{name.replace('_', '-')}"
+
+
 def add_option(
     group: argparse._ArgumentGroup, cls: type[Section], f: dataclasses.Field, axis: bool = False, **options: Any
 ) -> None:
@@ -166,12 +171,12 @@ def add_option(
     With ``axis`` it takes several values, if it is not a switch.
     """
     kind, depth = field_type(cls, f.name)
-    flag = f"--{f.name.replace('_', '-')}"
+    word = flag(f.name)
     text = f.metadata["help"]
     if kind is bool:
         default = "on" if f.default else "off"
         help = f"{text} [default: {default}]"
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help, **options)
+        group.add_argument(word, action=argparse.BooleanOptionalAction, help=help, **options)
         return
     if f.default not in (None, ()):
         values = f.default if isinstance(f.default, tuple) else (f.default,)
@@ -181,7 +186,7 @@ def add_option(
     if depth == 2:
         options["action"] = "append"
     group.add_argument(
-        flag,
+        word,
         type=_reader(kind, f.metadata["words"]),
         choices=choices or None,
         metavar=None if choices else METAVARS.get(f.name, f.name.split("_")[-1].upper()),

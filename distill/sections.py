@@ -6,7 +6,7 @@ from typing import Any
 
 from distill import losses, noise
 from distill.arguments import Range
-from distill.options import Section, option, require
+from distill.options import Section, flag, option, require
 
 TORCHVISION_RESNETS = (18, 34, 50, 101)
 CIFAR_RESNETS = (8, 14, 20, 32, 44, 56, 110)
@@ -113,9 +113,8 @@ class DataConfig(Section):
         )
         for name, other in noise.NOISE_KINDS.items():
             if other.needs:
-                flag = f"--{other.needs.replace('_', '-')}"
                 given = getattr(self, other.needs) is not None
-                require(given or other is not kind, f"label_noise_kind {name} needs {flag}")
+                require(given or other is not kind, f"label_noise_kind {name} needs {flag(other.needs)}")
                 require(not given or other is kind, f"{other.needs} is for --label-noise-kind {name}")
 
     @property

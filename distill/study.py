@@ -19,7 +19,7 @@ from typing import Any
 from distill.config import GRID, LARGEST_GRID, PREVIEW, SECTION_OF, SECTIONS, Config
 from distill.configfile import check_format, dump_toml, from_dict, read_toml, sections_of
 from distill.errors import ConfigError
-from distill.options import Section, checked, may_be_axis, require
+from distill.options import Section, checked, flag, may_be_axis, require
 
 ARMS = ("target", "alpha", "alpha_schedule")
 LONGEST = 200  # characters of a folder's name
@@ -228,11 +228,6 @@ def with_held(config: Config, working: bool = False) -> Config:
         raise ConfigError(f"{config.output} holds a study with axes: choose another --output")
     found = study.settings[0].config
     return config if found == config else replace(found, run=replace(config.run, output=str(config.output)))
-
-
-def flag(name: str) -> str:
-    """The option of a field: ``--label-noise``."""
-    return f"--{name.replace('_', '-')}"
 
 
 def run_folders(path: Path) -> list[Path]:

@@ -134,7 +134,10 @@ def everything(ranks: Ranks) -> dict:
         torch.tensor([True, False, ranks.rank == 0]),
         torch.tensor(ranks.rank),
     ]
-    ranks.copy(mixed)
+    holder = torch.nn.Module()
+    for i, tensor in enumerate(mixed):
+        holder.register_buffer(str(i), tensor)
+    ranks.copy(holder)
     few = ranks.join(torch.arange(1)[:, None], 1)
     return {
         "trainings": [training(ranks, *setting) for setting in TRAININGS],

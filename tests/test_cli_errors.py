@@ -25,7 +25,7 @@ def signals_as_they_were():
 
 @pytest.fixture
 def images(tiny_imagefolder, tmp_path) -> Path:
-    """An image folder of one's own to damage."""
+    """A copy of the image folder, which tests may damage."""
     return shutil.copytree(tiny_imagefolder, tmp_path / "images", ignore=shutil.ignore_patterns(".*"))
 
 

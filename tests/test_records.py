@@ -135,7 +135,7 @@ def test_arrays_torn_or_changed_anywhere_are_refused_or_right(tmp_path):
 
 
 def npy(shape: str, content: bytes, kind: str = "<f8") -> bytes:
-    """A file of one array with a header of one's own."""
+    """An NPY file with any header and content."""
     header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import ROOT, VALUES, leave_result
 
-from distill.configfile import read_config
+from distill.configfile import from_dict, read_toml
 from distill.errors import UserError
 from distill.reporting.comparison import gains_figure
 from distill.reporting.statistics import over_seeds
@@ -15,7 +15,7 @@ from studies.analyse import cost, format_change, read, tables
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_study_is_the_grid_that_its_readme_says(path):
-    config = read_config(path)
+    config = from_dict(read_toml(path))
     assert config.chain.alpha == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, "auto")
     assert config.chain.distillation_steps == 5
     assert len(config.chain.seed) >= 3

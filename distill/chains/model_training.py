@@ -26,7 +26,7 @@ from distill.store import claims
 from distill.store.events import write_model_events
 from distill.store.predictions import PREDICTIONS, TestPredictions, write_predictions
 from distill.store.results import Result, name_model, read_record
-from distill.store.rundir import STATE, Model, RunDir, check_options, options_of_models, to_csv
+from distill.store.rundir import STATE, Model, RunDir, check_options, is_finished, options_of_models, to_csv
 from distill.training import augment
 from distill.training.fit import NotFiniteLossError, Trainer
 from distill.training.listener import Listener
@@ -86,7 +86,7 @@ class ModelSpec:
     @property
     def is_finished(self) -> bool:
         """Whether the model is finished on disk."""
-        return (self.folder / "result.json").exists()
+        return is_finished(self.folder)
 
     @property
     def alpha(self) -> float | None:

@@ -76,13 +76,15 @@ class Session:
     ) -> dict[str, float | None]:
         """``Trainer.epoch`` on the training images, on all ranks."""
         self._lead()
-        self.ranks.give("trainer", trainer, trainer.state_dict(), None if teacher is None else teacher.state_dict())
+        self.ranks.give(
+            "trainer", trainer, lambda: (trainer.state_dict(), None if teacher is None else teacher.state_dict())
+        )
         with self.ranks.work("train_epoch", plan, target, torch.initial_seed()):
             return trainer.epoch(self.train, plan, len(self.data.classes), teacher, target, listener)
 
     def _lead(self) -> None:
         """Make the other ranks work on this session."""
-        self.ranks.give("session", self, self.config, self.seed, self.data.mean, self.data.std)
+        self.ranks.give("session", self, lambda: (self.config, self.seed, self.data.mean, self.data.std))
 
     def predict(self, model: nn.Module, images: ImageStore) -> Tensor:
         """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation.
@@ -92,7 +94,7 @@ class Session:
         name = next((name for name in ("val", "test") if getattr(self, name) is images), "train")
         self._lead()
         with self.ranks.work("predict", name):
-            self.ranks.copy(model.state_dict().values())
+            self.ranks.copy(model)
             logits = predict_all(model, images, self.config.train, self.ranks)
         if not logits.isfinite().all():
             raise ConfigError("the predictions of the given teacher are not finite")

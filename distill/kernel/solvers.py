@@ -36,7 +36,7 @@ class Chain:
     """Dual coefficients (steps, n[, m]), the condition number of K + lam I, and the solver that was used.
 
     With "eigh" the condition number is that of the 2-norm. With "cholesky" it is an upper bound of it or, above
-    UNTRUSTED, an estimate for the 1-norm (``distill.kernel.cholesky_condition``).
+    UNTRUSTED, an estimate for the 1-norm (``distill.kernel.linalg.cholesky_condition``).
     """
 
     coefficients: FloatArray
@@ -183,10 +183,10 @@ def risk_map(
     K (n, n) kernel matrix, or its ``Spectrum``; y (n,) or (n, m); K_new (q, n) holds k(x, X) at the q points
     where ``target`` (q,) or (q, m) is known; alphas any numbers, lams >= 0, steps >= 1, ``math.inf`` for the
     limit. ``loss`` "squared" is the mean squared error; "zero_one" the share of points whose largest output of m >= 2
-    is not that of the target. The risk is inf for a chain
-    without a limit, and for one that exceeds float64's range. ``solver``, ``overwrite`` and exceptions as in
-    ``chain``; there is also "tridiagonal", which reduces K to tridiagonal form once and needs no eigenvectors. With it
-    and "cholesky" the lams must be > 0, the finite steps few, and limits need alpha in [0, 1].
+    is not that of the target. The risk is inf for a chain without a limit, and for one that exceeds float64's range.
+    ``solver``, ``overwrite`` and exceptions as in ``chain``; there is also "tridiagonal", which reduces K to
+    tridiagonal form once and needs no eigenvectors. With it and "cholesky" the lams must be > 0, the finite steps few,
+    and limits need alpha in [0, 1].
     """
     check_solver(solver, "tridiagonal")
     grid = Grid(alphas, lams, steps)

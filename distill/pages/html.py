@@ -34,7 +34,7 @@ class Part:
 
 @dataclass
 class View:
-    """What a page says of one run: a sentence that says what was run, the answer, and the parts."""
+    """One run on a page: a sentence about what was run, the answer to what was gained, and the parts below."""
 
     name: str
     sentence: str

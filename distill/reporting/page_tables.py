@@ -13,7 +13,7 @@ from distill.pages.tables import Heat, Link, Seconds, Spread, Table
 from distill.reporting.results import Key, RunResults
 from distill.reporting.statistics import spread
 from distill.reporting.status import model_states
-from distill.store.rundir import Model, RunDir
+from distill.store.rundir import Model, RunDir, is_finished
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,7 @@ def _state(run: RunResults, models: Sequence[Model], states: Mapping[Path, str],
     for model in models:
         if model.folder in states:
             parts.append(f"seed {model.seed} {states[model.folder]}")
-        elif (model.folder / "result.json").exists() and (model.seed, model.arm, model.step) not in run.by_key:
+        elif is_finished(model.folder) and (model.seed, model.arm, model.step) not in run.by_key:
             parts.append(f"seed {model.seed} ✗ damaged")
     return "; ".join(parts) if parts else ("finished" if finished else "not trained")
 

@@ -21,7 +21,7 @@ from distill.pages.tables import Spread, Table
 from distill.reporting.statistics import Difference, holm, over_images, over_seeds, spread
 from distill.store.predictions import PER_IMAGE, TestPredictions, read_predictions
 from distill.store.results import Result, columns, name_model, sort_key
-from distill.store.rundir import RunDir
+from distill.store.rundir import RunDir, is_finished
 
 if typing.TYPE_CHECKING:
     import pandas
@@ -87,7 +87,7 @@ class RunResults(list[Result]):
         records = []
         problems = []
         for model in rundir.models(config):
-            if (model.folder / "result.json").exists():
+            if is_finished(model.folder):
                 try:
                     records.append(rundir.record(model, config))
                 except ConfigError as error:

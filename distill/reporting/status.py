@@ -6,8 +6,8 @@ from pathlib import Path
 from distill.arms import arm_title
 from distill.config import Config
 from distill.store import claims, slurm
-from distill.store.rundir import STATE, RunDir, read_metrics
-from distill.store.tasks import Task, is_finished, tasks
+from distill.store.rundir import STATE, RunDir, is_finished, read_metrics
+from distill.store.tasks import Task, tasks
 from distill.study import run_folders
 
 MOST_NAMES = 8  # of arms that are named; of more, the first and the number

@@ -20,7 +20,7 @@ from distill.reporting.run_report import tables
 from distill.reporting.statistics import interval, spread
 from distill.store.events import write_figure_events
 from distill.store.results import columns
-from distill.store.rundir import RunDir, to_csv
+from distill.store.rundir import RunDir, is_finished, to_csv
 from distill.study import Setting, Study, read_study, shown
 
 if typing.TYPE_CHECKING:
@@ -220,7 +220,7 @@ def sentence(results: StudyResults) -> str:
     configs = [setting.config for setting in results.study.settings]
     folders = [model.folder for each in configs for model in RunDir(each.output).models(each)]
     whole = [folder for folder in folders if folder.name != "probe"]
-    finished = sum((folder / "result.json").exists() for folder in whole)
+    finished = sum(is_finished(folder) for folder in whole)
     return (
         f"{config.model.name} on {config.data.dataset}: {len(results.study.settings)} settings ({axes}), alpha "
         f"{', '.join(results.arms) or 'none'}, seed {' '.join(map(str, config.chain.seed))}, "

@@ -9,7 +9,7 @@ from pathlib import Path
 from distill.arms import PROBE, arm_title
 from distill.config import Config
 from distill.files import read_text
-from distill.store.rundir import STATE, Model, RunDir, read_metrics
+from distill.store.rundir import STATE, Model, RunDir, is_finished, read_metrics
 from distill.study import Study
 
 STATES = ("finished", "begun", "to train")
@@ -71,9 +71,9 @@ def _arms(config: Config) -> dict[str, Branch]:
 def _state(model: Model, config: Config) -> tuple[str, int]:
     """The state of a model and the epochs that it misses."""
     folder = model.folder
-    if (folder / "result.json").exists():
+    if is_finished(folder):
         return "finished", 0
-    if folder.name == "probe" and (folder.parent / "result.json").exists():
+    if folder.name == "probe" and is_finished(folder.parent):
         return "finished", 0
     epochs = 0 if model.arm is None and config.chain.teacher_ckpt is not None else config.train.epochs
     if (folder / STATE).exists():

@@ -16,7 +16,7 @@ from distill.reporting.plots import FIGURES
 from distill.store.events import EVENTS
 from distill.store.predictions import PREDICTIONS
 from distill.store.results import Result, check_estimate, columns
-from distill.store.rundir import STATE, Model, RunDir, results_csv
+from distill.store.rundir import STATE, Model, RunDir, is_finished, results_csv
 
 PICTURES = {f"{name}.{kind}" for name in FIGURES for kind in UNDATED}
 RUN_FILES = {EVENTS, "config.toml", "environment.json", "data.sha256", "results.csv", "report.html", *PICTURES}
@@ -113,7 +113,7 @@ class _Verification:
     def _verify_model(self, model: Model, config: Config, listed: dict[Key, dict[str, str]]) -> str:
         """Verify a model's files. Returns its state if they are in order: whole, unfinished or missing."""
         folder = model.folder
-        if not (folder / "result.json").exists():
+        if not is_finished(folder):
             if (str(model.seed), model.arm or "", str(model.step)) in listed:
                 self._report_missing(folder)
                 return "missing"
@@ -148,7 +148,7 @@ class _Verification:
             self.problems.append(
                 f"damaged: {model.folder} was taught by {parent['path']}, which is no model of this run"
             )
-        elif not (teacher / "result.json").exists():
+        elif not is_finished(teacher):
             self._report_missing(teacher)
         elif teacher in self.records and self.records[teacher]["model_sha256"] != parent["sha256"]:
             self.problems.append(f"damaged: {model.folder} was taught by another model than that in {teacher}")

@@ -11,7 +11,7 @@ from distill.chains.model_training import epochs_on_disk
 from distill.config import Config
 from distill.running.experiment import Experiment, job_count
 from distill.running.trial import trial_of
-from distill.store.rundir import RunDir
+from distill.store.rundir import RunDir, is_finished
 
 Done = Mapping[tuple[int, Student | None], float]  # (seed, student or None for the teacher) to the trained fraction
 
@@ -97,7 +97,7 @@ def done_in(config: Config) -> dict[tuple[int, Student | None], float]:
     chain = config.chain
 
     def share(folder: Path, estimated: bool) -> float:
-        if (folder / "result.json").exists():
+        if is_finished(folder):
             return 1.0
         trained = epochs_on_disk(folder) / config.train.epochs
         return (trained + share(folder / "probe", estimated=False)) / 2 if estimated else trained

@@ -31,8 +31,8 @@ from distill.running.experiment import Experiment, device_names, job_count, work
 from distill.running.unit import ClaimedError, open_run, train_arms
 from distill.store import claims
 from distill.store.results import Result
-from distill.store.rundir import RunDir
-from distill.store.tasks import Task, is_finished
+from distill.store.rundir import RunDir, is_finished
+from distill.store.tasks import Task
 from distill.training.device import pick_device
 from distill.training.fit import EpochSums
 from distill.training.listener import Listener
@@ -245,7 +245,7 @@ class _SynchronisedListener(Listener):
 class Processes(ConcurrentExecutor):
     """Trains tasks in processes, which read everything from the run directory. Their progress is read from it too.
 
-    Each process is a pool of its own: if one dies, the tasks of the others go on. With ``--devices`` each has one.
+    Each process is a pool of its own: if one dies, the others continue. With ``--devices`` each process has a device.
     """
 
     reports = False

@@ -27,7 +27,7 @@ from distill.files import write_atomically
 from distill.records import DamagedRecordError, digest_of_parts
 from distill.store.events import require_tensorboard
 from distill.store.results import read_record
-from distill.store.rundir import RunDir
+from distill.store.rundir import RunDir, is_finished
 from distill.study import with_held
 from distill.training.device import pick_device, set_up, torch_defaults
 from distill.training.listener import Listener
@@ -134,7 +134,7 @@ class Experiment:
         with forked_rng():
             load_parameters(Classifier(self.network_factory(data)(), data.mean, data.std), file)
         held_out_by_seed = self.source.test_labels is None or here.val_size > 0
-        if held_out_by_seed and (file.parent / "result.json").exists():
+        if held_out_by_seed and is_finished(file.parent):
             record = read_record(file.parent)
             if self.config.chain.estimates_alpha and record["step"] != 0:
                 raise ConfigError(f"{file} is of step {record['step']}: alpha auto needs the teacher of step 0")

@@ -27,9 +27,10 @@ Extract = Callable[[Split], np.ndarray]
 
 @torch_defaults()
 def make_features(output: Path, of: str, config: DataConfig, seed: int, device: str) -> str:
-    """Write X, y, X_test, y_test, classes, perhaps X_val, y_val and given; returns a line that says what was written.
+    """Write a file of features, and return a line about it.
 
-    A name without ``.npz`` becomes a folder of NPY files. ``of`` is ``pixels``, ``torchvision:NAME`` or the folder of a
+    The arrays are X, y, X_test, y_test and classes; X_val and y_val with held-out images; given with label noise. A
+    name without ``.npz`` becomes a folder of NPY files. ``of`` is ``pixels``, ``torchvision:NAME`` or the folder of a
     finished model. Features (n, p) float32 are written in parts, never all in memory. Raises UserError.
     """
     if os.path.lexists(output):

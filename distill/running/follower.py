@@ -85,7 +85,7 @@ class Follower:
 
     def predict(self, images: str) -> None:
         """Predict this rank's part of a split with a model of rank 0."""
-        self.ranks.copy(self.evaluated.state_dict().values())
+        self.ranks.copy(self.evaluated)
         predict_all(self.evaluated, getattr(self.current, images), self.current.config.train, self.ranks)
 
     def _frozen(self) -> Any:

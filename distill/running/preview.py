@@ -34,7 +34,7 @@ from distill.reporting import preview_page
 from distill.reporting.preview_page import Outcome
 from distill.running.experiment import Experiment, prepare
 from distill.store.results import Result, read_record
-from distill.store.rundir import RunDir
+from distill.store.rundir import RunDir, is_finished
 from distill.training.batches import ImageStore, make_image_store
 from distill.training.device import place, torch_defaults
 from distill.training.predict import predict_all
@@ -149,7 +149,7 @@ class _Teacher:
         self.seed = seed
         self.rundir = RunDir(run)
         self.folder = self.rundir.model(seed, None, self.chain.first_step)
-        if not (self.folder / "result.json").exists():
+        if not is_finished(self.folder):
             raise ConfigError(f"{self.folder} holds no finished teacher: train it first (--preview)")
         self.data = experiment.dataset(seed)
         assert self.data.val is not None, "_check refuses a run without held-out images"
@@ -234,7 +234,7 @@ def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
         if any(type(target) is not Fixed and target != Estimated() for target in arm):
             continue  # the twin knows no other targets
         folders = [teacher.rundir.model(teacher.seed, each.arm, each.position) for each in students_of(arm)]
-        folders = list(takewhile(lambda folder: (folder / "result.json").exists(), folders))
+        folders = list(takewhile(lambda folder: is_finished(folder), folders))
         name = arm_name(arm[: len(folders)])
         longest = len(outcomes[name].alphas) if name in outcomes else 0
         if name is None or len(folders) <= longest:

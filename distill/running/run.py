@@ -1,5 +1,6 @@
 """A whole run: every seed's teacher once, then the students of every arm, in one job or in several."""
 
+import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,9 +20,9 @@ from distill.running.progress import Progress, in_notebook
 from distill.running.schedule import Failed, FailedError, train_tasks
 from distill.store import claims
 from distill.store.events import write_events_of_finished
-from distill.store.rundir import RunDir
-from distill.store.tasks import is_finished, tasks
-from distill.study import Study
+from distill.store.rundir import RunDir, is_finished
+from distill.store.tasks import tasks
+from distill.study import Study, extended
 from distill.training.device import pick_device
 from distill.training.listener import Listener
 
@@ -46,7 +47,7 @@ def run(
         experiment = prepare_with_jobs(config, source, network)
         if listener is not None or not in_notebook():
             return run_experiment(experiment, listener or Listener())
-        with closing(progress_of(experiment)) as progress:
+        with closing(progress_of([experiment.config])) as progress:
             return run_experiment(experiment, progress)
 
 
@@ -118,12 +119,20 @@ def check_executor(path: Path, run: RunConfig, teachers_only: bool = False) -> N
         slurm.check(path, run)
 
 
+def begin_study(study: Study) -> None:
+    """Make the folder of a study and write its config.toml, which keeps what other commands have added meanwhile."""
+    RunDir(study.path).open()
+    sections = tomllib.loads(study.toml())
+    sections["run"] |= {"output": str(study.path)}
+    with claims.turn(study.path, "begin"):
+        working = any(RunDir(setting.config.output).is_worked_on for setting in study.settings)
+        write_atomically(study.path / "config.toml", extended(study.path, sections, working=working).toml())
+
+
 def batch_script(study: Study, experiments: Sequence[Experiment]) -> str:
     """Make the directories of a study or a run, train nothing, and return the script of its jobs. Raises UserError."""
     if study.axes:
-        RunDir(study.path).open()
-        with claims.turn(study.path, "begin"):
-            write_atomically(study.path / "config.toml", study.toml())
+        begin_study(study)
     for experiment in experiments:
         _begin(experiment, Listener())
     slurm.make_folder(study.path)
@@ -149,16 +158,10 @@ def work(configs: Sequence[Config], listener: Listener) -> list[Failed]:
     return failures
 
 
-def progress_of(experiment: Experiment, teachers_only: bool = False) -> Progress:
-    """The progress of an experiment for a person; the caller closes it."""
-    config = experiment.config
-    models = len(config.chain.seed) if teachers_only else count_models(config)
-    return Progress(models, config.train.epochs, worker_count(config))
-
-
-def work_progress(configs: Sequence[Config]) -> Progress:
-    """The progress of ``work`` for a person; the caller closes it."""
-    return Progress(sum(map(count_models, configs)), configs[0].train.epochs, worker_count(configs[0]))
+def progress_of(configs: Sequence[Config], teachers_only: bool = False) -> Progress:
+    """The progress of runs for a person; the caller closes it."""
+    models = sum(len(config.chain.seed) if teachers_only else count_models(config) for config in configs)
+    return Progress(models, max(config.train.epochs for config in configs), worker_count(configs[0]))
 
 
 def check(experiment: Experiment) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tomllib
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,17 +12,16 @@ from distill.files import write_atomically
 from distill.pages.tables import filled
 from distill.records import write_json
 from distill.running.describe import describe, format_count
-from distill.running.experiment import Experiment, count_models, worker_count
+from distill.running.experiment import Experiment, count_models
 from distill.running.jobs import prepare_with_jobs
-from distill.running.progress import Progress
-from distill.running.run import check, check_executor, run_experiments
+from distill.running.run import begin_study, check, check_executor, run_experiments
 from distill.running.schedule import FailedError
 from distill.store import claims
 from distill.store.predictions import PREDICTIONS
 from distill.store.results import read_record
-from distill.store.rundir import RunDir, options_of_models
-from distill.store.tasks import claim_name, is_finished
-from distill.study import Study, extended, shown, with_held
+from distill.store.rundir import RunDir, is_finished, options_of_models
+from distill.store.tasks import claim_name
+from distill.study import Study, shown, with_held
 from distill.training.listener import Listener
 
 # The options of the data that are applied to images after they are read.
@@ -71,21 +69,12 @@ def describe_study(study: Study, experiments: list[Experiment]) -> str:
     return "\n".join([filled(f"study   {count}: {axes}; the first:", indent=8), describe(experiments[0])])
 
 
-def progress_of_study(experiments: list[Experiment], teachers_only: bool) -> Progress:
-    """The progress of all settings for a person; the caller closes it."""
-    configs = [experiment.config for experiment in experiments]
-    models = sum(len(config.chain.seed) if teachers_only else count_models(config) for config in configs)
-    return Progress(models, max(config.train.epochs for config in configs), worker_count(configs[0]))
-
-
 def train_study(
     study: Study, experiments: list[Experiment], listener: Listener, teachers_only: bool, detach: bool = False
 ) -> None:
     """Train the settings of a study. Raises FailedError if some models could not be trained."""
     check_executor(study.path, experiments[0].config.run, teachers_only)
-    RunDir(study.path).open()
-    with claims.turn(study.path, "begin"):
-        write_atomically(study.path / "config.toml", _with_held_values(study).toml())
+    begin_study(study)
     first: dict[str, Experiment] = {}
     for experiment in experiments:
         first.setdefault(_teacher(experiment.config), experiment)
@@ -98,15 +87,6 @@ def train_study(
     for experiment, donor in shared:
         _take_teachers(experiment, donor.config)
     run_experiments(experiments, listener, teachers_only, study.path, detach)
-
-
-def _with_held_values(study: Study) -> Study:
-    """The study with what other processes have added to its folder since its options were read."""
-    sections = tomllib.loads(study.toml())
-    sections["run"] = sections.get("run", {}) | {"output": str(study.path)}
-    folders = (setting.config.output for setting in study.settings)
-    working = any(name.startswith("seed_") for folder in folders for name in claims.holders(folder))
-    return extended(study.path, sections, working=working)
 
 
 def _take_teachers(experiment: Experiment, donor: Config) -> None:

@@ -17,8 +17,8 @@ from distill.errors import ConfigError, TrainingError, UserError
 from distill.running.experiment import Experiment, caller_unaffected, memory_errors, prepare
 from distill.store import claims
 from distill.store.results import Result
-from distill.store.rundir import RunDir
-from distill.store.tasks import Unit, claim_name, is_finished, tasks
+from distill.store.rundir import RunDir, is_finished
+from distill.store.tasks import Unit, claim_name, tasks
 from distill.training.listener import Listener
 
 MOST_DEATHS = 3  # of processes, one after the other, that trained a unit in the jobs of one array

@@ -9,8 +9,7 @@ from distill.chains.estimated_alpha import Choice, format_choice
 from distill.config import Config
 from distill.errors import UserError
 from distill.store.results import Result, read_record
-from distill.store.rundir import RunDir, read_metrics
-from distill.store.tasks import is_finished
+from distill.store.rundir import RunDir, is_finished, read_metrics
 from distill.training.listener import Listener
 
 

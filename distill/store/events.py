@@ -14,7 +14,7 @@ from typing import Any
 from distill.errors import ConfigError
 from distill.files import append, open_file, write_derived
 from distill.store.results import columns, read_record
-from distill.store.rundir import RunDir, read_metrics
+from distill.store.rundir import RunDir, is_finished, read_metrics
 
 EVENTS = "events.out.tfevents.distill"  # TensorBoard reads files whose name contains tfevents
 NO_METRICS = ("seed", "alpha", "step", "arm", "epochs")  # columns of results.csv
@@ -57,7 +57,7 @@ def write_model_events(
 def write_events_of_finished(run: RunDir) -> None:
     """Write the event files of all finished models. Raises ConfigError, OSError."""
     for model in run.models(run.config()):
-        if (model.folder / "result.json").exists():
+        if is_finished(model.folder):
             write_model_events(run, model.folder, read_metrics(model.folder), read_record(model.folder))
 
 

@@ -84,6 +84,11 @@ class Model(NamedTuple):
         return name_model(self.seed, self.arm, self.step)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the model of a folder is finished."""
+    return os.path.exists(os.path.join(folder, "result.json"))  # faster than a Path, and asked of 10,000 models
+
+
 def options_of_models(config: Config) -> dict[str, Any]:
     """The options that affect results, as read back from JSON, without the grid: a model's folder names its place."""
     options = {name: value for name, value in config.identity.items() if name not in _GRID}
@@ -177,9 +182,7 @@ class RunDir:
 
     def is_finished(self, config: Config) -> bool:
         """Whether all models of a run are finished, as far as their folders show."""
-        return all(
-            each.folder.name == "probe" or (each.folder / "result.json").exists() for each in self.models(config)
-        )
+        return all(each.folder.name == "probe" or is_finished(each.folder) for each in self.models(config))
 
     def config(self) -> Config:
         """The configuration of the run in this folder, as its output. Raises ConfigError if there is none."""
@@ -208,18 +211,18 @@ class RunDir:
     def begin(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or continue in it. Raises ConfigError if it holds another run, or other data."""
         self.check(config, fingerprint)
-        held = with_held(config, self._is_worked_on)  # another process may have extended it
+        held = with_held(config, self.is_worked_on)  # another process may have extended it
         write_atomically(self.path / "config.toml", to_toml(held))
         write_atomically(self.path / "data.sha256", fingerprint + "\n")
 
     @property
-    def _is_worked_on(self) -> bool:
+    def is_worked_on(self) -> bool:
         """Whether a process trains a model of this run."""
         return any(name.startswith("seed_") for name in claims.holders(self.path))
 
     def check(self, config: Config, fingerprint: str) -> None:
         """Raise ConfigError if the folder holds another run, or one on other data."""
-        working = self._is_worked_on
+        working = self.is_worked_on
         if not (self.path / "config.toml").exists() or not (working or any(self.path.glob("seed_*/**/*.pt"))):
             return
         with_held(config, working)
@@ -253,7 +256,7 @@ class RunDir:
         Only the folders that the seeds, arms and steps of ``config`` name are read; it is config.toml by default.
         """
         config = self.config() if config is None else config
-        found = [self.record(model, config) for model in self.models(config) if (model.folder / "result.json").exists()]
+        found = [self.record(model, config) for model in self.models(config) if is_finished(model.folder)]
         return sorted(found, key=lambda record: sort_key(Result.of(record)))
 
     def record(self, model: Model, config: Config) -> dict[str, Any]:
@@ -275,7 +278,7 @@ class RunDir:
         """
         config = self.config()
         for model in self.models(config):
-            if (model.folder / "result.json").exists():
+            if is_finished(model.folder):
                 record = self.record(model, config)
                 self.check_model_data(model, record)
                 for name in ("model", "metrics"):

@@ -1,13 +1,12 @@
 """The units of a run: what one process trains at a time. Imports no torch."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill.arms import TEACHER, Arm, arm_folder, arm_name, arm_title, disjoint_groups, students
 from distill.config import Config
-from distill.store.rundir import RunDir
+from distill.store.rundir import RunDir, is_finished
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,6 @@ class Task:
     def can_start(self) -> bool:
         """Whether its teacher is finished, or it is the teacher."""
         return not self.unit.arms or is_finished(self.teacher)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the model of a folder is finished."""
-    return os.path.exists(os.path.join(folder, "result.json"))  # faster than a Path, and asked of 10,000 models
 
 
 def tasks(config: Config) -> Iterator[Task]:

@@ -113,7 +113,7 @@ class Trainer:
         objective = Objective(self.train.loss, self.train.temperature, target.alpha)
         sums = EpochSums(objective, self.train, self.device, self.ranks)
         rates = self._learning_rates(updates)
-        self.ranks.copy(self.model.state_dict().values())
+        self.ranks.copy(self.model)
         self.model.train()
         for share in self.ranks.shares(plan[: updates * batch_size], batch_size):
             size = chunk_size(store, share.size)

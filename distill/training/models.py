@@ -23,7 +23,7 @@ PREDICTED = 256  # images at a time
 
 
 class Prediction(NamedTuple):
-    """What a model says of n images."""
+    """A model's predictions for n images."""
 
     classes: list[str]  # n names: the most probable class of each image
     probabilities: np.ndarray  # (n, classes) float64, columns in the order of the model's ``classes``

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.environment import torchrun_rank
 from distill.errors import UserError, one_line
@@ -113,11 +113,11 @@ class Ranks:
                 dist.all_reduce(value, dist.ReduceOp.MIN)
 
     @torch.no_grad()
-    def copy(self, tensors: Iterable[Tensor]) -> None:
-        """Replace tensors of any types by those of rank 0. Collective."""
+    def copy(self, model: nn.Module) -> None:
+        """Replace the parameters and buffers of a model by those of rank 0. Collective."""
         if self.size == 1:
             return
-        tensors = list(tensors)
+        tensors = list(model.state_dict().values())
         flat = torch.cat([t.detach().reshape(-1).view(torch.uint8) for t in tensors])
         with connected():
             dist.broadcast(flat, 0)
@@ -136,13 +136,13 @@ class Ranks:
         sizes = [n * (r + 1) // self.size - n * r // self.size for r in range(self.size)]
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
-    def give(self, kind: str, thing: Any, *arguments: Any) -> None:
-        """On rank 0: send ``arguments``, from which the followers make their ``thing``, unless they have it.
+    def give(self, kind: str, thing: Any, arguments: Callable[[], tuple[Any, ...]]) -> None:
+        """On rank 0: send ``arguments()``, from which the followers make their ``thing``, unless they have it.
 
         A new session replaces everything that they have.
         """
         if self.size > 1 and self.followed.get(kind) != weakref.ref(thing):
-            self.send(kind, *arguments)
+            self.send(kind, *arguments())
             if kind == "session":
                 self.followed.clear()
             self.followed[kind] = weakref.ref(thing)
@@ -150,8 +150,10 @@ class Ranks:
     @contextmanager
     def work(self, name: str, *arguments: Any) -> Iterator[None]:
         """On rank 0: start the followers' part of some work; the block is rank 0's."""
-        if self.size > 1:
-            self.send(name, *arguments)
+        if self.size == 1:
+            yield
+            return
+        self.send(name, *arguments)
         self.busy = True
         try:
             yield

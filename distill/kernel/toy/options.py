@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.arguments import OneLineParser, Range, number, to_path
 from distill.errors import ConfigError
-from distill.options import add_option
+from distill.options import add_option, flag
 from distill.program import program_name
 from distill.sections import DATASETS, DataConfig
 
@@ -160,7 +160,7 @@ def require_absent(values: dict[str, Any], names: Iterable[str], why: str) -> No
     """Raise ConfigError for the first option among ``names`` that has a value."""
     for name in names:
         if values.get(name) not in (None, False):
-            raise ConfigError(f"--{name.replace('_', '-')} {why}")
+            raise ConfigError(f"{flag(name)} {why}")
 
 
 def set_toy_defaults(args: argparse.Namespace) -> None:
