@@ -27,12 +27,22 @@ def program() -> str:
     return program_name("self_distiller.py", "self-distiller")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help in which an option of several values is ``--lr LR ...``, and not ``--lr LR [LR ...]``."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs != "+":
+            return super()._format_args(action, default_metavar)
+        return f"{self._metavar_formatter(action, default_metavar)(1)[0]} ..."
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser: one option per field of the configuration, grouped by section, and the modes."""
     parser = OneLineParser(
         program(),
+        usage="%(prog)s [options]",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

@@ -121,6 +121,7 @@ def parser() -> OneLineParser:
     """The program's options; none is required."""
     p = OneLineParser(
         prog=program(),
+        usage="%(prog)s [options]",
         description="Kernel ridge self-distillation in closed form. Without a data set, the papers' toy experiment: "
         "eleven noisy points of a sinusoid. With --dataset or --data, real data: risks over alpha, lambda and step.",
         epilog="alpha is the weight of the ground truth: 1 is no distillation, 0 the teacher's output alone.",
