@@ -82,9 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="train what no other process trains in these directories, then end",
     )
     mode.add_argument("--detach", action="store_true", help="with --executor slurm: submit the jobs, and return")
-    mode.add_argument("--print-sbatch", action="store_true", help="begin the run, and print the script of its jobs")
+    mode.add_argument("--print-sbatch", action="store_true", help="begin the run and print the script of its jobs")
     modes.add_argument("--format", choices=FORMATS, help="with --report: print tables in this format; write nothing")
-    modes.add_argument("--x", metavar="AXIS", help="draw accuracy against this axis of a study, such as label_noise")
+    modes.add_argument("--x", metavar="AXIS", help="for a study: draw accuracy against this axis, such as label_noise")
     modes.add_argument("--step", type=int, metavar="N", help="with --report: step of a study's tables and figure")
     for section, cls in SECTIONS.items():
         group = parser.add_argument_group(section, cls.__doc__)

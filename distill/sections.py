@@ -28,7 +28,7 @@ class DataConfig(Section):
     dataset: str = option(
         "cifar10",
         f"where the images come from: {', '.join(DATASETS)}, or package.module:function for your own; "
-        "imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*",
+        "imagefolder reads DIR/train/<class>/* and DIR/test/<class>/*, or DIR/<class>/* with --test-size",
     )
     data_dir: str = option("data", "folder of the data set (downloads go here)", identity=False, path=True)
     cache_dir: str | None = option(
@@ -43,7 +43,7 @@ class DataConfig(Section):
     image_size: int | None = option(
         None, "resize the images of an imagefolder to squares of this many pixels", Range(1, 2**16)
     )
-    classes: tuple[str, ...] = option((), "take these classes only, two or more")
+    classes: tuple[str, ...] = option((), "use only these classes, two or more, in this order")
     labels: str = option(
         "fine", "labels of cifar100: its 100 classes, or its 20 superclasses", choices=("fine", "coarse")
     )
@@ -285,7 +285,7 @@ class TrainConfig(Section):
         False, "under torchrun, normalise by the statistics of whole batches instead of each rank's part of them"
     )
     deterministic: bool = option(
-        False, "bit-identical repetition on a GPU too, which is slower (on a CPU it always is)"
+        False, "make repetitions bit-identical on a GPU too, which is slower (on a CPU they always are)"
     )
     compile: bool = option(
         False,
@@ -356,11 +356,11 @@ class RunConfig(Section):
         words=("auto",),
     )
     tensorboard: bool = option(
-        False, "also write TensorBoard's event files into the models' folders (needs the package)", identity=False
+        False, "also write TensorBoard's event files into the models' folders (needs tensorboard)", identity=False
     )
     devices: str | None = option(
         None,
-        "several CUDA devices, each with --jobs chains in processes of their own: all, or numbers with commas (0,1,3)",
+        "train on several CUDA devices, in --jobs processes on each: all, or numbers with commas (0,1,3)",
         identity=False,
     )
     executor: str = option(
@@ -374,11 +374,11 @@ class RunConfig(Section):
     slurm_account: str | None = option(None, "account of the jobs", identity=False)
     slurm_qos: str | None = option(None, "quality of service of the jobs", identity=False)
     slurm_array_parallelism: int | None = option(
-        None, "most jobs of a run at the same time [default: 32]", Range(1, 1000), identity=False
+        None, "largest number of jobs of a run [default: 32]", Range(1, 1000), identity=False
     )
     slurm_setup: str | None = option(None, "shell commands before the program, as 'module load cuda'", identity=False)
     slurm_option: tuple[str, ...] = option((), "any other options of sbatch, as key=value", identity=False)
-    yes: bool = option(False, "train a grid of more than 100,000 models", identity=False)
+    yes: bool = option(False, "allow a grid of more than 100,000 models", identity=False)
 
     def check(self) -> None:
         legal = re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None

@@ -16,7 +16,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_PAGES = [
     ROOT / page
-    for page in ("CONTRIBUTING.md", "CHANGELOG.md", "RELIABILITY.md", "benchmarks/README.md", "studies/README.md")
+    for page in (
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "RELIABILITY.md",
+        "benchmarks/README.md",
+        "studies/README.md",
+        "studies/targets.md",
+    )
 ]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
 OF_OTHER_PROGRAMS = {  # of distill.features, tensorboard, torchrun and sbatch

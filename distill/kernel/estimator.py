@@ -13,7 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
 from distill.kernel.arrays import FloatArray
-from distill.kernel.estimator_base import Rows, SelfDistilledBase
+from distill.kernel.estimator_base import Rows, SelfDistilledBase, by_features
 
 
 class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBase):
@@ -73,11 +73,16 @@ class SelfDistilledKernelRidge(MultiOutputMixin, RegressorMixin, SelfDistilledBa
 
     Raises
     ------
-    KernelMatrixError, SingularKernelError, DivergentChainError
-        By ``fit``, for a matrix that is not a kernel matrix, one that is singular and lam = 0, and a chain that has no
-        limit or overflows. These and the following are in ``distill.krr``.
-    MatrixTooLargeError, NotReachedError
-        By ``fit`` and ``path``: before the kernel matrix is allocated; if ``max_basis`` vectors do not reach ``tol``.
+    KernelMatrixError
+        By ``fit``, for a matrix that is not a kernel matrix. This and the following errors are in ``distill.krr``.
+    SingularKernelError
+        By ``fit``, for a singular kernel matrix and lam = 0.
+    DivergentChainError
+        By ``fit``, for a chain that has no limit or overflows.
+    MatrixTooLargeError
+        By ``fit`` and ``path``, before the kernel matrix is allocated.
+    NotReachedError
+        By ``fit`` and ``path``, with "lanczos", if ``max_basis`` vectors do not reach ``tol``.
 
     Examples
     --------
@@ -138,7 +143,7 @@ class SelfDistilledKernelRidgeClassifier(ClassifierMixin, SelfDistilledBase):
         classes = np.unique(y)
         return one_hot(y, classes), one_hot(column_or_1d(y_val), classes)
 
-    @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
+    @available_if(by_features)
     def partial_fit(self, X: Rows, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
         """As ``SelfDistilledKernelRidge.partial_fit``, for labels y (n,); the first call needs all ``classes``."""
         if classes is None and not hasattr(self, "coef_"):

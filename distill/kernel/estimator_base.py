@@ -25,7 +25,7 @@ from distill.kernel.arguments import as_sample_weight, as_schedule, as_targets
 from distill.kernel.arrays import LARGEST_FLOAT, MOST_ENTRIES, FloatArray
 from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
-from distill.kernel.linalg import check_kernel, decompose, require_memory
+from distill.kernel.linalg import check_kernel, decompose, product, require_memory
 from distill.kernel.mixing import AUTO_FITS, auto_schedule
 from distill.kernel.riskmap import EigenChain, eigen_chain
 from distill.kernel.solvers import risk_map
@@ -41,6 +41,11 @@ ANY_NUMBER = Interval(numbers.Real, -LARGEST_FLOAT, LARGEST_FLOAT, closed="both"
 NOT_NEGATIVE = Interval(numbers.Real, 0, LARGEST_FLOAT, closed="both")
 
 Rows = Any  # (n, p): array-like, or a SciPy sparse matrix, whose types scikit-learn does not name
+
+
+def by_features(estimator: Any) -> bool:
+    """Whether the options of an estimator allow a fit by coefficients of features."""
+    return bool(estimator.kernel == "linear" and estimator.solver == "auto")
 
 
 class SelfDistilledBase(BaseEstimator):
@@ -114,8 +119,11 @@ class SelfDistilledBase(BaseEstimator):
         return tiles.matrix(self._kernel, X, X if Y is None else Y)
 
     def _operator(self, X: Rows, X_new: Rows = None) -> Any:
-        """k(X_new, X), or k(X, X), in tiles, of which those of one set are kept in half of the memory that is free
-        beside the basis; a precomputed matrix is X_new or X itself. Raises KernelMatrixError's subclasses."""
+        """k(X_new, X), or k(X, X), as an operator in tiles; if precomputed, X_new or X itself.
+
+        Tiles of k(X, X) are kept in half of the memory that the basis leaves free. Raises KernelMatrixError's
+        subclasses.
+        """
         if self.kernel == "precomputed":
             return check_kernel(X).K if X_new is None else X_new
         room = (available_memory() or 0) - 8 * X.shape[0] * min(self.max_basis, X.shape[0])
@@ -172,12 +180,12 @@ class SelfDistilledBase(BaseEstimator):
 
     def _suits_features(self, X: Rows) -> bool:
         """Whether X (n, p) is fitted by its p coefficients. Raises ValueError for an intercept that it cannot have."""
-        linear = self.kernel == "linear" and self.solver == "auto" and isinstance(X, np.ndarray)
+        linear = by_features(self) and isinstance(X, np.ndarray)
         if self.fit_intercept and not linear:
             raise ValueError("fit_intercept=True needs kernel='linear' and solver='auto'")
         return linear and (self.fit_intercept or X.shape[1] < len(X))
 
-    @available_if(lambda self: self.kernel == "linear" and self.solver == "auto")
+    @available_if(by_features)
     def partial_fit(self, X: Rows, y: ArrayLike) -> Self:
         """Fit the chain to these rows and those of earlier calls; X (n, p) dense, y (n,) or (n, m).
 
@@ -315,7 +323,7 @@ class SelfDistilledBase(BaseEstimator):
         if held_out is None:
             return eigen_chain(decompose(K), y), None, None
         spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
-        rows = spectral.product(K[np.ix_(held_out, train)], spectrum.V)
+        rows = product(K[np.ix_(held_out, train)], spectrum.V)
         return eigen_chain(spectrum, y[train]), rows, y[held_out]
 
     def _choose(self, chain: EigenChain, rows: FloatArray | None, target: FloatArray | None) -> FloatArray:
@@ -351,7 +359,7 @@ class SelfDistilledBase(BaseEstimator):
         return spectral.predict(self._kernel_matrix(X, self.X_fit_), coefficients)
 
     def staged_predict(self, X: Rows, steps: Iterable[float] | None = None) -> Iterator[NDArray[Any]]:
-        """Yield the predictions of f^(step) as ``predict`` for ``steps`` (default: 1, ..., n_steps; inf is the limit).
+        """Yield what ``predict`` returns, of f^(step) at each of ``steps`` (default: 1, ..., n_steps; inf: the limit).
 
         A fitted estimator holds its last step only; this solves for all steps at once, at the cost of a fit.
         """

@@ -59,7 +59,7 @@ def require_memory(n: int, arrays: int, hint: str = "") -> None:
 
 
 def require_bytes(needed: int, what: str, hint: str = "") -> None:
-    """Raise MatrixTooLargeError, which begins with ``what``, if so many bytes are not free."""
+    """Raise MatrixTooLargeError, whose message begins with ``what``, if ``needed`` bytes are not free."""
     room = available_memory()
     if room is not None and needed > room:
         free = max(room, 0) / 2**30
@@ -191,7 +191,7 @@ Solver = Callable[[FloatArray], FloatArray]  # from b (n,) or (n, m) to the solu
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """K = Q T Q^T with T symmetric and tridiagonal, from ``tridiagonalise``; methods as of ``Dense``, with T for K.
+    """K = Q T Q^T with T symmetric and tridiagonal, from ``tridiagonalise``. The methods are those of ``Dense`` for T.
 
     T has ``diagonal`` (n,) and ``off_diagonal`` (n-1,). Q keeps the first coordinate and is a product of Householder
     reflections on the others, in the format of LAPACK's dsytrd: ``reflectors`` (n, n-1), ``scales`` (n-1,).

@@ -55,7 +55,7 @@ class ZeroOne:
         return float(self.in_span(prediction[None], np.ones((1, 1, 1)))[0, 0])
 
     def in_span(self, powers: FloatArray, combinations: FloatArray) -> FloatArray:
-        """As of ``SquaredError``."""
+        """The risks (alphas, steps) of combinations, as ``SquaredError.in_span``."""
         flat = powers.reshape(len(powers), -1)
         risks = np.empty(combinations.shape[:-1])
         for row, weights in zip(risks, combinations, strict=True):
@@ -122,12 +122,12 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the map."""
+        """The shape of the map: (alphas, lams, steps)."""
         return len(self.alphas), len(self.lams), len(self.steps)
 
 
-# For a ridge: predictions (columns, q[, m]) of A y, ..., A^depth y and of the single cells whose chain exists, and
-# whether it does.
+# From a ridge and the grid to predictions (columns, q[, m]) of A y, ..., A^depth y and of the single cells that have a
+# chain, and a flag for each single cell: whether it has one.
 Predictions = Callable[[float, Grid], tuple[FloatArray, list[bool]]]
 
 

@@ -250,7 +250,10 @@ def _by_tridiagonal(kernel: Dense, y: FloatArray, K_new: FloatArray, grid: Grid)
 
 
 def _by_solves(system: ShiftedSystem, y: FloatArray, predict: Callable[[FloatArray], FloatArray]) -> Predictions:
-    """By a solver for each ridge and each limit; y (n[, m]) is in the system's basis, as what ``predict`` takes."""
+    """Predictions by a factorisation for each ridge and each limit.
+
+    y (n[, m]) and the coefficients that ``predict`` takes are in the system's basis.
+    """
 
     def at_ridge(lam: float, grid: Grid) -> tuple[FloatArray, list[bool]]:
         coefficients = []

@@ -50,15 +50,16 @@ class Table:
         column_of = {name: j for j, name in enumerate(self.names)}
         columns = [column_of[name] for name in names]
         values = np.empty((len(self.cells), len(names)))
-        for (i, j), _ in np.ndenumerate(values):
-            cell = self.cells[i][columns[j]]
-            values[i, j] = float(cell) if is_number(cell) else math.nan
-            if not abs(values[i, j]) <= LARGEST:
-                found = repr(cell.strip()[:40]) if cell.strip() else "a missing value"
-                raise DataError(
-                    f"{self.path}, line {self.lines[i]}: column {names[j]} has {found}, "
-                    f"but needs a finite number, at most {LARGEST:g} in size"
-                )
+        for i, row in enumerate(self.cells):
+            for j, column in enumerate(columns):
+                value = _to_number(row[column])
+                if not abs(value) <= LARGEST:
+                    found = repr(row[column].strip()[:40]) if row[column].strip() else "a missing value"
+                    raise DataError(
+                        f"{self.path}, line {self.lines[i]}: column {names[j]} has {found}, "
+                        f"but needs a finite number, at most {LARGEST:g} in size"
+                    )
+                values[i, j] = value
         return values
 
 
@@ -107,3 +108,11 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _to_number(text: str) -> float:
+    """The number in a cell, or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,1 +1,1 @@
-"""What every page and figure of the project is made of: style, SVG, tables, templates. Imports no torch."""
+"""Style, SVG, tables and templates of all pages and figures. Imports no torch."""

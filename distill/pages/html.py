@@ -21,7 +21,7 @@ PAGE = "report.html"
 
 @dataclass
 class Part:
-    """A part of a page. Parts without lines, figures and rows show their note."""
+    """A part of a page: a title and, if given, a note, lines, figures, tables that have rows, and code."""
 
     title: str
     note: str = ""
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass
 class View:
-    """One run on a page: a sentence about what was run, the answer to what was gained, and the parts below."""
+    """A run or a study on a page: a sentence on what was run, its main results (``answer``), and the parts."""
 
     name: str
     sentence: str

@@ -20,6 +20,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
+def format_count(n: int, thing: str) -> str:
+    """``1 epoch``, ``1,200 epochs``."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
 def filled(text: str, indent: int = 2) -> str:
     """A sentence in lines that a terminal holds, the second and later ones indented; words are never broken."""
     return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
@@ -44,9 +49,6 @@ class Link:
     text: str
     href: str
 
-    def __str__(self) -> str:
-        return self.text
-
 
 @dataclass(frozen=True)
 class Heat:
@@ -65,7 +67,10 @@ class Seconds(float):
 
 @dataclass(frozen=True)
 class Table:
-    """A table: cells are text, numbers, ``Spread`` or None; the first column names the rows."""
+    """A table. The first column names the rows.
+
+    Cells are text, numbers, ``Seconds``, ``Spread``, ``Heat``, lists of ``Link``, or None.
+    """
 
     title: str
     header: list[str]
@@ -137,7 +142,7 @@ class Table:
 
 
 def shaded(table: Table) -> Table:
-    """A table whose numbers are shaded from the least, without colour, to the greatest."""
+    """A copy of a table with its numbers shaded: the least has no colour, the greatest the strongest."""
     numbers = [float(value) for row in table.rows for value in map(_mean, row[1:]) if value is not None]
     low = min(numbers, default=0.0)
     width = max(numbers, default=0.0) - low

@@ -14,7 +14,7 @@ from distill.files import write_derived
 from distill.noise import NOISE_KINDS
 from distill.pages.html import Part, View, image, render, render_page, svg
 from distill.pages.style import rendered
-from distill.pages.tables import Table, shaded
+from distill.pages.tables import Table, format_count, shaded
 from distill.program import complain
 from distill.reporting import comparison, page_tables, plots
 from distill.reporting.results import Key, RunResults, name_key
@@ -65,7 +65,7 @@ def sentence(run: RunResults) -> str:
     held = f", {data.val_size:,} images held out" if data.val_size else ""
     chain = config.chain
     what = "alpha" if chain.target == ("soft",) else "targets"
-    steps = f"{chain.distillation_steps} student{'' if chain.distillation_steps == 1 else 's'} each"
+    steps = f"{format_count(chain.distillation_steps, 'student')} each"
     arms = ", ".join(str(arm_name(arm)) for arm in run.arms if arm)
     seeds = " ".join(map(str, chain.seed))
     return (

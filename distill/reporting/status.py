@@ -22,7 +22,7 @@ def status(path: Path) -> str:
 
 
 def _tree(run: Path) -> str:
-    """A run: a line for each unit at work, and for others in the same state."""
+    """The tree of a run: a line for each group of neighbouring units with the same state and details."""
     config = RunDir(run).config()
     owners = claims.holders(run)
     lines = []
@@ -38,7 +38,7 @@ def _tree(run: Path) -> str:
 
 
 def _lines(states: list[tuple[str, str, Task]]) -> list[str]:
-    """The units of a seed: those in the same state, about which there is nothing more to say, on one line."""
+    """A line for each group of neighbouring units of a seed that share a state and details."""
     lines = []
     for (state, detail), group in groupby(states, key=lambda each: each[:2]):
         names = [_name(task) for _, _, task in group]
@@ -52,7 +52,7 @@ def _name(task: Task) -> str:
 
 
 def _state(task: Task, config: Config, owners: dict[str, claims.Owner]) -> tuple[str, str]:
-    """The state of a unit, and what there is to say about it."""
+    """The state of a unit, and its details as text."""
     unfinished = [folder for folder in task.models if not is_finished(folder)]
     if not unfinished:
         return "finished", ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from distill.errors import ConfigError, suggestion
 from distill.files import followed, write_atomically, write_derived
 from distill.pages.html import PAGE, Part, View, render_page, svg
 from distill.pages.style import draw, line_style, new_figure, styled
-from distill.pages.tables import FORMATS, Spread, Table, shaded
+from distill.pages.tables import FORMATS, Spread, Table, format_count, shaded
 from distill.reporting.page_tables import link
 from distill.reporting.results import RunResults, metric_labels
 from distill.reporting.run_report import tables
@@ -53,7 +54,7 @@ class StudyResults:
         loaded = [(setting, RunResults.load(setting.config.output)) for setting in begun]
         return cls(study, [(setting, run) for setting, run in loaded if run or run.problems], step)
 
-    @property
+    @cached_property
     def arms(self) -> list[str]:
         """The names of all arms with students."""
         return sorted({name for _, run in self.runs for arm in run.arms if (name := arm_name(arm))}, key=sort_key)
@@ -224,7 +225,7 @@ def sentence(results: StudyResults) -> str:
     return (
         f"{config.model.name} on {config.data.dataset}: {len(results.study.settings)} settings ({axes}), alpha "
         f"{', '.join(results.arms) or 'none'}, seed {' '.join(map(str, config.chain.seed))}, "
-        f"{steps} student{'' if steps == 1 else 's'} each; {finished:,} of {len(whole):,} models are finished."
+        f"{format_count(steps, 'student')} each; {finished:,} of {len(whole):,} models are finished."
     )
 
 

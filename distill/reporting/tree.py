@@ -18,7 +18,7 @@ Kind = bool  # whether a model is a student
 
 @dataclass
 class Branch:
-    """How many models of a setting, or of one of its arms, are in each state, and the epochs that they miss."""
+    """The number of models of a setting or an arm in each state, and the epochs that are left to train."""
 
     count: Counter[str] = field(default_factory=Counter)
     left: Counter[Kind] = field(default_factory=Counter)  # epochs
@@ -39,6 +39,9 @@ def tree(study: Study) -> str:
     hours = 0.0
     unknown = False
     times = {setting.config.output: _seconds_per_epoch(setting.config.output) for setting in study.settings}
+    elsewhere: dict[Kind, float] = {}  # of the first run that has any
+    for each in times.values():
+        elsewhere = each | elsewhere
     for setting in study.settings:
         arms = _arms(setting.config)
         total = Branch()
@@ -49,7 +52,7 @@ def tree(study: Study) -> str:
         whole.add(total)
         own = times[setting.config.output]
         for kind, epochs in total.left.items():
-            known = own.get(kind) or next((each[kind] for each in times.values() if kind in each), None)
+            known = own.get(kind) or elsewhere.get(kind)
             unknown = unknown or known is None
             hours += epochs * (known or 0.0) / 3600
     head = f"{study.path}: {sum(whole.count.values()):,} models in {len(study.settings):,} settings: {whole}"
@@ -69,7 +72,7 @@ def _arms(config: Config) -> dict[str, Branch]:
 
 
 def _state(model: Model, config: Config) -> tuple[str, int]:
-    """The state of a model and the epochs that it misses."""
+    """The state of a model, and the epochs that are left to train."""
     folder = model.folder
     if is_finished(folder):
         return "finished", 0

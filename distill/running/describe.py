@@ -7,7 +7,7 @@ import torch
 from distill.arms import arm_name
 from distill.config import Config
 from distill.environment import torchrun_rank
-from distill.pages.tables import filled
+from distill.pages.tables import filled, format_count
 from distill.running.cost import Cost, Done
 from distill.running.experiment import Experiment, count_models, job_count
 from distill.running.jobs import independent_chains
@@ -107,11 +107,6 @@ def format_model_count(config: Config) -> str:
     """``12 models``, or ``at most 12 models`` if an alpha is estimated."""
     models = format_count(count_models(config), "model")
     return f"at most {models}" if config.chain.estimates_alpha else models
-
-
-def format_count(n: int, thing: str) -> str:
-    """``1 epoch``, ``1,200 epochs``."""
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def format_milliseconds(seconds: float) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 from distill.config import Config
 from distill.files import write_atomically
-from distill.pages.tables import filled
+from distill.pages.tables import filled, format_count
 from distill.records import write_json
-from distill.running.describe import describe, format_count
+from distill.running.describe import describe
 from distill.running.experiment import Experiment, count_models
 from distill.running.jobs import prepare_with_jobs
 from distill.running.run import begin_study, check, check_executor, run_experiments

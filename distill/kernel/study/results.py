@@ -22,7 +22,7 @@ TEST = "test points"
 
 
 class Judge(NamedTuple):
-    """Points with known targets, in the eigenbasis. In the place of None, generalised cross-validation judges."""
+    """Points with known targets, in the eigenbasis. A judge that is None stands for generalised cross-validation."""
 
     rows: FloatArray  # (q, k)
     target: FloatArray  # (q[, m])
@@ -155,7 +155,10 @@ class Study:
         return LambdaCurves(name, *np.array(rows).T)
 
     def _chain(self, judge: Judge | None, lam: float, alpha: ArrayLike, steps: list[float]) -> FloatArray:
-        """Losses and accuracies (2, steps) of a chain; inf and NaN at steps where it diverges."""
+        """Losses and accuracies (2, steps) of a chain.
+
+        Losses are inf where it diverges; accuracies are NaN there, for targets (q,) and by cross-validation.
+        """
         chain = self.route.chain
         out = np.tile([[np.inf], [np.nan]], len(steps))
         for s, step in enumerate(steps):

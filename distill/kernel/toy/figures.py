@@ -23,7 +23,7 @@ from distill.kernel.linalg import Spectrum, decompose
 from distill.kernel.mixing import alphas_to_weights, greedy_alphas, joint_weights, weights_to_alphas
 from distill.kernel.spectral import DivergentChainError, diagonals, dual_coefficients, predict, sparsification_ratios
 from distill.kernel.toy.data import Data, Fold, held_out_residuals, kernel_matrix, loss_map
-from distill.kernel.toy.program import NamedChain
+from distill.kernel.toy.program import NamedChain, step_text
 
 LIMIT_COLOUR = "0.1"
 STAR: Any = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
@@ -176,7 +176,7 @@ def risk_map_figure(
     axes.add_patch(Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5))
     name = f"{chosen_by}: {risk[row, best]:.5f} at {step_name(steps[best])}, $\\alpha$ = {alphas[row]:g}"
     axes.plot(left[best] + 0.5, alphas[row], "*", label=name, **STAR)
-    axes.set_xticks(left + 0.5, ["∞" if step == math.inf else str(int(step)) for step in steps])
+    axes.set_xticks(left + 0.5, [step_text(step) for step in steps])
     axes.axvline(left[-1] - 0.25, color="0.2", linestyle="--", linewidth=1)
     axes.text(left[-1] + 0.5, edges[-1] + half, "limit", ha="center", va="bottom")
     colour_scale(figure, mesh, norm, axes, loss_name)

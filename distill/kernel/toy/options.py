@@ -10,10 +10,11 @@ from distill.arguments import OneLineParser, Range, number, to_path
 from distill.errors import ConfigError
 from distill.options import add_option, flag
 from distill.program import program_name
-from distill.sections import DATASETS, DataConfig
+from distill.sections import ARRAYS, DATASETS, DataConfig
 
 KERNEL_NAMES = ("rbf", "laplacian", "matern12", "matern32", "matern52", "polynomial", "linear")
 MEDIAN = "median"
+IMAGES = [name for name in DATASETS if name not in ARRAYS]
 LARGEST = 1e100  # of any number on the command line: its square is far inside float64's range
 MOST_CHAINS = 100
 DATA_FIELDS = [f for f in fields(DataConfig) if f.name not in ("data", "augment", "cutout")]  # the first is dataset
@@ -73,7 +74,8 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 }
 REAL_ONLY = [flags[2:].replace("-", "_") for flags in list(REAL)[2:]]
 HELP = {
-    "--alpha": "weights of the ground truth, one column each: any numbers, or auto for the best alpha of each step "
+    "--alpha": "weight of the given labels in a student's target, a column for each value: any number, or auto for the "
+    "best alpha of each step "
     "(default: 0 0.35; with real data 0 0.25 0.5 0.75 1)",
     "--alpha-schedule": "a column with a schedule: the alpha of the first student, of the second, ...; "
     "the last one repeats",
@@ -86,28 +88,29 @@ HELP = {
     "--noise": "draw new points with noise of this standard deviation (default: 0.5)",
     "--n": "draw this many new points (11 if only --noise or --seed is given)",
     "--seed": "seed of new points, and of all that is drawn from real data (default: 0)",
-    "--csv": "also write the losses in full precision: alpha,step,loss",
-    "--interactive": "open a window with sliders for alpha, lambda, gamma and the step instead, and write nothing",
+    "--csv": "also write the toy's losses to this file in full precision: alpha,step,loss",
+    "--interactive": "write nothing; open a window with sliders for alpha, lambda, gamma and the step",
     "--data": "a CSV file with named columns, or an NPZ file with X (n, p), y (n,), and optionally X_test, y_test, "
     "X_val, y_val and given. Text, and integers in an NPZ file, are classes. A CSV file with one input is fitted "
     "as the toy is: without a column truth the loss is leave-one-out, or on held-out points if there are over 200",
-    "--dataset": f"images, whose pixels in [0, 1] are the inputs: {', '.join(DATASETS)}, or package.module:function",
+    "--dataset": f"images, whose pixels in [0, 1] are the inputs: {', '.join(IMAGES)}, or package.module:function; or "
+    "features, the vectors in the file of --data",
     "--target": "the CSV file's target column (default: y, or else the last)",
     "--classification": "the numbers in the target column are classes",
     "--standardise": "scale inputs to mean 0 and variance 1 over the training points",
-    "--intercept": "an intercept without penalty, for --kernel linear",
+    "--intercept": "fit an intercept without penalty (needs --kernel linear)",
     "--solver": "features: --kernel linear through the p x p Gram matrix; eigh: an eigendecomposition; lanczos: "
     "products with the kernel matrix, for many points (default: auto, the first of these that suits)",
     "--tolerance": "lanczos: bound on the relative error of the fitted values (default: 0.001)",
     "--max-basis": "lanczos: number of basis vectors at most (default: 4000)",
-    "--memory": "lanczos: memory for the kernel matrix, which is otherwise computed again for each product "
+    "--memory": "lanczos: GiB for the kernel matrix; a larger one is computed again for each product "
     "(default: half of what is free)",
-    "--precision": "lanczos: of the kernel matrix (default: float64 if it fits into the memory, otherwise float32)",
+    "--precision": "lanczos: number format of the kernel matrix (default: float64 if that fits, otherwise float32)",
     "--output": "folder of the figures and tables (default: figures for the toy without other options, "
     "otherwise runs/krr-<name of the data>)",
     "--report": "also write report.html, a page with the tables and the figures, into the folder",
     "--no-figures": "draw no figures",
-    "--format": "of the figures (default: %(default)s)",
+    "--format": "format of the figures (default: %(default)s)",
     "--dpi": "resolution of png figures (default: %(default)s)",
 }
 
@@ -124,7 +127,7 @@ def parser() -> OneLineParser:
         usage="%(prog)s [options]",
         description="Kernel ridge self-distillation in closed form. Without a data set, the papers' toy experiment: "
         "eleven noisy points of a sinusoid. With --dataset or --data, real data: risks over alpha, lambda and step.",
-        epilog="alpha is the weight of the ground truth: 1 is no distillation, 0 the teacher's output alone.",
+        epilog="alpha is the weight of the given labels: 1 is no distillation, 0 uses only the teacher's output.",
         allow_abbrev=False,
     )
     for title, options in GROUPS.items():
@@ -160,7 +163,8 @@ def parse(words: list[str]) -> argparse.Namespace:
 def require_absent(values: dict[str, Any], names: Iterable[str], why: str) -> None:
     """Raise ConfigError for the first option among ``names`` that has a value."""
     for name in names:
-        if values.get(name) not in (None, False):
+        value = values.get(name)
+        if value is not None and value is not False:  # 0 is a value
             raise ConfigError(f"{flag(name)} {why}")
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from distill.kernel.toy.options import program
-from distill.kernel.toy.program import NamedChain, step_text
+from distill.kernel.toy.program import NamedChain, step_text, value_cells
 from distill.pages.html import Part, View, render_page, svg
 from distill.pages.tables import Heat, Table
 
@@ -33,16 +33,17 @@ CAPTIONS = {  # by the beginning of a figure's name
 
 
 def chain_table(
-    title: str, chains: Sequence[NamedChain], steps: Sequence[float], values: Iterable, best: Callable
+    title: str, chains: Sequence[NamedChain], steps: Sequence[float], values: Iterable[Sequence[float]], best: Callable
 ) -> Table:
     """A row for each step, a column for each chain, the ``best`` of each column shaded.
 
-    ``values`` (len(chains), len(steps)); a chain diverges if they are not finite.
+    ``values`` (len(chains), len(steps)), shown as in ``format_table``.
     """
     columns: list[list[Any]] = []
     for row in values:
         goal = best(filter(math.isfinite, row))
-        columns.append([Heat(f"{v:.5f}", float(v == goal)) if math.isfinite(v) else "diverges" for v in row])
+        cells = zip(row, value_cells(row), strict=True)
+        columns.append([Heat(text, float(v == goal)) if math.isfinite(v) else text for v, text in cells])
     rows = [[step_text(step), *cells] for step, *cells in zip(steps, *columns, strict=True)]
     return Table(f"{title}; the best of a column is shaded", ["fit", *(chain.heading for chain in chains)], rows)
 

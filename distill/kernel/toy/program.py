@@ -17,7 +17,6 @@ from distill.environment import load_matplotlib
 from distill.errors import one_line
 from distill.files import Content, followed, write_together
 from distill.kernel.toy.options import REAL_ONLY, parse, program, set_toy_defaults
-from distill.pages.html import PAGE
 from distill.program import complain, refuse, run_program, say
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class NamedChain:
 
     @property
     def schedule(self) -> str:
-        """Two lines with the alphas of a schedule."""
+        """An empty line and one with the alphas of a schedule; an empty text for a constant alpha."""
         numbers = self.alpha if isinstance(self.alpha, tuple) else ()
         return f"\n{self.heading}: alpha = {', '.join(f'{a:.5g}' for a in numbers)}, ..." if numbers else ""
 
@@ -83,16 +82,15 @@ def format_table(chains: list[NamedChain], steps: Sequence[float], table: Iterab
     columns = [["fit", *map(step_text, steps)]]
     for chain, losses in zip(chains, table, strict=True):
         best = min(range(len(losses)), key=losses.__getitem__)
-        beyond = "diverges" if losses[-1] == math.inf else "overflows"  # the last is the limit
-        cells = [_cell(loss, beyond) + ("*" if i == best else " ") for i, loss in enumerate(losses)]
+        cells = [text + ("*" if i == best else " ") for i, text in enumerate(value_cells(losses))]
         columns.append([chain.heading + " ", *cells])
     return aligned(zip(*columns, strict=True))
 
 
-def _cell(loss: float, beyond: str) -> str:
-    if loss == math.inf:
-        return beyond
-    return f"{loss:.5f}" if loss < 1e6 else f"{loss:.5e}"
+def value_cells(values: Sequence[float]) -> list[str]:
+    """The values of a chain by step, the limit last, as text."""
+    beyond = "overflows" if math.isfinite(values[-1]) else "diverges"
+    return [beyond if not math.isfinite(v) else f"{v:.5f}" if v < 1e6 else f"{v:.5e}" for v in values]
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:
@@ -167,6 +165,7 @@ def run(args: argparse.Namespace, table: "Table | None" = None) -> str:
     what = f"{args.kernel} kernel, gamma = {args.gamma:g}, lambda = {args.lam:g}, {len(data.x)} points"
     if args.report:
         from distill.kernel.toy.page import chain_table, kernel_page
+        from distill.pages.html import PAGE
 
         loss, chain, step = min(
             (loss, chain.heading, step_text(step))
