@@ -84,7 +84,7 @@ def parse(argv: list[str]) -> Command:
     previews = preview or PREVIEW in (alpha if isinstance(alpha, list) else [alpha])
     if previews:
         for setting in study.settings:
-            setting.config.check_preview()
+            setting.config.require_held_out("--preview")
     mode = "dry-run" if dry_run else "estimate" if estimate else "preview" if previews else [*jobs, "train"][0]
     if mode == "detach" and study.settings[0].config.run.executor != "slurm":
         raise ConfigError("--detach is for --executor slurm: without it, this process trains")
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _on_a_rank(words: list[str]) -> int:
-    """Run the program as one of torchrun's ranks: rank 0 as ever, the others as its followers."""
+    """Run the program on one of torchrun's ranks: rank 0 runs it as usual, and the others follow rank 0."""
     rank, size = torchrun_rank()
     with ExitStack() as stack:
         if rank > 0:

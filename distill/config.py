@@ -56,9 +56,9 @@ class Config:
         )
         self._check_targets()
         if self.chain.estimates_alpha:
-            self._require_held_out("alpha auto")
+            self.require_held_out("alpha auto")
         if PREVIEW in self.chain.alphas:
-            self.check_preview("alpha preview")
+            self.require_held_out("alpha preview")
 
     def _check_targets(self) -> None:
         """Refuse targets that do not fit the loss."""
@@ -77,11 +77,8 @@ class Config:
                 f"{loss} may be unbounded below with a negative target",
             )
 
-    def check_preview(self, name: str = "--preview") -> None:
-        """Raise ConfigError if a run of this configuration cannot be previewed; ``name`` is what asks for it."""
-        self._require_held_out(name)
-
-    def _require_held_out(self, name: str) -> None:
+    def require_held_out(self, name: str) -> None:
+        """Raise ConfigError if this run has no held-out images or no teacher of step 0, which ``name`` needs."""
         require(self.data.val_size > 0, f"{name} needs held-out images: give --val-size")
         require(
             self.chain.first_step == 0,

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def available_memory() -> int | None:
     return min(room, default=None)
 
 
+@cache
 def commit() -> str | None:
     """The commit of the program's source, with a + if it has been changed since; None outside a checkout."""
     checkout = Path(__file__).parents[1]

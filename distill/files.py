@@ -234,8 +234,8 @@ def _remove_unlocked(path: str) -> None:
         os.close(handle)
 
 
-def open_locked(path: Path, wait: bool) -> BinaryIO | None:
-    """Open a lock file, made if needed, that is locked until closed; None if another process has it and not ``wait``.
+def open_locked(path: Path) -> BinaryIO | None:
+    """Open a lock file, made if needed, that is locked until closed; None if another process has it.
 
     Where the file system has no locks, a note on standard error says so once. Raises OSError, also for a link.
     """
@@ -243,7 +243,7 @@ def open_locked(path: Path, wait: bool) -> BinaryIO | None:
     file = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: SIM115 - the caller closes it
     try:
         _require_regular(str(path), os.fstat(file.fileno()))
-        held = take_lock(file.fileno(), wait)
+        held = take_lock(file.fileno(), wait=False)
     except BaseException:
         file.close()
         raise

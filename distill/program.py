@@ -92,7 +92,7 @@ class Signals:
             raise Stopped(self, self.raised)
 
     def raise_again(self, number: int) -> None:
-        """Raise a signal in a moment, because what it raised is gone and the program still runs.
+        """Raise a signal again after 10 ms: its exception was swallowed, and the program still runs.
 
         Python swallows exceptions in some callbacks, such as ``__del__`` and those of weak references, which imports
         have; so do libraries.

@@ -52,8 +52,11 @@ class Study:
         first = self.settings[0].config.output
         return first.parent if self.axes else first
 
-    def toml(self) -> str:
-        """The study as the text of config.toml: axes as lists; what follows from an axis is left out."""
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """The study as dictionaries that ``expand`` takes back: axes as lists; what follows from an axis is left out.
+
+        The output is the study's folder.
+        """
         first = self.settings[0].config
         sections = sections_of(first)
         for section, values in sections.items():
@@ -65,7 +68,12 @@ class Study:
                 differs = any(value != getattr(getattr(first, section), name) for value in of_all)
                 if differs or self._follows(getattr(first, section), name):
                     del values[name]
-        return dump_toml(sections)
+        sections["run"]["output"] = str(self.path)
+        return sections
+
+    def toml(self) -> str:
+        """The study as the text of config.toml."""
+        return dump_toml(self.sections())
 
     def _follows(self, section: Section, name: str) -> bool:
         """Whether a value follows from options of a section that has an axis, so that other values may differ."""

@@ -178,7 +178,7 @@ def test_links_under_temporary_names_lead_nowhere(tmp_path):
         (tmp_path / name).symlink_to("outside")
     write_atomically(tmp_path / "file", "new")
     with pytest.raises(OSError, match="symbolic links"):
-        open_locked(tmp_path / ".lock", wait=True)
+        open_locked(tmp_path / ".lock")
     assert (tmp_path / "outside").read_text() == "kept"
 
 
@@ -225,17 +225,17 @@ def test_where_there_are_no_locks_a_note_says_so_once(tmp_path, monkeypatch, cap
         leftover.touch()
     os.utime(leftovers[0], (0, 0))
     for _ in range(2):
-        with open_locked(tmp_path / ".lock", wait=False):
+        with open_locked(tmp_path / ".lock"):
             write_atomically(tmp_path / "file", "text")
     assert [path.exists() for path in leftovers] == [False, True]  # the other may be a living process's
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_lock_is_held_until_it_is_closed(tmp_path):
-    first = open_locked(tmp_path / ".lock", wait=False)
-    assert open_locked(tmp_path / ".lock", wait=False) is None
+    first = open_locked(tmp_path / ".lock")
+    assert open_locked(tmp_path / ".lock") is None
     first.close()
-    open_locked(tmp_path / ".lock", wait=False).close()
+    open_locked(tmp_path / ".lock").close()
 
 
 @pytest.mark.parametrize(

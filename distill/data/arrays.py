@@ -3,6 +3,7 @@
 ``--dataset arrays`` reads images, ``--dataset features`` vectors, and ``krr_toy.py --data`` vectors.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def read_array_data(config: DataConfig, progress: bool = False) -> Source:
         raise DataError(f"{path}: {error}") from None
     keys = {"": "train_images", "_test": "test_images", "_val": "val_images"}
     fields |= {keys[part]: values[:, :, None, None] for part, values in X.items()}
-    return Source(**{**source.__dict__, **fields})
+    return replace(source, **fields)
 
 
 def _vectors(values: np.ndarray, what: str) -> np.ndarray:

@@ -25,9 +25,9 @@ def is_mapped(array: object) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class MappedImages:
-    """Some images of a memory-mapped array. Like an array (n, c, h, w) uint8, but reads images only as needed."""
+    """Some images of a memory-mapped array. Like an array (n, c, h, w), but reads images only as needed."""
 
-    whole: np.ndarray  # (m, c, h, w) uint8, memory-mapped
+    whole: np.ndarray  # (m, c, h, w) uint8, or float32 for vectors; memory-mapped
     rows: np.ndarray  # (n,) int64, positions in ``whole``
 
     @property
@@ -67,7 +67,7 @@ class Source:
     name: str
     train_images: np.ndarray  # (n, c, h, w) uint8, or float32 for vectors, which have one pixel
     train_labels: np.ndarray  # (n,) int64 in [0, C)
-    test_images: np.ndarray | None  # (m, c, h, w) uint8; None if the data have no test split
+    test_images: np.ndarray | None  # (m, c, h, w) like train_images; None if the data have no test split
     test_labels: np.ndarray | None  # (m,) int64 in [0, C), or None
     classes: tuple[str, ...]  # C names
     flip: bool  # whether mirror images show the same class
@@ -122,7 +122,7 @@ class Source:
 
     def check_fingerprint(self, expected: str | None) -> None:
         """Raise DataError unless ``expected``, the value of --data-sha256, is the fingerprint or None."""
-        if expected not in (None, self.fingerprint):
+        if expected is not None and expected != self.fingerprint:
             raise DataError(
                 f"the images or labels of {self.name} are not those of --data-sha256; theirs is {self.fingerprint}"
             )

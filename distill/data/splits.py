@@ -23,7 +23,7 @@ TEST_OF_UNSPLIT = 500  # test images drawn from a source without a test split: 5
 class Split:
     """n images of c channels, h rows and w columns, in ascending order of ``index``."""
 
-    images: Images  # (n, c, h, w) uint8
+    images: Images  # (n, c, h, w) uint8, or float32 for vectors
     labels: np.ndarray  # (n,) int64, the given labels
     true_labels: np.ndarray  # (n,) int64, before corruption; the same array if nothing is corrupted
     index: np.ndarray  # (n,) int64, positions in the source's training or test split

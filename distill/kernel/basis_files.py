@@ -79,7 +79,7 @@ class BasisFiles:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a checkpoint's folder, which is made if needed."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open_locked(folder / "lock", wait=False)
+    lock = open_locked(folder / "lock")
     if lock is None:
         raise DataError(f"another process uses the checkpoint {folder}; wait for it, or take another folder")
     with lock:

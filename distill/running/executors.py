@@ -51,10 +51,10 @@ class Executor:
         raise NotImplementedError
 
     def keep(self, groups: set[tuple[Path, int]]) -> None:
-        """Free what is in memory for other groups of tasks than these: they are done."""
+        """Free the memory of all groups of tasks but these; the others are done."""
 
     def check(self) -> None:
-        """Raise what a signal that has come is to raise."""
+        """Raise Stopped if a signal has arrived."""
 
     def __enter__(self) -> Self:
         return self
@@ -63,23 +63,17 @@ class Executor:
         """Clean up."""
 
 
-def make_executor(experiments: Sequence[Experiment], listener: Listener) -> Executor:
-    """The executor for the experiments' number of jobs and their device, in which they agree."""
-    first = experiments[0]
-    by_run = {experiment.config.output: experiment for experiment in experiments}
-    if worker_count(first.config) == 1:
-        return Serial(lambda config: by_run[config.output], listener)
-    if uses_threads(first.device) and _threads_can_share([experiment.config for experiment in experiments]):
-        return Threads(by_run, listener)
-    return Processes(first.config)
+def make_executor(
+    configs: Sequence[Config], experiment: Callable[[Config], Experiment], listener: Listener
+) -> Executor:
+    """The executor for the number of jobs and the device of some runs, in which they agree.
 
-
-def worker_executor(configs: Sequence[Config], listener: Listener) -> Executor:
-    """The executor of a process that works in run directories which another one began."""
+    ``experiment`` returns the experiment of a configuration. Processes do not call it: they open the run directory.
+    """
     if worker_count(configs[0]) == 1:
-        return Serial(open_run, listener)
+        return Serial(experiment, listener)
     if _threads_can_share(configs) and uses_threads(pick_device(configs[0].run.device)):
-        return Threads({config.output: open_run(config) for config in configs}, listener)
+        return Threads({config.output: experiment(config) for config in configs}, listener)
     return Processes(configs[0])
 
 
@@ -266,7 +260,7 @@ class Processes(ConcurrentExecutor):
         pool, device = self.idle.pop(0)
         run = replace(task.config.run, device=device, devices=None)
         with _interrupts_blocked():
-            future = pool.submit(_train_quietly, replace(task, config=replace(task.config, run=run)))
+            future = pool.submit(_train, replace(task, config=replace(task.config, run=run)))
         self.busy[future] = pool, device
         return future
 
@@ -317,11 +311,14 @@ def _end_with_parent() -> None:
 @lru_cache(maxsize=1)
 def _serial() -> Serial:
     """The executor of a worker process, which keeps the images of its last task."""
-    return Serial(open_run, Listener())
+    return Serial(_open_quietly, Listener())
 
 
-def _train_quietly(task: Task) -> None:
-    """Train a task in a worker process."""
+def _open_quietly(config: Config) -> Experiment:
     with redirect_stderr(io.StringIO()):  # the parent has already reported on the images
-        open_run(task.config)
+        return open_run(config)
+
+
+def _train(task: Task) -> None:
+    """Train a task in a worker process."""
     _serial().submit(task).result()

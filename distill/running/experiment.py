@@ -268,6 +268,13 @@ def count_models(config: Config) -> int:
     return len(chain.seed) * (teachers + trainings(chain.arms))
 
 
+def count_finished(config: Config) -> int:
+    """The models of ``count_models`` that are finished."""
+    given = config.chain.teacher_ckpt is not None
+    models = RunDir(config.output).models(config)
+    return sum(is_finished(model.folder) for model in models if not (given and model.arm is None))
+
+
 def versions(device: torch.device) -> dict[str, str | int]:
     """Versions and hardware, for environment.json."""
     return {

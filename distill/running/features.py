@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from distill.chains.checkpoints import load_model
-from distill.config import CUSTOM_MODEL, DataConfig, ModelConfig, TrainConfig
+from distill.config import DataConfig, ModelConfig, TrainConfig
 from distill.data.load import load_source
 from distill.data.splits import Dataset, Split, make_dataset
 from distill.errors import ConfigError
@@ -60,7 +60,7 @@ def _extractor(of: str, data: Dataset, device: str) -> Extract:
     if of.startswith("torchvision:"):
         if size[0] != 3:
             raise ConfigError(f"--of {of} takes images of 3 channels, not {size[0]}")
-        network = build(ModelConfig(resnet=CUSTOM_MODEL, network=of, pretrained=True), 3, len(data.classes))
+        network = build(ModelConfig(network=of, pretrained=True), 3, len(data.classes))
         model = Classifier(network, *IMAGENET)
     elif ":" in of or not Path(of).exists():
         raise ConfigError(f"--of must be pixels, torchvision:NAME or the folder of a finished model, not {of}")

@@ -29,7 +29,7 @@ from distill.training.ranks import Ranks, joined
 
 @contextmanager
 def joined_or_following(config: Config) -> Iterator[bool]:
-    """Connect the ranks. Yields True on rank 0, which leads them in the block, and on the others False at the end."""
+    """Connect the ranks. Rank 0 gets True and leads in the block. The others follow until it ends, then get False."""
     with joined(pick_device(config.run.device)) as ranks:
         if ranks.rank > 0:
             follower = Follower(ranks)

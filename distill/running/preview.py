@@ -234,7 +234,7 @@ def outcomes_of(teacher: _Teacher, forecasts: list[Forecast]) -> list[Outcome]:
         if any(type(target) is not Fixed and target != Estimated() for target in arm):
             continue  # the twin knows no other targets
         folders = [teacher.rundir.model(teacher.seed, each.arm, each.position) for each in students_of(arm)]
-        folders = list(takewhile(lambda folder: is_finished(folder), folders))
+        folders = list(takewhile(is_finished, folders))
         name = arm_name(arm[: len(folders)])
         longest = len(outcomes[name].alphas) if name in outcomes else 0
         if name is None or len(folders) <= longest:

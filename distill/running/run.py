@@ -1,6 +1,5 @@
 """A whole run: every seed's teacher once, then the students of every arm, in one job or in several."""
 
-import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,12 +11,20 @@ from distill.data.source import Source
 from distill.errors import ConfigError
 from distill.files import write_atomically
 from distill.running import slurm
-from distill.running.executors import make_executor, worker_executor
-from distill.running.experiment import Experiment, caller_unaffected, count_models, versions, worker_count
+from distill.running.executors import make_executor
+from distill.running.experiment import (
+    Experiment,
+    caller_unaffected,
+    count_finished,
+    count_models,
+    versions,
+    worker_count,
+)
 from distill.running.jobs import prepare_with_jobs
 from distill.running.loaded import LoadedRun
 from distill.running.progress import Progress, in_notebook
 from distill.running.schedule import Failed, FailedError, train_tasks
+from distill.running.unit import open_run
 from distill.store import claims
 from distill.store.events import write_events_of_finished
 from distill.store.rundir import RunDir, is_finished
@@ -80,19 +87,19 @@ def run_experiments(
 ) -> list[LoadedRun]:
     """Train all units of several experiments, which agree in device and jobs: see ``run_experiment``.
 
-    ``path`` is the folder of the study that holds them, if there is one. With ``detach`` the jobs of a cluster are
-    submitted and not waited for.
+    ``path`` is the folder of their study, which has checked them, if there is one. With ``detach`` the jobs of a
+    cluster are submitted and not waited for.
     """
     run = experiments[0].config.run
-    path = path or experiments[0].config.output
-    check_executor(path, run, teachers_only)
-    for experiment in experiments:
-        check(experiment)
+    if path is None:  # the settings of a study have been checked
+        path = experiments[0].config.output
+        check_executor(path, run, teachers_only)
+        for experiment in experiments:
+            check(experiment)
     for experiment in experiments:
         _begin(experiment, listener)
     runs = [RunDir(experiment.config.output) for experiment in experiments]
-    results = [result for run in runs for result in run.results()]
-    listener.begin(sum(result.epochs > 0 or result.arm is not None for result in results))
+    listener.begin(sum(count_finished(experiment.config) for experiment in experiments))
     every = [task for experiment in experiments for task in tasks(experiment.config)]
     if run.executor == "slurm":
         if not all(task.is_finished for task in every):
@@ -100,7 +107,9 @@ def run_experiments(
         failures = [] if detach else slurm.wait_for_jobs(path, every, listener)
     else:
         chosen = [task for task in every if not (teachers_only and task.unit.arms)]
-        with make_executor(experiments, listener) as executor:
+        by_run = {experiment.config.output: experiment for experiment in experiments}
+        configs = [experiment.config for experiment in experiments]
+        with make_executor(configs, lambda config: by_run[config.output], listener) as executor:
             failures = train_tasks(chosen, executor, listener)
     for rundir in runs:
         rundir.write_results()
@@ -122,11 +131,9 @@ def check_executor(path: Path, run: RunConfig, teachers_only: bool = False) -> N
 def begin_study(study: Study) -> None:
     """Make the folder of a study and write its config.toml, which keeps what other commands have added meanwhile."""
     RunDir(study.path).open()
-    sections = tomllib.loads(study.toml())
-    sections["run"] |= {"output": str(study.path)}
     with claims.turn(study.path, "begin"):
         working = any(RunDir(setting.config.output).is_worked_on for setting in study.settings)
-        write_atomically(study.path / "config.toml", extended(study.path, sections, working=working).toml())
+        write_atomically(study.path / "config.toml", extended(study.path, study.sections(), working=working).toml())
 
 
 def batch_script(study: Study, experiments: Sequence[Experiment]) -> str:
@@ -145,14 +152,13 @@ def work(configs: Sequence[Config], listener: Listener) -> list[Failed]:
     """Train what no other process trains in the directories of some runs; returns what failed. Raises UserError."""
     paths = [config.output for config in configs]
     every = [task for config in configs for task in tasks(config)]
-    before = sum(is_finished(folder) for task in every for folder in task.models)
+    before = sum(map(count_finished, configs))
     listener.begin(before)
     for path in paths:
-        (path / claims.WORK).mkdir(exist_ok=True)
         RunDir(path).write_environment(**versions(pick_device(configs[0].run.device)))
-    with worker_executor(configs, listener) as executor:
+    with make_executor(configs, open_run, listener) as executor:
         failures = train_tasks(every, executor, listener, stay=False, verify=False)
-    if before < sum(is_finished(folder) for task in every for folder in task.models):
+    if before < sum(map(count_finished, configs)):
         for path in paths:
             RunDir(path).write_results()
     return failures
@@ -173,13 +179,13 @@ def check(experiment: Experiment) -> None:
         experiment.check_network(data)
     if chain.teacher_ckpt is not None:
         rundir = RunDir(experiment.config.output)
-        teachers = (rundir.model(seed, None, chain.first_step) / "result.json" for seed in chain.seed)
-        if Path(chain.teacher_ckpt).exists() or not all(teacher.exists() for teacher in teachers):
+        teachers = (rundir.model(seed, None, chain.first_step) for seed in chain.seed)
+        if Path(chain.teacher_ckpt).exists() or not all(map(is_finished, teachers)):
             experiment.check_teacher(data)
 
 
 def _begin(experiment: Experiment, listener: Listener) -> None:
-    """Write what describes the run; report a device or a number of threads that is not the last process's."""
+    """Write the files that describe the run. Note a change of device, threads or ranks since the last process."""
     rundir = RunDir(experiment.config.output)
     rundir.open()
     with claims.turn(rundir.path, "begin"):

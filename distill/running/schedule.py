@@ -44,7 +44,7 @@ class FailedError(TrainingError):
 class Schedule:
     """The tasks that are left. Other processes may work in the same run directories.
 
-    With ``verify``, tasks that are finished when it begins are trained too, which verifies them.
+    With ``verify``, tasks that are finished at the beginning are submitted too, which verifies their files.
     """
 
     def __init__(self, tasks: Sequence[Task], teachers_first: bool, verify: bool) -> None:
@@ -129,6 +129,7 @@ def train_tasks(
     watchers = [RunWatcher(config, listener) for config in configs.values()]
     running: dict[Future[Any], Task] = {}
     while True:
+        started = time.monotonic()
         while len(running) < executor.size:
             task = schedule.next()
             if task is None:
@@ -146,7 +147,7 @@ def train_tasks(
             for run in configs:
                 RunDir(run).check_is_there()
             listener.note("other processes train what is left: waiting for them")
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(5.0, max(POLL_SECONDS, 20 * (time.monotonic() - started))))  # a large run is slow to read
         else:
             for watcher in watchers:
                 watcher.report_new()

@@ -38,27 +38,30 @@ def prepare_study(study: Study) -> list[Experiment]:
     The data and network of every setting that is not finished are checked now, rather than after hours of training.
     """
     experiments: list[Experiment] = []
+    by_images: dict[tuple[Any, ...], Experiment] = {}  # the first that reads them
     checked = set()
     for setting in study.settings:
         config = setting.config
-        before = experiments[-1] if experiments else None
-        if before is None or _reading(before.config) != _reading(config):
+        first = by_images.get(_images(config))
+        if first is None:
             experiment = prepare_with_jobs(config, progress=True)
+            by_images[_images(config)] = experiment
         else:
-            run = replace(config.run, jobs=before.config.run.jobs)
-            experiment = replace(before, config=with_held(replace(config, run=run)))
+            run = replace(config.run, jobs=first.config.run.jobs)
+            experiment = replace(first, config=with_held(replace(config, run=run)))
             experiment.set_up()  # the device may lack its precision
         experiments.append(experiment)
-        key = (config.data, config.model, config.train.batch_size, config.train.fast_dev_run)
+        train = config.train
+        key = (config.data, config.model, train.batch_size, train.fast_dev_run, config.chain.teacher_ckpt)
         if key not in checked and not RunDir(config.output).is_finished(config):
             checked.add(key)
             check(experiment)
     return experiments
 
 
-def _reading(config: Config) -> dict[str, Any]:
-    """The options that say which images and labels are read."""
-    return {name: value for name, value in asdict(config.data).items() if name not in AFTER_READING}
+def _images(config: Config) -> tuple[Any, ...]:
+    """The values of the options that say which images and labels are read."""
+    return tuple(value for name, value in asdict(config.data).items() if name not in AFTER_READING)
 
 
 def describe_study(study: Study, experiments: list[Experiment]) -> str:
@@ -83,7 +86,7 @@ def train_study(
     if shared and experiments[0].config.run.executor == "local":
         donors = {donor.config.output: donor for _, donor in shared}
         with suppress(FailedError):  # what needs the failed teachers fails below
-            run_experiments(list(donors.values()), listener, teachers_only=True)
+            run_experiments(list(donors.values()), listener, teachers_only=True, path=study.path)
     for experiment, donor in shared:
         _take_teachers(experiment, donor.config)
     run_experiments(experiments, listener, teachers_only, study.path, detach)
@@ -96,15 +99,15 @@ def _take_teachers(experiment: Experiment, donor: Config) -> None:
     rundir.open()
     with claims.turn(rundir.path, "begin"):
         rundir.begin(config, experiment.source.fingerprint)
-        for seed in config.chain.seed:
-            there, here = (RunDir(c.output).model(seed, None, config.chain.first_step) for c in (donor, config))
-            with claims.claim(rundir.path, claim_name(seed)) as owner:  # None: another process trains it
-                if owner is not None and is_finished(there) and not is_finished(here):
-                    record = read_record(there)
-                    rundir.make_folder(here)
-                    for name in ("model.pt", "metrics.csv", PREDICTIONS):
-                        _link(there / name, here / name)
-                    write_json(here / "result.json", record | {"configuration": config.identity})
+    for seed in config.chain.seed:
+        there, here = (RunDir(c.output).model(seed, None, config.chain.first_step) for c in (donor, config))
+        with claims.claim(rundir.path, claim_name(seed)) as owner:  # None: another process trains it
+            if owner is not None and is_finished(there) and not is_finished(here):
+                record = read_record(there)
+                rundir.make_folder(here)
+                for name in ("model.pt", "metrics.csv", PREDICTIONS):
+                    _link(there / name, here / name)
+                write_json(here / "result.json", record | {"configuration": config.identity})
 
 
 def _teacher(config: Config) -> str:

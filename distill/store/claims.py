@@ -5,9 +5,10 @@ without locks too. It names its owner, who touches it every few seconds. The cla
 the same machine when the process is gone, under SLURM soon after its job has left the queue, otherwise when nobody has
 touched it for a minute by the clock of the file system.
 
-An owner that stood still for so long, and was taken for dead, notices at ``check``, which comes before every write of
-a model. Between the two is a moment in which two processes can still write the same model. Both then write whole
-files, which are equal on equal hardware, because randomness is a function of (seed, purpose, step, epoch).
+A suspended owner may be presumed dead and lose its claim. It then gets ClaimLostError from ``check``, which is called
+before every write of a model. Between check and write there is a moment in which two processes can write the same
+model. Both then write whole files, which are equal on equal hardware, because randomness is a function of (seed,
+purpose, step, epoch).
 """
 
 import json
@@ -27,7 +28,7 @@ from distill.store import slurm
 
 WORK = ".work"
 BEAT = 5.0  # seconds between two touches of a claim
-SILENCE = 60.0  # seconds without a touch after which an owner is taken for dead
+SILENCE = 60.0  # seconds without a touch after which an owner is presumed dead
 GONE = 15.0  # the same for an owner whose SLURM job has left the queue
 TORN = 2.0  # seconds after which a claim without content is that of a process that died as it wrote it
 MARKER = 10.0  # seconds after which the marker of a process that was removing a claim is taken for a leftover
@@ -75,7 +76,7 @@ _current: ContextVar[tuple[Path, Owner] | None] = ContextVar("claim", default=No
 
 
 class ClaimLostError(Exception):
-    """Another process took this one for dead and has taken its claim over."""
+    """Another process has presumed this one dead and taken over its claim."""
 
 
 @contextmanager
@@ -144,7 +145,7 @@ def remove_dead(run: Path) -> None:
 
 @contextmanager
 def turn(run: Path, name: str) -> Iterator[None]:
-    """Keep other processes out of a block that takes milliseconds; one that stands still is waited for ten seconds."""
+    """Run a short block while no other process is in it. After ten seconds of waiting the block runs anyway."""
     until = time.monotonic() + 10
     while True:
         with claim(run, name) as owner:

@@ -76,7 +76,7 @@ def read_predictions(folder: Path, recorded: str | None = None) -> TestPredictio
     if not file.exists():
         return None
     try:
-        if recorded not in (None, sha256(file)):
+        if recorded is not None and recorded != sha256(file):
             raise ValueError("its SHA-256 is not the recorded one")
         arrays = read_arrays(file)
         found = TestPredictions(**{name: arrays[name] for name in ("probabilities", "predicted", "labels")})

@@ -210,8 +210,7 @@ class RunDir:
 
     def begin(self, config: Config, fingerprint: str) -> None:
         """Make the folder, or continue in it. Raises ConfigError if it holds another run, or other data."""
-        self.check(config, fingerprint)
-        held = with_held(config, self.is_worked_on)  # another process may have extended it
+        held = self.check(config, fingerprint)
         write_atomically(self.path / "config.toml", to_toml(held))
         write_atomically(self.path / "data.sha256", fingerprint + "\n")
 
@@ -220,18 +219,22 @@ class RunDir:
         """Whether a process trains a model of this run."""
         return any(name.startswith("seed_") for name in claims.holders(self.path))
 
-    def check(self, config: Config, fingerprint: str) -> None:
-        """Raise ConfigError if the folder holds another run, or one on other data."""
+    def check(self, config: Config, fingerprint: str) -> Config:
+        """The configuration with the grid of the run that the folder holds, which another process may have extended.
+
+        Raises ConfigError if the folder holds another run, or one on other data.
+        """
         working = self.is_worked_on
         if not (self.path / "config.toml").exists() or not (working or any(self.path.glob("seed_*/**/*.pt"))):
-            return
-        with_held(config, working)
+            return config
+        held = with_held(config, working)
         try:
             self.check_data(fingerprint)
         except DamagedRecordError:
             raise
         except ConfigError as error:
             raise ConfigError(f"{error}; choose another --output") from None
+        return held
 
     def open(self) -> None:
         """Make the folder, unless it holds a run, and remove what dead processes left. Raises ConfigError."""
@@ -307,7 +310,7 @@ class RunDir:
     def write_result(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the result.json that makes the model of ``folder`` a finished one, then results.csv with its row.
 
-        Where results.csv takes long to write it is written less often: it then lags behind.
+        If writing results.csv takes long, it is written less often and may lack the newest rows.
         """
         write_json(folder / "result.json", record)
         if time.monotonic() >= _table(self.path).due:

@@ -1,8 +1,9 @@
 """A training set in memory, and its augmented images in chunks and mini-batches.
 
-Images are kept as uint8 in device memory. If they do not fit, they stay on the host, and each chunk is copied while the
-one before is trained on. A chunk is about a thousand images, which are gathered and augmented together. Images of a
-memory-mapped file stay in the file, unless they fit into the memory of another device than the CPU.
+Images are kept in device memory as uint8, vectors as float32. If they do not fit, they stay on the host, and each chunk
+is copied while the one before is trained on. A chunk is about a thousand images, which are gathered and augmented
+together. Images of a memory-mapped file stay in the file, unless they fit into the memory of another device than the
+CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _per_thread = threading.local()
 class ImageStore:
     """A split in memory, on the device or (pinned) on the host, or in a memory-mapped file."""
 
-    images: Tensor  # (n, c, h, w) uint8; with ``rows``, more images than these
+    images: Tensor  # (n, c, h, w) uint8, or float32 for vectors; with ``rows``, more images than these
     labels: Tensor  # (n,) int64, on the device
     device: torch.device
     rows: Tensor | None = None  # (n,) int64 on the host: positions in ``images``; None: all, in order
@@ -37,7 +38,7 @@ class ImageStore:
         return len(self.labels)
 
     def gather(self, at: Tensor | slice) -> Tensor:
-        """The images (m, c, h, w) uint8 at positions ``at``."""
+        """The images (m, c, h, w) at positions ``at``."""
         return self.images[at if self.rows is None else self.rows[at]]
 
 
@@ -45,7 +46,7 @@ class ImageStore:
 class Batch:
     """Images with their targets: a mini-batch, or a chunk of several."""
 
-    images: Tensor  # (m, c, h, w) uint8
+    images: Tensor  # (m, c, h, w) uint8, or float32 for vectors
     given: Tensor  # (m, classes) float32, the given labels as one-hot rows
     soft: Tensor | None  # (m, classes) float32, the teacher's part of the target; None without a teacher
 
@@ -96,7 +97,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def chunks(store: ImageStore, plan: augment.Plan, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented images (m, c, h, w) uint8 and labels (m,) on the device, in the plan's order.
+    """Augmented images (m, c, h, w) and labels (m,) on the device, in the plan's order.
 
     Images on the host are copied one chunk ahead.
     """

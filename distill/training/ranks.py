@@ -35,7 +35,7 @@ GRACE = 5.0  # seconds after a signal in which rank 0 may end by itself
 class RankLostError(UserError):
     """A rank that has ended, so that the others cannot continue."""
 
-    def __init__(self, why: str = "a rank was killed, or failed as its own line says") -> None:
+    def __init__(self, why: str = "another rank was killed, or failed and printed its own error") -> None:
         super().__init__(
             f"rank {torchrun_rank()[0]} lost the others: {why}; "
             "run the same command to resume from the last finished epoch"
@@ -65,7 +65,7 @@ class Ranks:
         self.size = size
         self.splits = size > 1  # whether the batch in work is split
         self.busy = False  # on rank 0: whether the followers are in the middle of some work
-        self.why = ""  # on rank 0: why they were left there
+        self.why = ""  # on rank 0: the error that interrupted that work
         self.followed: dict[str, weakref.ref[Any]] = {}  # on rank 0: what the followers have, by its kind
 
     def shares(self, plan: Plan, batch_size: int) -> list[Share]:
@@ -91,7 +91,7 @@ class Ranks:
         return found
 
     def part(self, n: int) -> tuple[int, int]:
-        """The first of ``n`` rows that this rank computes, and the one after its last; all of too few."""
+        """The range of ``n`` rows that this rank computes: its first row and its end; all rows if there are too few."""
         if n < self.size:
             return 0, n
         return n * self.rank // self.size, n * (self.rank + 1) // self.size

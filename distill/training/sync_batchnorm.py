@@ -56,7 +56,7 @@ class _Normalise(torch.autograd.Function):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         exact = x.double() if x.dtype == torch.float64 else x.float()
         var, mean = torch.var_mean(exact, axes, correction=0)
-        mine = torch.cat([mean, var, mean.new_tensor([x.numel() / x.shape[1]])])
+        mine = torch.cat([mean, var, mean.new_full((1,), x.numel() / x.shape[1])])
         parts = [torch.empty_like(mine) for _ in range(ranks.size)]
         with connected():
             dist.all_gather(parts, mine)

@@ -49,7 +49,7 @@ def workers(run: Path) -> list[int]:
                 words = (process / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"--work" in words and str(run).encode() in words and words[0].endswith(b"python"):
+            if b"--work" in words and str(run).encode() in words:
                 found.append(int(process.name))
     return found
 

@@ -257,6 +257,7 @@ def test_bad_arrays_are_one_line(capsys, tmp_path, name):
 BAD_OPTIONS = [
     (["--dataset", "digits", "--data", "x.csv"], "leave one out"),
     (["--dataset", "digits", "--n", 5], "--n is for the toy"),
+    (["--dataset", "digits", "--noise", 0], "--noise is for the toy"),
     (["--dataset", "digits", "--intercept"], "--intercept needs --kernel linear"),
     (["--dataset", "digits", "--solver", "features"], "--solver features is for --kernel linear"),
     (["--dataset", "digits", "--tolerance", 0], "--tolerance"),
@@ -266,6 +267,8 @@ BAD_OPTIONS = [
     (["--data", "some.csv", "--labels", "coarse"], "--labels is for --dataset"),
     (["--solver", "eigh"], "--solver is for real data"),
     (["--label-noise", 0.4], "--label-noise is for real data"),
+    (["--val-size", 0], "--val-size is for real data"),
+    (["--memory", 0], "--memory is for real data"),
     (["--lam", 1, 2], "several values of --lam"),
     (["--data", "some.csv", "--target", "weigth"], "did you mean weight?"),
     (["--data", "some.csv", "--label-noise", 0.1], "needs classes"),
