@@ -26,13 +26,12 @@ from distill.kernel.arrays import LARGEST_FLOAT, MOST_ENTRIES, FloatArray
 from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
 from distill.kernel.linalg import check_kernel, decompose, product, require_memory
-from distill.kernel.mixing import AUTO_FITS, auto_schedule
+from distill.kernel.mixing import AUTO_FITS, LIMIT_ALPHAS
 from distill.kernel.riskmap import EigenChain, eigen_chain
 from distill.kernel.solvers import risk_map
 from distill.kernel.warn import warn
 
 GCV_NEEDS = 100  # points; with fewer the estimate is too rough, and a wrong alpha does harm
-LIMIT_ALPHAS = np.geomspace(1e-3, 1, 61)  # from which "auto" chooses if n_steps is inf
 HINT = "; solver='lanczos' needs none of them"
 ALL = slice(None)
 
@@ -283,19 +282,21 @@ class SelfDistilledBase(BaseEstimator):
         if self.n_steps == 1:
             return np.ones(1)  # fit 1 has no teacher: alpha has no effect
         n = len(self._targets[self._keep]) if self._sums is None else self._sums.rows
-        if self.validation_fraction is None:
-            if n < GCV_NEEDS:
-                warn(
-                    "alpha='auto' by generalised cross-validation needs hundreds of points, but there are fewer than "
-                    f"{GCV_NEEDS}; set validation_fraction",
-                    UserWarning,
-                )
-            return self._choose(*self._eigenbasis(X, targets, weight))
-        n_held_out = math.ceil(self.validation_fraction * n)
-        if n_held_out >= n:
-            raise ValueError(f"validation_fraction={self.validation_fraction} holds out all {n} points")
-        order = check_random_state(self.random_state).permutation(n)
-        return self._choose(*self._eigenbasis(X, targets, weight, order[n_held_out:], order[:n_held_out]))
+        parts = []
+        if self.validation_fraction is not None:
+            n_held_out = math.ceil(self.validation_fraction * n)
+            if n_held_out >= n:
+                raise ValueError(f"validation_fraction={self.validation_fraction} holds out all {n} points")
+            order = check_random_state(self.random_state).permutation(n)
+            parts = [order[n_held_out:], order[:n_held_out]]
+        elif n < GCV_NEEDS:
+            warn(
+                "alpha='auto' by generalised cross-validation needs hundreds of points, but there are fewer than "
+                f"{GCV_NEEDS}; set validation_fraction",
+                UserWarning,
+            )
+        chain, *held_out = self._eigenbasis(X, targets, weight, *parts)
+        return chain.auto_alphas(self.lam, self.n_steps, *held_out)
 
     def _eigenbasis(
         self, X: Rows, targets: FloatArray, weight: FloatArray | None, train: Any = ALL, held_out: Any = None
@@ -325,20 +326,6 @@ class SelfDistilledBase(BaseEstimator):
         spectrum = decompose(K[np.ix_(train, train)], overwrite=True)
         rows = product(K[np.ix_(held_out, train)], spectrum.V)
         return eigen_chain(spectrum, y[train]), rows, y[held_out]
-
-    def _choose(self, chain: EigenChain, rows: FloatArray | None, target: FloatArray | None) -> FloatArray:
-        """The schedule by generalised cross-validation, or on points with ``rows`` and ``target``."""
-        if self.n_steps == math.inf:
-            if rows is None or target is None:
-                scores = np.array([chain.estimates(self.lam, alpha, math.inf).gcv[0] for alpha in LIMIT_ALPHAS])
-            else:
-                scores = chain.risk_map(rows, target, LIMIT_ALPHAS, self.lam, math.inf, "squared")
-            return LIMIT_ALPHAS[[np.argmin(scores)]]
-        if rows is None or target is None:
-            residuals = chain.gcv_residuals(self.lam, AUTO_FITS)
-        else:
-            residuals = target - chain.predict(rows, self.lam, 0.0, range(1, AUTO_FITS + 1))  # of A y, A² y, ...
-        return auto_schedule(residuals)[: int(self.n_steps) - 1]
 
     def predict(self, X: Rows) -> NDArray[Any]:
         """f^(n_steps)(X), (q,) or (q, m), or labels (q,)."""

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from distill.kernel.arrays import EPS, FloatArray, as_floats, check_overflow
 
 AUTO_FITS = 6  # with alpha="auto" the alphas of fits 2 to 6 are chosen
+LIMIT_ALPHAS = np.geomspace(1e-3, 1, 61)  # from which alpha="auto" chooses for the limit of a chain
 
 
 def best_alpha(first: ArrayLike, probe: ArrayLike, target: ArrayLike) -> float:

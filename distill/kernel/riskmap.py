@@ -19,6 +19,7 @@ from distill.kernel import spectral
 from distill.kernel.arguments import as_new_kernel, as_ridges, as_schedule, as_steps, as_targets
 from distill.kernel.arrays import EPS, FloatArray, check_overflow
 from distill.kernel.linalg import Spectrum
+from distill.kernel.mixing import AUTO_FITS, LIMIT_ALPHAS, auto_schedule
 
 
 class SquaredError:
@@ -259,6 +260,25 @@ class EigenChain:
         inside = spectral.filtered(left, self.components)
         outside = np.broadcast_to(self.outside, (k, 1, *self.outside.shape))
         return np.concatenate([inside, outside], axis=1) / share.reshape(-1, *[1] * self.components.ndim)
+
+    def auto_alphas(
+        self, lam: float, n_steps: float, rows: FloatArray | None = None, target: FloatArray | None = None
+    ) -> FloatArray:
+        """The schedule of alpha="auto" up to fit ``n_steps``, (1,) for the limit.
+
+        Chosen by generalised cross-validation, or by the squared error at points with ``rows`` (q, k) and ``target``.
+        """
+        if n_steps == math.inf:
+            if rows is None or target is None:
+                scores = np.array([self.estimates(lam, alpha, math.inf).gcv[0] for alpha in LIMIT_ALPHAS])
+            else:
+                scores = self.risk_map(rows, target, LIMIT_ALPHAS, lam, math.inf, "squared")
+            return LIMIT_ALPHAS[[np.argmin(scores)]]
+        if rows is None or target is None:
+            residuals = self.gcv_residuals(lam, AUTO_FITS)
+        else:
+            residuals = target - self.predict(rows, lam, 0.0, range(1, AUTO_FITS + 1))  # of A y, A² y, ...
+        return auto_schedule(residuals)[: int(n_steps) - 1]
 
 
 def eigen_chain(spectrum: Spectrum, y: ArrayLike) -> EigenChain:

@@ -19,7 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from distill import krr
 from distill.estimator import SelfDistilledKernelRidge, SelfDistilledKernelRidgeClassifier
-from distill.kernel import estimator, estimator_base, linalg
+from distill.kernel import estimator, linalg, mixing
 
 
 @parametrize_with_checks(
@@ -276,7 +276,7 @@ def test_auto_at_other_numbers_of_steps(noisy, fraction):
     assert len(late.alphas_) == krr.AUTO_FITS
     assert late.alphas_[-1] == np.clip(late.alphas_[-2], 0, 1)  # which cannot diverge
     limit = SelfDistilledKernelRidge(n_steps=math.inf, **options).fit(X, y)
-    assert limit.alphas_ in estimator_base.LIMIT_ALPHAS
+    assert limit.alphas_ in mixing.LIMIT_ALPHAS
     assert limit.alphas_ < 0.1  # the ridge is far too small for this noise, and lam/alpha must make up for it
 
 
