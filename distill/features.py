@@ -28,6 +28,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="pixels; torchvision:NAME, with its ImageNet parameters; or the folder of a finished model, such as "
         "runs/x/seed_1/step_0",
     )
+    parser.add_argument(
+        "--weights",
+        type=to_path,
+        metavar="FILE",
+        help="state_dict of torchvision:NAME with its 1,000 classes [default: torchvision's, from torch's cache or "
+        "downloaded]",
+    )
     seed = number(int, Range(0, 2**63 - 1))
     parser.add_argument("--seed", type=seed, default=1, metavar="S", help="seed of subsets and noise [default: 1]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [default: auto]")
@@ -47,7 +54,7 @@ def _make(argv: list[str] | None) -> int:
     config = DataConfig(**{f.name: getattr(args, f.name) for f in DATA_FIELDS if hasattr(args, f.name)})
     from distill.running.features import make_features
 
-    say(make_features(args.output, args.of, config, args.seed, args.device))
+    say(make_features(args.output, args.of, config, args.seed, args.device, args.weights))
     return 0
 
 

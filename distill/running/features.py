@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from distill.chains.checkpoints import load_model
+from distill.chains.checkpoints import load_model, load_parameters
 from distill.config import DataConfig, ModelConfig, TrainConfig
 from distill.data.load import load_source
 from distill.data.splits import Dataset, Split, make_dataset
@@ -22,23 +22,27 @@ from distill.training.models import Classifier, build
 
 AT_ONCE = 2048  # images
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that torchvision's networks expect
+CLASSES = 1000  # of ImageNet
 Extract = Callable[[Split], np.ndarray]
 
 
 @torch_defaults()
-def make_features(output: Path, of: str, config: DataConfig, seed: int, device: str) -> str:
+def make_features(
+    output: Path, of: str, config: DataConfig, seed: int, device: str, weights: Path | None = None
+) -> str:
     """Write a file of features, and return a line about it.
 
     The arrays are X, y, X_test, y_test and classes; X_val and y_val with held-out images; given with label noise. A
-    name without ``.npz`` becomes a folder of NPY files. ``of`` is ``pixels``, ``torchvision:NAME`` or the folder of a
-    finished model. Features (n, p) float32 are written in parts, never all in memory. Raises UserError.
+    name without ``.npz`` becomes a folder of NPY files. ``of`` is ``pixels``, ``torchvision:NAME`` (with the parameters
+    in the file ``weights``, or torchvision's) or the folder of a finished model. Features (n, p) float32 are written in
+    parts, never all in memory. Raises UserError.
     """
     if os.path.lexists(output):
         raise ConfigError(f"{output} exists: delete it, or name another file")
     source = load_source(config, progress=True)
     source.check_fingerprint(config.data_sha256)
     data = make_dataset(source, config, seed)
-    extract = _extractor(of, data, device)
+    extract = _extractor(of, data, device, weights)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name[:40]}.") as temporary:
         folder = Path(temporary) / "features"
@@ -52,16 +56,20 @@ def make_features(output: Path, of: str, config: DataConfig, seed: int, device: 
     return f"{shape[1]:,} features of {shape[0]:,} training and {len(data.test):,} test images in {output}{left_out}"
 
 
-def _extractor(of: str, data: Dataset, device: str) -> Extract:
+def _extractor(of: str, data: Dataset, device: str, weights: Path | None) -> Extract:
     """The function from images to features (n, p). Raises ConfigError."""
     size = data.train.images.shape[1:]
+    if weights is not None and not of.startswith("torchvision:"):
+        raise ConfigError(f"--weights is for --of torchvision:NAME, not {of}")
     if of == "pixels":
         return _pixels
     if of.startswith("torchvision:"):
         if size[0] != 3:
             raise ConfigError(f"--of {of} takes images of 3 channels, not {size[0]}")
-        network = build(ModelConfig(network=of, pretrained=True), 3, len(data.classes))
+        network = build(ModelConfig(network=of, pretrained=weights is None), 3, CLASSES)
         model = Classifier(network, *IMAGENET)
+        if weights is not None:
+            load_parameters(model, weights)
     elif ":" in of or not Path(of).exists():
         raise ConfigError(f"--of must be pixels, torchvision:NAME or the folder of a finished model, not {of}")
     else:

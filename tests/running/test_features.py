@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from tiny import config
 
 import distill
@@ -13,6 +14,7 @@ from distill.data.load import load_source
 from distill.data.splits import make_dataset
 from distill.kernel.study.data import read_npz
 from distill.running import features as making
+from distill.training.models import Classifier
 
 DIGITS = ["--dataset", "digits", "--train-size", "60", "--test-size", "30", "--val-size", "20", "--seed", "3"]
 
@@ -49,10 +51,21 @@ def test_features_of_a_finished_model_give_its_logits(tmp_path):
     assert features.main([str(tmp_path / "f.npz"), "--of", folder, "--label-noise", "0.5", *DIGITS]) == 0
     found = array_file(tmp_path / "f.npz", vectors=True)
     assert (found["given"] != found["y"]).sum() == 30
-    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
-    logits = model(torch.from_numpy(dataset().test.images))
-    if found["X_test"].shape[1] == last.in_features:  # otherwise some feature was constant
-        torch.testing.assert_close(last(torch.from_numpy(found["X_test"])), logits, rtol=1e-4, atol=1e-4)
+    layer = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    train, test = (inputs_of(layer, model, split.images) for split in (dataset().train, dataset().test))
+    kept = train.max(0) != train.min(0)
+    np.testing.assert_allclose(found["X"], train[:, kept], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["X_test"], test[:, kept], rtol=1e-4, atol=1e-5)
+
+
+def inputs_of(layer, model, images):
+    """What reaches a layer when the model classifies the images."""
+    found = []
+    hook = layer.register_forward_hook(lambda _, inputs, output: found.append(inputs[0].numpy()))
+    with torch.inference_mode():
+        model(torch.from_numpy(np.array(images)))
+    hook.remove()
+    return found[0]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +92,46 @@ def test_parameters_that_cannot_be_had_are_one_line(tmp_path, capsys, monkeypatc
     assert features.main([str(tmp_path / "f.npz"), *words]) == 2
     error = capsys.readouterr().err
     assert ("resnet18 are not available (no connection)" in error, error.count("\n")) == (True, 1)
+
+
+def test_parameters_from_a_file(tmp_path, tiny_imagefolder):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18().eval()
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    words = [
+        "--dataset",
+        "imagefolder",
+        "--data-dir",
+        str(tiny_imagefolder),
+        "--weights",
+        str(tmp_path / "resnet18.pth"),
+    ]
+    assert features.main([str(tmp_path / "f.npz"), "--of", "torchvision:resnet18", *words]) == 0
+    options = DataConfig("imagefolder", data_dir=tiny_imagefolder)
+    data = make_dataset(load_source(options), options, 1)
+    model = Classifier(network, *making.IMAGENET).eval()
+    train, test = (inputs_of(network.fc, model, split.images) for split in (data.train, data.test))
+    kept = train.max(0) != train.min(0)
+    found = array_file(tmp_path / "f.npz", vectors=True)
+    np.testing.assert_allclose(found["X"], train[:, kept], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["X_test"], test[:, kept], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("of", "weights", "said"),
+    [
+        ("pixels", "w.pth", "--weights is for --of torchvision:NAME, not pixels"),
+        ("torchvision:resnet18", "none.pth", "none.pth: no such file"),
+        ("torchvision:resnet18", "w.pth", "w.pth is of another architecture: conv1.weight is nothing in the file"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line(tmp_path, capsys, tiny_imagefolder, of, weights, said):
+    torch.save({"a.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    words = ["--dataset", "imagefolder", "--data-dir", str(tiny_imagefolder), "--weights", str(tmp_path / weights)]
+    assert features.main([str(tmp_path / "f.npz"), "--of", of, *words]) == 2
+    error = capsys.readouterr().err
+    assert (said in error, error.count("\n")) == (True, 1)
+    assert not (tmp_path / "f.npz").exists()
 
 
 def test_a_file_that_exists_is_kept(tmp_path, capsys):
