@@ -57,13 +57,20 @@ class ZeroOne:
 
     def in_span(self, powers: FloatArray, combinations: FloatArray) -> FloatArray:
         """The risks (alphas, steps) of combinations, as ``SquaredError.in_span``."""
-        flat = powers.reshape(len(powers), -1)
+        largest = np.abs(powers).reshape(len(powers), -1).max(axis=1)
+        by_class = np.ascontiguousarray(np.moveaxis(powers, 2, 0))  # (m, k, q)
+        offsets = np.broadcast_to(self.offset, len(by_class))
         risks = np.empty(combinations.shape[:-1])
         for row, weights in zip(risks, combinations, strict=True):
+            best = np.full((len(weights), powers.shape[1]), -np.inf)
+            label = np.zeros(best.shape, dtype=np.int64)
             with np.errstate(over="ignore", invalid="ignore"):
-                outputs = (weights @ flat).reshape(len(weights), *powers.shape[1:]) + self.offset  # (steps, q, m)
-            wrong = (outputs.argmax(axis=2) != self.label).mean(axis=1)
-            row[:] = np.where(np.isfinite(outputs).all(axis=(1, 2)), wrong, np.inf)
+                for c, (of_class, offset) in enumerate(zip(by_class, offsets, strict=True)):
+                    outputs = weights @ of_class + offset  # (steps, q)
+                    label[outputs > best] = c
+                    np.maximum(best, outputs, out=best)
+                in_range = np.isfinite(np.abs(weights) @ largest)
+            row[:] = np.where(in_range, (label != self.label).mean(axis=1), np.inf)
         return risks
 
 
