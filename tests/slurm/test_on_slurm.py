@@ -75,6 +75,7 @@ def later(cluster: Cluster, run: Path, number: int = 8) -> None:
     wait_for(is_reached)
 
 
+@pytest.mark.page
 def test_a_disturbed_study_equals_a_local_run(cluster, tmp_path):
     run = tmp_path / "run"
     first = start(cluster, run)
