@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from distill.arms import arm_name, arm_title, sort_key
 from distill.errors import ConfigError
@@ -15,6 +16,7 @@ from distill.store.rundir import RunDir
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_OPTIONS = 4  # in the name of a run
 SHORT = {"data.label_noise": "label noise", "data.dataset": "data", "data.data_dir": "folder"}
 
 
@@ -29,19 +31,34 @@ def check_same_data(runs: Sequence[RunResults]) -> None:
 
 
 def names(runs: Sequence[RunResults]) -> list[str]:
-    """What each run is called: the options that differ, such as ``label noise 0.4``, or else its folder's name."""
+    """What each run is called: the options that differ, such as ``label noise 0.4`` (if these are many, those that
+    tell the runs apart), or else its folder's name."""
     options = [run.config.identity for run in runs]
     differing = [
         name
         for name in dict.fromkeys(name for each in options for name in each)
         if not name.startswith("chain.alpha") and len({str(each.get(name)) for each in options}) > 1
     ]
+    if len(differing) > MOST_OPTIONS:
+        differing = _distinguishing(differing, options)
     found = []
     for run, each in zip(runs, options, strict=True):
-        words = [f"{_shown(name)} {each[name]}" for name in differing if name in each and each[name] is not None]
-        found.append(", ".join(words[:4]) or run.path.name)
+        words = [f"{_shown(name)} {each[name]}" for name in differing if each.get(name) is not None]
+        found.append(", ".join(words) or run.path.name)
     folders = [str(run.path) for run in runs]
     return found if len(set(found)) == len(found) else folders
+
+
+def _distinguishing(names: Sequence[str], options: Sequence[dict[str, Any]]) -> list[str]:
+    """The first of some options that tell apart as many runs as all of them do."""
+    chosen: list[str] = []
+    groups = 1
+    for name in names:
+        now = len({str([each.get(other) for other in [*chosen, name]]) for each in options})
+        if now > groups:
+            chosen.append(name)
+            groups = now
+    return chosen
 
 
 def _shown(name: str) -> str:

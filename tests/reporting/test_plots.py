@@ -6,7 +6,7 @@ from tiny import VALUES, Grid
 
 from distill import metrics
 from distill.config import ChainConfig, Config, DataConfig
-from distill.reporting.comparison import gains_figure
+from distill.reporting.comparison import gains_figure, names
 from distill.reporting.plots import accuracy_figure, diagnostics_figure, reliability_figure
 from distill.reporting.results import RunResults
 
@@ -87,6 +87,21 @@ def test_arms_keep_their_colours_and_runs_are_named_by_what_differs():
     assert all(tick == round(tick) for tick in third.get_xticks())
     assert [first.get_title(), second.get_title()] == ["label noise 0.0", "label noise 0.4"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha = 0", "alpha = 0.6"]
+
+
+def test_runs_that_differ_much_are_named_by_what_tells_them_apart():
+    runs = []
+    for dataset, noise in (("digits", 0.0), ("digits", 0.4), ("cifar10", 0.0), ("cifar10", 0.4)):
+        other = {"train_size": 100, "val_size": 10, "test_size": 50} if dataset == "digits" else {}
+        run = GRID.run()
+        run.config = Config(data=DataConfig(dataset=dataset, label_noise=noise, **other), chain=run.chain)
+        runs.append(run)
+    assert names(runs) == [
+        "data digits, label noise 0.0",
+        "data digits, label noise 0.4",
+        "data cifar10, label noise 0.0",
+        "data cifar10, label noise 0.4",
+    ]
 
 
 def test_reliability_pools_the_seeds_and_leaves_small_bins_out():
