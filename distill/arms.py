@@ -211,13 +211,17 @@ def arm_name(arm: Arm) -> str | None:
 
 
 def arm_title(name: str | None) -> str:
-    """How figures and tables call an arm: ``alpha = 0.6``, ``auto``, ``hard, alpha = 0.6``, ``top2``, ``teacher``."""
+    """How figures and tables call an arm: ``alpha = 0.6``, ``alpha = 0.6, 0.1`` (a schedule), ``auto``,
+    ``hard, alpha = 0.6``, ``top2``, ``teacher``.
+    """
     if name is None:
         return "teacher"
     for kind in TARGETS:
         if f"{kind}_" in name:
             return f"{kind}, {arm_title(name.replace(f'{kind}_', ''))}"
-    return name if name in (*ALPHA_WORDS, *TARGETS) else f"alpha = {name}"
+    if name in (*ALPHA_WORDS, *TARGETS):
+        return name
+    return f"alpha = {re.sub('(?<=[0-9o])-', ', ', name)}"  # a schedule joins its alphas and ``auto`` by hyphens
 
 
 def arm_folder(name: str) -> str:

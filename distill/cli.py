@@ -85,6 +85,8 @@ def parse(argv: list[str]) -> Command:
     if previews:
         for setting in study.settings:
             setting.config.require_held_out("--preview")
+            if setting.config.chain.target != ("soft",):
+                raise ConfigError("--preview forecasts chains of soft targets only: leave --target out")
     mode = "dry-run" if dry_run else "estimate" if estimate else "preview" if previews else [*jobs, "train"][0]
     if mode == "detach" and study.settings[0].config.run.executor != "slurm":
         raise ConfigError("--detach is for --executor slurm: without it, this process trains")

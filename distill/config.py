@@ -51,7 +51,10 @@ class Config:
             "teacher_select best needs held-out images: give --val-size",
         )
         require(
-            self.data.dataset != "features" or self.model.hidden is not None or self.model.resnet == CUSTOM_MODEL,
+            self.data.dataset != "features"
+            or self.model.hidden is not None
+            or self.model.is_function
+            or self.model.is_python,
             "dataset features holds vectors: give --network linear, mlp or your own",
         )
         self._check_targets()

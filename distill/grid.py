@@ -139,6 +139,10 @@ class ChainConfig(Section):
             f"target {targets} is for students, and this run trains none: leave --target out",
         )
         require(
+            self.distillation_steps > 0 or self.student_init == "fresh",
+            f"student_init {self.student_init} is for students, and this run trains none: leave it out",
+        )
+        require(
             len(self.alpha_range) == 2 and self.alpha_range[0] <= 0 < self.alpha_range[1],
             f"alpha_range must be two numbers, LOW <= 0 < HIGH, not {' '.join(f'{x:g}' for x in self.alpha_range)}",
         )

@@ -120,7 +120,9 @@ def _confusions(true: TrueLabels) -> np.ndarray:
             raise ValueError("it has no confusions")
         return counts
     except Exception as error:  # whatever the file holds
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        reason = (
+            f"it lacks {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or one_line(error)
+        )
         raise DataError(
             f"{file} cannot be used ({reason}): --confusion needs the folder of a finished model on these classes"
         ) from None

@@ -27,7 +27,7 @@ OTHER_PAGES = [
 ]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
 OF_OTHER_PROGRAMS = {  # of distill.features, tensorboard, torchrun and sbatch
-    *("--of", "--logdir"),
+    *("--of", "--weights", "--logdir"),
     *("--standalone", "--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-id", "--rdzv-endpoint"),
     *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--requeue"),
 }

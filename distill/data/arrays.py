@@ -27,12 +27,14 @@ def array_file(path: Path, vectors: bool) -> dict[str, np.ndarray]:
     try:
         if path.is_dir():
             found = {name: map_array(path / f"{name}.npy") for name in NAMES if (path / f"{name}.npy").exists()}
+        elif path.suffix == ".npy":
+            raise DataError(f"{path} holds one array: name its folder, with X.npy and y.npy in it")
         else:
             found = read_arrays(path, NAMES)
     except ValueError as error:
         raise DataError(f"{path} cannot be read as an NPZ file of arrays ({error}); numpy.savez writes one") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({one_line(error)})") from None
+        raise DataError(f"{path} cannot be read ({error.strerror or one_line(error)})") from None
     for name in ("X", "y"):
         if name not in found:
             raise DataError(f"{path} has no array {name}; it needs X (n, p) and y (n,)")
@@ -67,20 +69,22 @@ def read_array_data(config: DataConfig, progress: bool = False) -> Source:
     names = found.get("classes", range(count) if count else None)
 
     def with_labels(labels: str, part: str) -> Source:
-        return from_arrays(blanks[""], found[labels], blanks[part], found["y" + part], names, flip=False)
+        try:
+            return from_arrays(blanks[""], found[labels], blanks[part], found["y" + part], names, flip=False)
+        except DataError as error:
+            text = str(error).replace("train_images", "X").replace("train_labels", labels)
+            text = text.replace("test_images", "X" + part).replace("test_labels", "y" + part)
+            raise DataError(f"{path}: {text}") from None
 
-    try:
-        source = with_labels("y", "_test" if "_test" in blanks else "")
-        fields: dict[str, Any] = {"name": config.dataset}
-        if "_test" not in blanks:
-            fields |= {"test_images": None, "test_labels": None}
-        if "_val" in blanks:
-            held_out = with_labels("y", "_val")
-            fields |= {"val_images": held_out.test_images, "val_labels": held_out.test_labels}
-        if "given" in found:
-            fields["given"] = with_labels("given", "").train_labels
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+    source = with_labels("y", "_test" if "_test" in blanks else "")
+    fields: dict[str, Any] = {"name": config.dataset}
+    if "_test" not in blanks:
+        fields |= {"test_images": None, "test_labels": None}
+    if "_val" in blanks:
+        held_out = with_labels("y", "_val")
+        fields |= {"val_images": held_out.test_images, "val_labels": held_out.test_labels}
+    if "given" in found:
+        fields["given"] = with_labels("given", "").train_labels
     keys = {"": "train_images", "_test": "test_images", "_val": "val_images"}
     fields |= {keys[part]: values[:, :, None, None] for part, values in X.items()}
     return replace(source, **fields)

@@ -23,6 +23,8 @@ def read_human_labels(config: DataConfig, true: np.ndarray, classes: int) -> np.
     The file is a zip of a pickled dictionary of arrays, as torch writes it; no code in it is run. Raises DataError if
     it is missing or damaged, or of other images: its ``clean_label`` must equal ``true``.
     """
+    if config.labels == "coarse":
+        raise DataError("the labels of CIFAR-100N are fine ones: leave --labels coarse out")
     path = Path(config.data_dir) / FILES[config.dataset]
     try:
         with opened_zip(path) as parts:

@@ -104,7 +104,9 @@ class Source:
             if labels is not None:
                 changed[name] = number[labels[rows]]
                 if changed[name].min(initial=0) < 0:
-                    raise DataError(f"--classes: labels that are {name} name other classes; leave --classes out")
+                    raise DataError(
+                        f"--classes: some {name} labels of these images are of other classes; leave --classes out"
+                    )
         if self.superclasses is not None:
             changed["superclasses"] = tuple(self.superclasses[self.classes.index(name)] for name in names)
         return replace(self, **changed)
@@ -161,6 +163,8 @@ def from_arrays(
     names = tuple(str(c) for c in (range(highest + 1) if classes is None else classes))
     if highest >= len(names):
         raise DataError(f"label {highest} is out of range for {len(names)} classes, which are 0 to {len(names) - 1}")
+    if len(set(names)) < len(names):
+        raise DataError(f"two classes have one name: {', '.join(names[:20])}")
     if len(names) < 2:
         raise DataError("a classifier needs at least two classes")
     return Source(CUSTOM_DATA, x_train, y_train, x_test, y_test, names, bool(flip))

@@ -16,7 +16,7 @@ from distill.noise import NOISE_KINDS, TrueLabels
 from distill.randomness import generator
 
 ROWS = 4096  # vectors in memory at once
-TEST_OF_UNSPLIT = 500  # test images drawn from a source without a test split: 50 of each digit
+TEST_OF_DIGIT = 50  # test images of each class of the digits, which have no test split
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +69,16 @@ def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
     images for its share.
     """
     classes = source.classes
+    side = min(source.train_images.shape[2:])
+    if config.cutout > side:
+        raise DataError(f"--cutout {config.cutout:,} is more than the {side:,} pixels of a side of the images")
     whole = _split(source.train_images, source.train_labels)
     pool = whole.index
     if source.test_images is None or source.test_labels is None:
         rng = generator(seed, "split")
-        size = TEST_OF_UNSPLIT if source.name == "digits" else config.test_size
+        size = config.test_size
+        if source.name == "digits" and (size is None or not config.classes):
+            size = TEST_OF_DIGIT * len(classes)
         if size is None:
             raise DataError(f"{source.name} has no test images: give --test-size N, and the seed draws N of its images")
         test = whole.take(_balanced(whole.labels, pool, size, classes, rng, "the test split's"))
@@ -93,7 +98,8 @@ def make_dataset(source: Source, config: DataConfig, seed: int) -> Dataset:
     if config.train_size is not None:
         pool = _balanced(whole.labels, pool, config.train_size, classes, generator(seed, "subset"), "--train-size")
     if len(pool) == 0:
-        raise DataError(f"--val-size {config.val_size:,} leaves no image to train on; use a smaller one")
+        given = f"--val-size {config.val_size:,}" if config.val_size else f"--test-size {config.test_size:,}"
+        raise DataError(f"{given} leaves no image to train on; use a smaller one")
     if config.test_size is not None:
         rng = generator(seed, "subset", 1)  # 1: another draw than the training subset's
         test = test.take(_balanced(test.labels, np.arange(len(test)), config.test_size, classes, rng, "--test-size"))

@@ -102,7 +102,7 @@ def estimates(records: list[dict[str, Any]]) -> Table:
             star = f"{auto['alpha_star']:.3f} ± {auto['standard_error']:.3f}"
         alpha = "the probe" if auto["takes_probe"] else f"{auto['alpha']:.3f}"
         scores = [auto[name] for name in ("probe_val_brier", "predicted_val_brier", "val_brier")]
-        model = [record[name] for name in ("seed", "step", "arm")]
+        model = [record["seed"], record["step"], arm_title(record["arm"])]
         rows.append([*model, star, alpha, *scores, probe.get("test_acc"), record["test_acc"]])
     heading = "Estimated alpha; held-out Brier scores: probe (alpha 0), predicted, student; test accuracies"
     return Table(heading, header, rows)

@@ -119,6 +119,8 @@ class Experiment:
                 reason = "" if shape == expected else f"it returns {shape}, not {expected}"
             except Exception as error:  # a network may raise anything
                 reason = one_line(error)
+        if reason and self.config.model.hidden is not None:
+            reason = "it takes vectors, such as those that distill.features --of pixels writes, by --dataset features"
         if reason:
             size = "x".join(map(str, images.shape[1:]))
             raise ConfigError(f"{self.config.model.name} cannot classify images of {size} ({reason})")

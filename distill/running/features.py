@@ -75,7 +75,9 @@ def _extractor(of: str, data: Dataset, device: str, weights: Path | None) -> Ext
     else:
         model = load_model(of)
         if len(model.mean) != size[0] or model.size not in (None, size[1:]):
-            raise ConfigError(f"{of} was trained on images of another size than {'x'.join(map(str, size))}")
+            own = (len(model.mean), *(model.size or size[1:]))
+            here, there = ("x".join(map(str, shape)) for shape in (size, own))
+            raise ConfigError(f"{of} was trained on images of {there}, not {here}")
     train = TrainConfig()
     where = pick_device(device)
     placed = place(model, train, where).eval()

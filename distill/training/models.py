@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill import metrics
 from distill.config import ModelConfig
-from distill.errors import ConfigError, suggestion
+from distill.errors import ConfigError, one_line, suggestion
 from distill.randomness import RNG_LOCK
 from distill.training.convolutions import ProductConv2d, is_plain
 
@@ -114,8 +114,8 @@ def _from_torchvision(name: str, pretrained: bool) -> Any:
         if not pretrained:
             raise
         raise ConfigError(
-            f"--pretrained: the parameters of {name} are not available ({' '.join(str(error).split())}); "
-            f"put torchvision's file into {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
+            f"the pretrained parameters of {name} are not available ({one_line(error)}); put torchvision's file into "
+            f"{torch.hub.get_dir()}/checkpoints, and replace the one that may be there"
         ) from None
 
 

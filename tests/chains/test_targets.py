@@ -150,6 +150,8 @@ REFUSED = [
     ("--target hard --loss ce --temperature 2", "of which target hard takes only the order"),
     ("--target consensus --distillation-steps 0", "target consensus is for students, and this run trains none"),
     ("--target hard --alpha preview --val-size 50", "target hard is for students"),
+    ("--target hard --preview --val-size 50", "--preview forecasts chains of soft targets only"),
+    ("--student-init teacher --distillation-steps 0", "student_init teacher is for students, and this run trains none"),
     ("--target consensus --alpha 0.3", "target consensus takes no alpha; leave --alpha out"),
     ("--target hard hard", "target has a value twice"),
     ("--target firm", "invalid choice: 'firm'"),

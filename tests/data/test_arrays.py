@@ -100,7 +100,7 @@ def with_constant(values):
             "y must hold the labels 0, 1, 2, ..., each at least once, but goes from 1 to 3",
         ),
         (changed("y", lambda y: 2 * y), "from 0 to 4 with 3 different ones"),
-        (changed("y", lambda y: y[1:]), "train_labels must be 90 integers"),
+        (changed("y", lambda y: y[1:]), "y must be 90 integers"),
         (changed("y_test", lambda y: y + 1), "label 3 is out of range"),
         (lambda a: {k: v for k, v in a.items() if k != "y_val"}, "must hold X_val and y_val, or neither"),
         (lambda a: {"y": a["y"]}, "has no array X"),

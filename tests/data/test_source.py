@@ -44,6 +44,7 @@ GOOD = np.zeros((4, 5, 5), np.uint8)
         ((GOOD, [0, 1, 0, 10**9], GOOD, [0, 1, 0, 1]), "label 1000000000 would make 1,000,000,001 classes of 8 images"),
         ((GOOD, [0, 1, 0, 1], GOOD, np.full(4, 2**63 + 1, np.uint64)), "test_labels contains 9223372036854775809"),
         ((GOOD, [0, 0, 0, 0], GOOD, [0, 0, 0, 0]), "at least two classes"),
+        ((GOOD, [0, 1, 0, 1], GOOD, [0, 1, 0, 1], ("a", "a")), "two classes have one name: a, a"),
     ],
 )
 def test_from_arrays_refuses_what_it_cannot_read(arguments, message):

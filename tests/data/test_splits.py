@@ -225,6 +225,28 @@ def test_holding_out_all_images_is_refused():
         make_dataset(toy_source([4, 4, 4]), DataConfig(val_size=12), seed=1)
 
 
+def test_testing_on_all_images_is_refused():
+    unsplit = replace(toy_source([4, 4, 4]), test_images=None, test_labels=None)
+    with pytest.raises(DataError, match="--test-size 12 leaves no image to train on"):
+        make_dataset(unsplit, DataConfig(test_size=12), seed=1)
+
+
+def test_a_black_square_larger_than_the_images_is_refused():
+    side = toy_source([4, 4]).train_images.shape[2]
+    make_dataset(toy_source([4, 4]), DataConfig(cutout=side), seed=1)
+    with pytest.raises(DataError, match=f"--cutout {side + 1} is more than the {side} pixels"):
+        make_dataset(toy_source([4, 4]), DataConfig(cutout=side + 1), seed=1)
+
+
+@pytest.mark.parametrize(("classes", "test_size", "expected"), [("01", None, 100), ("31", 60, 60), ("012", 90, 90)])
+def test_some_classes_of_the_digits(classes, test_size, expected):
+    config = DataConfig("digits", classes=tuple(classes), train_size=90, test_size=test_size)
+    data = make_dataset(load_source(config), config, seed=1)
+    assert (data.classes, len(data.train), len(data.test)) == (tuple(classes), 90, expected)
+    assert set(np.bincount(data.test.labels)) == {expected // len(classes)}
+    assert not set(data.train.index) & set(data.test.index)
+
+
 def test_moments_are_those_of_the_final_training_images():
     rng = np.random.default_rng(0)
     labels = np.arange(6000) % 2

@@ -90,9 +90,10 @@ HELP = {
     "--seed": "seed of new points, and of all that is drawn from real data (default: 0)",
     "--csv": "also write the toy's losses to this file in full precision: alpha,step,loss",
     "--interactive": "write nothing; open a window with sliders for alpha, lambda, gamma and the step",
-    "--data": "a CSV file with named columns, or an NPZ file with X (n, p), y (n,), and optionally X_test, y_test, "
-    "X_val, y_val and given. Text, and integers in an NPZ file, are classes. A CSV file with one input is fitted "
-    "as the toy is: without a column truth the loss is leave-one-out, or on held-out points if there are over 200",
+    "--data": "a CSV file with named columns; or an NPZ file, or a folder of NPY files, with X (n, p), y (n,), and "
+    "optionally X_test, y_test, X_val, y_val and given. Text, and integers in an NPZ file, are classes. A CSV file "
+    "with one input is fitted as the toy is: without a column truth the loss is leave-one-out, or on held-out points "
+    "if there are over 200",
     "--dataset": f"images, whose pixels in [0, 1] are the inputs: {', '.join(IMAGES)}, or package.module:function; or "
     "features, the vectors in the file of --data",
     "--target": "the CSV file's target column (default: y, or else the last)",

@@ -192,7 +192,7 @@ def run_either(args: argparse.Namespace) -> str:
     """Run the toy experiment, or the study of real data; returns the text for standard output."""
     table = None
     real = args.data is not None or "dataset" in args.data_options
-    if args.data is not None and args.data.suffix != ".npz":
+    if args.data is not None and args.data.suffix != ".npz" and not args.data.is_dir():
         from distill.kernel.table import read_table
 
         table = read_table(args.data)

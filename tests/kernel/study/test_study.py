@@ -109,6 +109,19 @@ def test_the_best_alpha_has_the_sign_of_the_slope_of_the_teachers_risk(tmp_path)
         assert 1 - curves.alpha[j] == pytest.approx(-lams[j] * slope[j] / (2 * square), rel=1e-2)
 
 
+def test_a_folder_of_npy_files_is_read_as_the_npz_file_is(tmp_path, capsys, nothing_drawn):
+    path, arrays = regression(tmp_path / "a.npz")
+    (tmp_path / "folder").mkdir()
+    for name, values in arrays.items():
+        np.save(tmp_path / "folder" / f"{name}.npy", values)
+    printed = []
+    for data in (path, tmp_path / "folder"):
+        status, out, _ = run(capsys, "--data", data, "--lam", 1, "--output", tmp_path / f"out-{data.name}")
+        assert status == 0
+        printed.append([line for line in out.splitlines() if str(tmp_path) not in line])
+    assert printed[0] == printed[1]
+
+
 @pytest.mark.parametrize("val", [0, 40])
 def test_test_points_never_choose(tmp_path, val):
     path, arrays = regression(tmp_path / "a.npz")
