@@ -139,7 +139,11 @@ def _pixels(split: Split) -> Array:
 def figure(points: dict[str, Points]) -> Figure:
     """Alpha* above and the teacher's Brier score below, for each way to regularise and for kernel ridge regression."""
     figure = new_figure(9.6, 4.4)
-    upper, lower = figure.subplots(2, len(points) + 1, sharey="row", sharex="col")
+    upper, lower = figure.subplots(2, len(points) + 1, sharex="col")
+    for axes in upper[1:]:
+        axes.sharey(upper[0])
+    for axes in lower[1:-1]:
+        axes.sharey(lower[0])  # the scores of kernel ridge regression vary much more
     for (axis, runs), above, below in zip(points.items(), upper, lower, strict=False):
         at = range(len(runs))
         for i, step in enumerate((1, 2)):
@@ -157,7 +161,7 @@ def figure(points: dict[str, Points]) -> Figure:
         axes.axhline(1, color="0.6", linewidth=0.8)
     upper[0].set(ylabel=r"best $\alpha$", ylim=SHOWN)
     lower[0].set_ylabel("teacher's test Brier score")
-    upper[0].legend(loc="upper left")
+    figure.legend(*upper[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     upper[-1].set_title("kernel ridge regression")
     return figure
 
