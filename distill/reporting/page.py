@@ -168,7 +168,7 @@ def _confusions(run: RunResults) -> list[Part]:
         return [Part("Classes", "Not shown: test predictions of these models are missing, as in an older version.")]
     tables = [page_tables.confusion_table(matrix, classes, name) for name, matrix in found.items()]
     note = f"{' beside the '.join(reversed(found))}, over all seeds ({how})."
-    return [Part("Classes", note, tables=[page_tables.class_table(found, classes), *tables], sorts=True)]
+    return [Part("Classes", note, tables=[*tables, page_tables.class_table(found, classes)], sorts=True)]
 
 
 def _forecast(run: RunResults) -> list[Part]:
