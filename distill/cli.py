@@ -71,6 +71,8 @@ def parse(argv: list[str]) -> Command:
         raise ConfigError("--format is for the tables of --report")
     if directories:
         page = options.pop("output", None) if reads == ["report"] else None
+        if form is not None and page is not None:
+            raise ConfigError("--format prints tables, and --output is for the page: leave one of them out")
         if options or file is not None or resume is not None or (x is not None and reads != ["report"]):
             raise ConfigError(f"--{reads[0]} reads everything from the run directory; leave other options out")
         return Command(reads[0], expand({}), directories, form, None if page is None else to_path(page), x, step)
@@ -311,7 +313,7 @@ def _report(command: Command) -> int:
     from distill.reporting.comparison import check_same_data
     from distill.reporting.results import RunResults
     from distill.reporting.run_report import reports
-    from distill.reporting.run_tables import formatted
+    from distill.reporting.run_tables import all_formatted
 
     if len(command.directories) == 1 and read_study(command.directories[0]).axes:
         return _report_study(command)
@@ -322,8 +324,7 @@ def _report(command: Command) -> int:
         check_same_data(runs)
         say(reports(runs, command.page))
     else:
-        for run in runs:
-            say(formatted(run, command.format))
+        say(all_formatted(runs, command.format))
     return _complain([problem for run in runs for problem in run.problems])
 
 

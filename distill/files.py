@@ -108,14 +108,19 @@ def append(path: Path, size: int, data: memoryview) -> None:
         _sync(file.fileno())
 
 
-def write_derived(path: Path, content: Content) -> None:
-    """Write a file that can be made again at any time; if another program keeps it from being replaced, note that."""
+def write_derived(path: Path, content: Content) -> bool:
+    """Write a file that can be made again at any time; if another program keeps it from being replaced, note that.
+
+    Returns whether it was written.
+    """
     try:
         write_atomically(path, content)
+        return True
     except OSError as error:
         if error.errno not in {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.ELOOP}:
             raise
         note_once(f"note: {path} cannot be replaced now ({error.strerror}); the same command writes it later")
+        return False
 
 
 def followed(path: Path) -> Path:
@@ -169,7 +174,7 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
     """
     _refuse_link(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "Its folder does not exist (any more)", str(path))
+        raise FileNotFoundError(errno.ENOENT, "Its folder does not exist", str(path))
     remove_leftovers(path.parent, path.name)
     while True:
         name = temporary_name(path)

@@ -62,7 +62,8 @@ def no_drawing(request, monkeypatch):
     """
     is_page = request.node.get_closest_marker("page") is not None
     if not is_page and "distill.pages.style" in sys.modules:  # run_report loads it too
-        monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: None)
+        monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: True)
+        monkeypatch.setattr("distill.reporting.study.write_page", lambda *_: True)
         monkeypatch.setattr("distill.pages.style.rendered", lambda figure, kind, *_: kind.encode())
 
 

@@ -106,6 +106,9 @@ def load_model(path: str | Path, network: Callable[[], nn.Module] | None = None)
     code that uses ``weight.view(-1)``, call ``.to(memory_format=torch.contiguous_format)``.
     """
     path = Path(path)
+    if not path.exists() and path.suffix != ".pt":
+        there = sorted(each.name for each in path.parent.glob("step_*"))
+        raise ConfigError(f"{path} does not exist; {path.parent} has {', '.join(there) or 'no models'}")
     file = path / "model.pt" if path.is_dir() else path
     record = read_record(file.parent)
     check_hash(file, record["model_sha256"])

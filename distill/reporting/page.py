@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from distill.program import complain
 from distill.reporting import comparison, page_tables, plots
 from distill.reporting.results import Key, RunResults, name_key
 from distill.reporting.run_tables import answer, estimates, gains_table, targets
+from distill.reporting.status import STATES, model_states
 from distill.store.rundir import RunDir
 
 SCORES = ("test_acc", "test_nll", "test_brier", "test_ece")
@@ -30,11 +32,10 @@ ACCURACY = "Test accuracy against step, and the gain over the teacher of the sam
 def write_page(runs: Sequence[RunResults], file: Path) -> bool:
     """Write the page of runs. A failure is a note on standard error and ends no run; returns whether it was written."""
     try:
-        write_derived(file, page(runs, file.parent))
+        return write_derived(file, page(runs, file.parent))
     except Exception as error:
         complain(f"note: no page {one_line(str(file))} ({type(error).__name__}: {one_line(error)})")
         return False
-    return True
 
 
 def page(runs: Sequence[RunResults], base: Path) -> str:
@@ -50,7 +51,7 @@ def page(runs: Sequence[RunResults], base: Path) -> str:
 def summary(run: RunResults) -> str:
     """The table of a run and its accuracy figure as HTML that needs no style."""
     if not run:
-        return render("table.html", table=page_tables.options_table(run))
+        return render("table.html", table=page_tables.options_table([run]))
     drawing, _ = image(rendered(plots.accuracy_figure(run), "svg"), ACCURACY)
     return f"{render('table.html', table=run.table())}{drawing}"
 
@@ -85,28 +86,44 @@ def _noise_words(data: DataConfig) -> str:
 
 def chosen(run: RunResults) -> tuple[Key | None, str]:
     """The arm and step that the page looks at closely, and how it was chosen: None without a student."""
+    if run.no_student:
+        return None, run.no_student
     try:
         best = run.best().key
-        how = "chosen by the held-out images"
-    except ConfigError:
+    except ConfigError as error:
+        if run.teacher not in run.records_of:
+            return None, str(error)
         last = max((result.step for result in run if result.arm is not None), default=0)
         gains = run.paired(step=last)
         if not gains:
-            return None, "no student is finished yet"
+            return None, "no student has a finished teacher of its seed"
         gain = max(gains, key=lambda gain: gain.difference.mean)
         return (gain.arm, gain.step), "no images were held out: the largest gain on the test images at the last step"
-    return (None, "the held-out images choose the teacher itself") if best == run.teacher else (best, how)
+    if best != run.teacher:
+        return best, "chosen by the held-out images"
+    gains = run.paired("val_acc")
+    student = max(gains, key=lambda gain: gain.difference.mean).key if gains else None
+    return student, "the held-out images choose the teacher; this is their best student"
+
+
+def missing(run: RunResults) -> list[str]:
+    """The numbers of models that are not finished, by their state, and the records that cannot be read."""
+    words = [words[0] for state in model_states(run.config).values() if (words := re.findall(r"\w+", state))]
+    counts = [f"{words.count(word):,} {word}" for word in STATES if word in words]
+    unfinished = [f"{format_count(len(words), 'model')} not finished: {', '.join(counts)}"] if words else []
+    return [*unfinished, *run.problems]
 
 
 def parts(run: RunResults, base: Path, number: int) -> list[Part]:
     """The parts of a run's page, from top to bottom; those without data say why."""
-    found = [Part("What is missing", lines=run.problems)] if run.problems else []
+    lines = missing(run)
+    found = [Part("What is missing", lines=lines)] if lines else []
     if run:
         found += [*_scores(run, number), *_confusions(run)]
     found.append(Part("Models", tables=[page_tables.models_table(run, base)], sorts=True))
     if run:
-        found += [*_forecast(run), Part("Cost by step", tables=[page_tables.cost_table(run)])]
-    return [*found, _origin(run)]
+        found += [*_forecast(run), Part("Cost by step", tables=[page_tables.cost_table(run)], sorts=True)]
+    return [*found, origin([run], run.path)]
 
 
 def _scores(run: RunResults, number: int) -> list[Part]:
@@ -126,7 +143,7 @@ def _scores(run: RunResults, number: int) -> list[Part]:
     found = [
         Part("Gain over the teacher", figures=answer, tables=[gains_table(gains)] if gains else [], sorts=True),
         Part("Scores against step", figures=drawn(plots.diagnostics_figure(run, SCORES, 2), scores, "s")),
-        Part("Alpha and step", tables=[shaded(run.table(index="arm", columns="step"))]),
+        Part("Alpha and step", tables=[shaded(run.table(index="arm", columns="step"))], sorts=True),
         Part("Learning curves", "" if curves else "No metrics.csv can be read.", figures=curves),
     ]
     if any("reliability" in record for record in run.records):
@@ -148,10 +165,10 @@ def _confusions(run: RunResults) -> list[Part]:
     matrices = {name: page_tables.confusion(run, key) for name, key in keys.items()}
     found = {name: matrix for name, matrix in matrices.items() if matrix is not None and len(matrix) == len(classes)}
     if len(found) < len(keys):
-        return [Part("Classes", "Not shown: these models keep no test predictions, as those of an older version.")]
+        return [Part("Classes", "Not shown: test predictions of these models are missing, as in an older version.")]
     tables = [page_tables.confusion_table(matrix, classes, name) for name, matrix in found.items()]
     note = f"{' beside the '.join(reversed(found))}, over all seeds ({how})."
-    return [Part("Classes", note, tables=[page_tables.class_table(found, classes), *tables], sorts=True)]
+    return [Part("Classes", note, tables=[*tables, page_tables.class_table(found, classes)], sorts=True)]
 
 
 def _forecast(run: RunResults) -> list[Part]:
@@ -163,17 +180,21 @@ def _forecast(run: RunResults) -> list[Part]:
     return []
 
 
-def _origin(run: RunResults) -> Part:
-    """Where the run came from, and how to repeat it."""
+def origin(runs: Sequence[RunResults], path: Path) -> Part:
+    """Where the run in a folder, or the runs of the study there, came from, and how to repeat it."""
+    lines = [f"SHA-256 of the data: {each}" for each in dict.fromkeys(map(_data, runs))]
+    teachers = [record["parent"] for run in runs for record in run.records if record["arm"] is None]
+    lines += sorted({f"Given teacher: {each['path']}, SHA-256 {each['sha256']}" for each in teachers if each})
+    repeat = shlex.join(["python", "self_distiller.py", "--config", str(path / "config.toml"), "--output", "NEW"])
+    tables = [page_tables.processes_table(runs[-1]), page_tables.options_table(runs)] if runs else []
+    return Part("Origin", "This command repeats it in the folder NEW:", code=repeat, tables=tables, lines=lines)
+
+
+def _data(run: RunResults) -> str:
     try:
-        data = RunDir(run.path).recorded_data() or "not recorded"
+        return RunDir(run.path).recorded_data() or "not recorded"
     except (OSError, ConfigError):
-        data = "damaged"
-    parents = {record["parent"]["path"] for record in run.records if record["arm"] is None and record["parent"]}
-    lines = [f"SHA-256 of the data: {data}", *(f"Given teacher: {path}" for path in sorted(parents))]
-    repeat = shlex.join(["python", "self_distiller.py", "--config", str(run.path / "config.toml"), "--output", "NEW"])
-    tables = [page_tables.processes_table(run), page_tables.options_table(run)]
-    return Part("Origin", "This command repeats the run in the folder NEW:", code=repeat, tables=tables, lines=lines)
+        return "damaged"
 
 
 def overview(runs: Sequence[RunResults]) -> Part:

@@ -26,7 +26,7 @@ WORST = 10  # confusions listed of a larger one
 def link(path: Path, base: Path, text: str) -> Link:
     """A link from a page in the folder ``base``."""
     relative = os.path.relpath(path, base).replace(os.sep, "/")
-    return Link(text, quote(relative))
+    return Link(text, quote(relative) + ("" if path.is_file() else "/"))
 
 
 def models_table(run: RunResults, base: Path) -> Table:
@@ -104,16 +104,20 @@ def cost_table(run: RunResults) -> Table:
     return Table(title, ["step", "trainings", "seconds each", "seconds"], rows)
 
 
-def options_table(run: RunResults) -> Table:
-    """The options that affect results."""
-    options = run.config.identity.items()
-    rows = [[name, " ".join(map(str, each)) if isinstance(each, tuple) else str(each)] for name, each in options]
+def options_table(runs: Sequence[RunResults]) -> Table:
+    """The options that affect results; if they differ between runs, all their values."""
+    options = [run.config.identity for run in runs]
+    rows = []
+    for name in dict.fromkeys(name for each in options for name in each):
+        values = [each.get(name, "default") for each in options]
+        texts = [" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
+        rows.append([name, ", ".join(dict.fromkeys(texts))])
     return Table("Options", ["option", "value"], rows)
 
 
 def processes_table(run: RunResults) -> Table:
     """The processes that worked on the run: when, with which versions, where."""
-    names = ("started", "finished", "commit", "python", "torch", "numpy", "device", "machine", "threads")
+    names = ("started", "finished", "commit", "python", "torch", "torchvision", "numpy", "device", "machine", "threads")
     entries = RunDir(run.path).environments()
     rows = [[name, *(str(entry.get(name) or "-") for entry in entries[-3:])] for name in names]
     header = ["", *(f"process {i + 1}" for i in range(max(0, len(entries) - 3), len(entries)))]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from distill import metrics
-from distill.arms import TEACHER, Arm, Fixed, arm_name, arm_title, students_of
+from distill.arms import PROBE, TEACHER, Arm, Fixed, arm_name, arm_title, students_of
 from distill.config import Config
 from distill.errors import ConfigError, one_line, suggestion
 from distill.files import note_once
@@ -111,6 +111,13 @@ class RunResults(list[Result]):
         return sorted({result.seed for result in self})
 
     @property
+    def no_student(self) -> str:
+        """A line if no student is finished, else empty."""
+        if any(result.arm is not None and not result.arm.endswith(PROBE) for result in self):
+            return ""
+        return "No student is finished yet" if self.chain.arms else "There are no students: only teachers are trained"
+
+    @property
     def seeds_label(self) -> str:
         """What is averaged, in words."""
         seeds = self.seeds
@@ -154,7 +161,8 @@ class RunResults(list[Result]):
             import pandas
         except ImportError:
             raise ConfigError("frame() needs pandas, which is not installed: pip install pandas") from None
-        return pandas.DataFrame([result.row() for result in self], columns=columns())
+        frame = pandas.DataFrame([result.row() for result in self], columns=columns())
+        return frame.astype({name: float for name in columns() if name not in ("seed", "arm", "step", "epochs")})
 
     def table(self, values: str = "test_acc", index: str = "step", columns: str = "arm") -> Table:
         """A metric as a table of means, with sample standard deviations.
@@ -191,7 +199,7 @@ class RunResults(list[Result]):
         over = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
         return f"{label[0].upper()}{label[1:]}{over} (step {self.chain.first_step} is the teacher)"
 
-    def paired(self, metric: str = "test_acc", against: str = "teacher", step: int | None = None) -> list[Gain]:
+    def paired(self, metric: str = "test_acc", against: float | str = "teacher", step: int | None = None) -> list[Gain]:
         """The changes of a metric from the teacher, or from the same step of the arm ``against``, paired by seed.
 
         One entry for each arm and step, or for each arm at one ``step``, with 95 % intervals: Student's t over seeds,
@@ -199,6 +207,7 @@ class RunResults(list[Result]):
         Holm's method for the number of entries. Raises ConfigError.
         """
         _check_metric(metric)
+        against = against if isinstance(against, str) else Fixed(float(against)).name
         names = {arm_name(arm): arm for arm in self.arms}
         if against != "teacher" and against not in names:
             raise ConfigError(f"this run has no arm {against}; it has {' '.join(filter(None, names))}")
@@ -270,7 +279,8 @@ class RunResults(list[Result]):
         """The arm and step, or the teacher, with the best mean accuracy on the held-out images.
 
         Compared are the models that the most seeds have, by their gain over the teacher of the same seed; of equally
-        accurate ones the one with the least held-out Brier score is taken. Raises ConfigError if nothing was held out.
+        accurate ones the one with the least held-out Brier score is taken. Raises ConfigError if nothing was held out
+        or no teacher is finished.
         """
         candidates: dict[Key, tuple[int, float, float]] = {}
         for model in dict.fromkeys(model for arm in self.arms for model in self.models(arm)):
@@ -278,6 +288,8 @@ class RunResults(list[Result]):
             if acc is not None:
                 seeds = sum((seed, *model) in self.by_key for seed in self.seeds)
                 candidates[model] = (seeds, round(acc.mean, 12), -math.inf if brier is None else -brier.mean)
+        if not candidates and self.teacher not in self.records_of and self.config.data.val_size:
+            raise ConfigError("the record of no teacher can be read, so nothing can be compared with it")
         if not candidates:
             raise ConfigError("no images were held out (--val-size), and test images must not choose")
         most = max(
@@ -301,7 +313,9 @@ def name_key(model: Key) -> str:
 
 
 def _check_metric(name: str) -> None:
-    if name not in columns() or name in ("seed", "arm", "step"):
+    if name in ("seed", "arm", "step"):
+        raise ConfigError(f"{name} is no metric")
+    if name not in columns():
         raise ConfigError(f"results have no {name}{suggestion(name, columns())}")
 
 

@@ -1,9 +1,10 @@
 """The report of runs: their tables, and their figures and pages as files."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from distill.errors import ConfigError
+from distill.errors import ConfigError, one_line
 from distill.files import followed, write_atomically
 from distill.pages.html import PAGE
 from distill.pages.style import draw
@@ -21,32 +22,52 @@ def reports(runs: Sequence[RunResults], output: Path | None) -> str:
 
     With ``output`` the page is written to this file, and nothing else. Raises ConfigError and OSError.
     """
+    texts = [*map(tables, runs)]
     if output is not None:
-        write_atomically(followed(output), page(runs, output.absolute().parent))
-        return "\n\n".join([*map(tables, runs), f"the page is {output}"])
-    texts = []
-    for run in runs:
-        try:
-            texts.append(report(run))
-        except PermissionError as error:
-            raise ConfigError(f"{error.filename}: {error.strerror}; give --output FILE for the page") from None
+        write_output(output, page(runs, output.absolute().parent))
+        return "\n\n".join([*texts, f"the page is {output}"])
     file = runs[0].path / PAGE
     if len(runs) > 1:
         file = runs[0].path.absolute().parent / PAGE
-        write_page(runs, file)
-    return "\n\n".join([*texts, f"the page is {file}"])
+    check_writable([*(run.path for run in runs), file.parent])
+    written = [_write(run) for run in runs]
+    if len(runs) > 1:
+        written = [write_page(runs, file)]
+    return "\n\n".join([*texts, *([f"the page is {file}"] if all(written) else [])])
+
+
+def write_output(file: Path, text: str) -> None:
+    """Write a page to the file that ``--output`` names. Raises ConfigError, and BrokenPipeError."""
+    try:
+        write_atomically(followed(file), text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"--output {one_line(error)}") from None
+
+
+def check_writable(folders: Iterable[Path]) -> None:
+    """Raise ConfigError if a report cannot be written into one of these folders."""
+    for folder in folders:
+        if not os.access(folder, os.W_OK):
+            raise ConfigError(f"{folder} cannot be written to; give --output FILE for the page")
 
 
 def report(run: RunResults) -> str:
     """Write the results.csv, the figures and the page of a run, and return its tables. Raises OSError."""
+    _write(run)
+    return tables(run)
+
+
+def _write(run: RunResults) -> bool:
+    """Write the files of a report; returns whether the page was written."""
     if run and not run.problems:
         RunDir(run.path).write_results()
     for name, figure in FIGURES.items() if run else ():
         draw(run.path / name, figure, run)
     if run and run.config.run.tensorboard:
         write_figure_events(RunDir(run.path), FIGURES)
-    write_page([run], run.path / PAGE)
-    return tables(run)
+    return write_page([run], run.path / PAGE)
 
 
 def tables(run: RunResults) -> str:

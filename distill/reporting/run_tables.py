@@ -1,19 +1,31 @@
 """What a run shows in words and tables: the best arm and step, gains, estimated alphas."""
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from distill.arms import PROBE, arm_title
-from distill.errors import ConfigError
+from distill.errors import ConfigError, one_line
 from distill.pages.tables import FORMATS, Table
 from distill.reporting.results import Gain, RunResults
 from distill.reporting.statistics import LEVEL, Difference
 
+BEGINS = {"latex": "%", "markdown": "##", "csv": "#"}  # of a line that names a run
+
+
+def all_formatted(runs: Sequence[RunResults], kind: str) -> str:
+    """The tables of runs in a format of ``FORMATS``, each of several under a line with its folder."""
+    texts = [formatted(run, kind) for run in runs]
+    if len(runs) == 1:
+        return texts[0]
+    names = [f"{BEGINS[kind]} {one_line(str(run.path))}" for run in runs]
+    return "\n\n".join(f"{name}\n\n{text}" for name, text in zip(names, texts, strict=True))
+
 
 def formatted(run: RunResults, kind: str) -> str:
-    """The tables of a run in a format of ``FORMATS``; a line if no model is finished."""
+    """The tables of a run in a format of ``FORMATS``. Raises ConfigError if no model is finished."""
     if not run:
-        return f"{run.path}: no model is finished yet"
+        raise ConfigError(f"{run.path}: no model is finished yet")
     tables = [run.table(), gains_table(run.paired()), targets(run), estimates(run.records)]
     return "\n\n".join(FORMATS[kind](table) for table in tables if table.rows)
 
@@ -23,9 +35,13 @@ def answer(run: RunResults) -> list[str]:
 
     Without held-out images the second is on the largest gain at the last step, corrected for the number of arms.
     """
+    if run.no_student:
+        return [run.no_student]
     try:
         best = run.best()
-    except ConfigError:
+    except ConfigError as error:
+        if run.teacher not in run.records_of:
+            return [f"No arm and step can be chosen: {error}"]
         none = "No images were held out (--val-size), so no arm and step can be chosen"
         gains = run.paired(step=max((result.step for result in run), default=0))
         return [none, *([_largest(gains)] if gains else [])]

@@ -11,6 +11,7 @@ from distill.store.tasks import Task, tasks
 from distill.study import run_folders
 
 MOST_NAMES = 8  # of arms that are named; of more, the first and the number
+STATES = ("running", "failed", "interrupted", "waiting")  # of models that are not finished
 MARKS = {"running": "▶ ", "failed": "✗ ", "interrupted": "◼ "}  # of states that need attention
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from distill.arms import arm_name, arm_title, sort_key
 from distill.errors import ConfigError, suggestion
-from distill.files import followed, write_atomically, write_derived
+from distill.files import write_derived
 from distill.pages.html import PAGE, Part, View, render_page, svg
 from distill.pages.style import draw, line_style, new_figure, styled
 from distill.pages.tables import FORMATS, Spread, Table, format_count, shaded
+from distill.reporting.page import SCORES, missing, origin, write_page
 from distill.reporting.page_tables import link
 from distill.reporting.results import RunResults, metric_labels
-from distill.reporting.run_report import tables
+from distill.reporting.run_report import check_writable, tables, write_output
+from distill.reporting.run_tables import answer as run_answer
+from distill.reporting.run_tables import gains_table
 from distill.reporting.statistics import interval, spread
 from distill.store.events import write_figure_events
 from distill.store.results import columns
@@ -30,6 +33,8 @@ if typing.TYPE_CHECKING:
 
 MOST_TABLES = 4  # settings whose own tables are printed
 MOST_PANELS = 12
+MOST_PAGES = 12  # settings that get a page of their own, each of which takes seconds
+FOLDERS = "The page of a setting, which --report of its folder writes too, also has learning curves, classes and costs."
 TEACHER: dict[str, Any] = {"color": "#808080", "marker": "x", "linestyle": "--"}
 
 
@@ -64,9 +69,10 @@ class StudyResults:
         """A line for each model whose record cannot be read."""
         return [problem for _, run in self.runs for problem in run.problems]
 
-    def accuracies(self, run: RunResults, arm: str | None) -> list[float]:
-        """The test accuracies of the seeds of a setting, of an arm or (None) of the teacher."""
-        steps = run.by_arm().get(arm, {}) if arm is not None else next(iter(run.by_arm().values()), {})
+    def accuracies(self, run: RunResults, arm: str | None, metric: str = "test_acc") -> list[float]:
+        """The test accuracies, or another metric, of the seeds of a setting, of an arm or (None) of the teacher."""
+        by_arm = run.by_arm(metric)
+        steps = by_arm.get(arm, {}) if arm is not None else next(iter(by_arm.values()), {})
         return steps.get(run.chain.first_step if arm is None else self.step, [])
 
 
@@ -86,19 +92,26 @@ def _is_numeric(values: tuple[Any, ...]) -> bool:
 
 
 def report(results: StudyResults, x: str | None = None, output: Path | None = None) -> str:
-    """Write results.csv, the figure and the page of a study; return its tables. With ``output``, the page alone."""
+    """Write results.csv, the figure and the page of a study, and a page of each setting unless there are many.
+
+    Return its tables. With ``output``, write the page of the study alone. Raises ConfigError.
+    """
     path = results.study.path
     x = choose_axis(results.study, x)
     if output is not None:
-        write_atomically(followed(output), page(results, output.absolute().parent, x))
+        write_output(output, page(results, output.absolute().parent, x))
         return f"{tables_of(results)}\n\nthe page is {output}"
+    runs = [run for _, run in results.runs if len(results.runs) <= MOST_PAGES]
+    check_writable([path, *(run.path for run in runs)])
     write_results(results)
+    for run in runs:
+        write_page([run], run.path / PAGE)
     if results.runs:
         draw(path / f"accuracy_by_{x}", x_figure, results, x)
         if results.study.settings[0].config.run.tensorboard:
             write_figure_events(RunDir(path), [f"accuracy_by_{x}"])
-    write_derived(path / PAGE, page(results, path, x))
-    return f"{tables_of(results)}\n\nthe page is {path / PAGE}"
+    written = write_derived(path / PAGE, page(results, path, x))
+    return tables_of(results) + (f"\n\nthe page is {path / PAGE}" if written else "")
 
 
 def write_results(results: StudyResults) -> None:
@@ -116,18 +129,30 @@ def tables_of(results: StudyResults) -> str:
 
 
 def formatted(results: StudyResults, kind: str) -> str:
-    """The table of all settings in a format of ``FORMATS``."""
-    return FORMATS[kind](settings_table(results))
+    """The tables of all settings in a format of ``FORMATS``. Raises ConfigError if no model is finished."""
+    if not any(run for _, run in results.runs):
+        raise ConfigError(f"{results.study.path}: no model is finished yet")
+    return "\n\n".join(FORMATS[kind](table) for table in (settings_table(results), gains(results)) if table.rows)
 
 
-def settings_table(results: StudyResults) -> Table:
-    """Test accuracy at a step, means and deviations over seeds: a row per setting, a column per arm."""
+def settings_table(results: StudyResults, metric: str = "test_acc") -> Table:
+    """A metric at a step, means and deviations over seeds: a row per setting, a column per arm."""
     rows = []
     for setting, run in results.runs:
-        cells = [results.accuracies(run, arm) for arm in (None, *results.arms)]
+        cells = [results.accuracies(run, arm, metric) for arm in (None, *results.arms)]
         rows.append([setting.title, *(Spread(*spread(values), len(values)) if values else None for values in cells)])
     header = ["setting", "teacher", *(arm_title(arm).replace(" =", "") for arm in results.arms)]
-    return Table(f"Test accuracy at step {results.step}, mean ± standard deviation over seeds", header, rows)
+    label = metric_labels()[metric]
+    title = f"{label[0].upper()}{label[1:]} at step {results.step}, mean ± standard deviation over seeds"
+    return Table(title, header, rows)
+
+
+def gains(results: StudyResults) -> Table:
+    """The gains over the teacher at a step, a row per setting and arm; corrected by Holm's method in each setting."""
+    found = {setting.title: gains_table(run.paired(step=results.step)) for setting, run in results.runs}
+    titles = dict.fromkeys(table.title for table in found.values() if table.rows)
+    rows = [[name, *row] for name, table in found.items() for row in table.rows]
+    return Table(f"In each setting: {'; '.join(titles)}", ["setting", *gains_table([]).header], rows)
 
 
 @styled()
@@ -201,13 +226,23 @@ def _set_axis(axes: Axes, values: tuple[Any, ...]) -> None:
 
 def page(results: StudyResults, base: Path, x: str) -> str:
     """The page of a study, as HTML; ``base`` is the folder that its links begin in."""
-    parts = [Part("What is missing", lines=results.problems)] if results.problems else []
+    lines = [f"{setting.title}: {line}" for setting, run in results.runs for line in missing(run)]
+    waiting = len(results.study.settings) - len(results.runs)
+    lines += [f"{format_count(waiting, 'setting')} without a finished model"] if waiting else []
+    parts = [Part("What is missing", lines=lines)] if lines else []
     for i, axis in enumerate(sorted(results.study.axes, key=lambda name: name != x) if results.runs else ()):
         name = axis.replace("_", " ")
         label = f"Test accuracy at step {results.step} against {name}, a panel per value of the other axes"
         parts.append(Part(f"Against {name}", figures=[svg(x_figure(results, axis), label, f"x{i}")]))
-    settings = Part("Settings", tables=[shaded(settings_table(results))], sorts=True)
-    parts += [settings, Part("Folders", tables=[_folders(results, base)])]
+    runs = [run for _, run in results.runs]
+    maps = [_map(setting, run) for setting, run in results.runs[:MOST_PANELS] if run]
+    parts += [
+        Part("Gain over the teacher", tables=[gains(results)], sorts=True),
+        Part("Settings", tables=[shaded(settings_table(results, metric)) for metric in SCORES], sorts=True),
+        Part("Alpha and step", f"Of {len(maps)} of {len(runs)} settings.", tables=maps, sorts=True),
+        Part("Folders", FOLDERS, tables=[_folders(results, base)]),
+        origin(runs, results.study.path),
+    ]
     return render_page(f"{results.study.path}", [View("study", sentence(results), answer(results), parts)])
 
 
@@ -230,22 +265,21 @@ def sentence(results: StudyResults) -> str:
 
 
 def answer(results: StudyResults) -> list[str]:
-    """The setting, arm and step that the held-out images choose, if any were held out."""
-    best = []
-    for setting, run in results.runs:
-        try:
-            best.append((run.best(), setting.title))
-        except ConfigError:  # nothing was held out
-            continue
-    if not best:
-        return []
-    found, title = max(best, key=lambda each: each[0].val_acc)
-    return [f"Best by held-out images: {title}, {found.name} (held-out accuracy {found.val_acc:.4f})"]
+    """The answer of each of the first settings, which are not compared: some are harder than others."""
+    return [f"{setting.title}: {'. '.join(run_answer(run))}" for setting, run in results.runs[:MOST_PANELS]]
+
+
+def _map(setting: Setting, run: RunResults) -> Table:
+    """Test accuracy by arm and step of a setting."""
+    table = shaded(run.table(index="arm", columns="step"))
+    return replace(table, title=f"{setting.title}: {table.title}")
 
 
 def _folders(results: StudyResults, base: Path) -> Table:
-    rows = [
-        [setting.title, len(run), [link(setting.config.output, base, setting.config.output.name)]]
-        for setting, run in results.runs
-    ]
-    return Table("The runs of the study", ["setting", "finished models", "folder"], rows)
+    """The settings with links to their pages, as far as these are written, and folders."""
+    rows = []
+    for setting, run in results.runs:
+        file = run.path / PAGE
+        pages = [link(file, base, "page")] if file.exists() else None
+        rows.append([setting.title, len(run), pages, [link(run.path, base, run.path.name)]])
+    return Table("The runs of the study", ["setting", "finished models", "page", "folder"], rows)

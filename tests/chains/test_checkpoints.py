@@ -103,6 +103,12 @@ def test_loading_a_custom_network_needs_its_function(tmp_path):
         distill.load_model(tmp_path / TEACHER)
 
 
+def test_a_folder_that_does_not_exist_is_named(finished):
+    folder = (finished / STUDENT).with_name("step_9")
+    with pytest.raises(UserError, match=f"{folder} does not exist; {folder.parent} has step_1, step_2"):
+        distill.load_model(folder)
+
+
 @pytest.mark.parametrize("key", [None, "state_dict"])
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod.", "net.", "network.", "model.network."]

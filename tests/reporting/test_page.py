@@ -1,5 +1,6 @@
 """report.html: what it says, that it is self-contained, and that hostile names stay text."""
 
+import os
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -72,6 +73,7 @@ def test_the_page_has_all_parts(shown):
     assert "chosen by the held-out images" in text or "the held-out images choose the teacher" in text
     assert "2 of 2" not in text
     assert "6 of 6 models are finished" in text
+    assert "What is missing" not in text
 
 
 def test_the_page_needs_nothing_from_anywhere(shown):
@@ -134,6 +136,9 @@ def test_a_run_in_progress_says_what_is_missing(tmp_path):
     (tmp_path / "seed_2/step_0/training_state.pt").touch()
     text = Page(page([RunResults.load(tmp_path)], tmp_path)).text
     assert "1 of 4 models are finished" in text
+    assert "What is missing" in text
+    assert "3 models not finished: 1 interrupted, 2 waiting" in text
+    assert "No student is finished yet" in text
     assert "seed 2 ◼ interrupted: step 0, epoch 1 of 75" in text
     assert "seed 1 waiting; seed 2 waiting" in text
     teacher, students, *_ = tasks(rundir.config())
@@ -198,6 +203,7 @@ def test_a_page_that_fails_is_a_note(run, tmp_path, capsys, monkeypatch):
         (["--verify", "FOLDER", "--format", "csv"], "--format is for the tables of --report"),
         (["--report", "FOLDER", "--lr", "1"], "leave other options out"),
         (["--report", "FOLDER", "--format", "pdf"], "invalid choice"),
+        (["--report", "FOLDER", "--format", "csv", "--output", "x.csv"], "--output is for the page"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, words, what):
@@ -212,7 +218,29 @@ def test_the_page_of_an_output_that_cannot_be_written_is_one_line(run, tmp_path,
     assert cli.main(["--report", str(run), "--output", str(tmp_path / "no" / "x.html")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert str(Path("no") / "x.html") in error
+    assert error.endswith(f"--output {tmp_path / 'no' / 'x.html'}: Its folder does not exist\n")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_drawn(
+    run, tmp_path, capsys, monkeypatch, several
+):
+    before = sorted(run.rglob("*"))
+    locked = run.parent if several else run
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != locked and access(path, mode))
+    assert cli.main(["--report", *[str(run)] * (1 + several)]) == 2
+    out, error = capsys.readouterr()
+    assert not out
+    assert error.endswith(f"error: {locked} cannot be written to; give --output FILE for the page\n")
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_page_that_was_not_written_is_not_announced(run, capsys, monkeypatch):
+    monkeypatch.setattr("distill.reporting.run_report.FIGURES", {})
+    monkeypatch.setattr("distill.reporting.run_report.write_page", lambda *_: False)
+    assert cli.main(["--report", str(run)]) == 0
+    assert "the page is" not in capsys.readouterr().out
 
 
 def test_the_page_of_a_large_grid_is_small(tmp_path):
@@ -268,4 +296,4 @@ def test_runs_without_students_are_side_by_side(tmp_path, monkeypatch):
         (rundir.path / "config.toml").write_text(to_toml(config(rundir.path, distillation_steps=0, val_size=5)))
         leave_result(rundir, test_acc=0.5)
     text = Page(page([RunResults.load(tmp_path / name) for name in ("one", "two")], tmp_path)).text
-    assert text.count("No gain over the teacher") == 4
+    assert text.count("There are no students: only teachers are trained") == 4

@@ -10,9 +10,11 @@ from tiny import VALUES, Grid, config, leave_result, source
 
 import distill
 from distill.config import ChainConfig, Config
+from distill.configfile import from_dict
 from distill.errors import UserError
+from distill.reporting.page import chosen
 from distill.reporting.results import RunResults
-from distill.reporting.run_tables import answer, formatted, gains_table
+from distill.reporting.run_tables import all_formatted, answer, formatted, gains_table
 from distill.store.rundir import RunDir
 
 GRID = Grid()
@@ -46,6 +48,9 @@ def test_paired_gains_are_those_of_a_paired_test():
     assert least.p_holm == pytest.approx(min(1, 4 * least.difference.p))
     against = GRID.run().paired(against="0", step=2)
     assert [(gain.arm, gain.step) for gain in against] == [("0.6", 2)]
+    assert GRID.run().paired(against=0, step=2) == against
+    with pytest.raises(UserError, match=r"no arm 0.5; it has 0 0.6"):
+        GRID.run().paired(against=0.5)
     assert against[0].difference.mean == pytest.approx((GRID.accuracy[:, 1, 2] - GRID.accuracy[:, 0, 2]).mean())
 
 
@@ -69,7 +74,25 @@ def test_held_out_images_choose(held_out, best):
     run = RunResults(Config(chain=CHAIN), records(held_out))
     assert run.best().key == best
     assert run.best().val_acc == pytest.approx(np.mean(held_out[best]))
-    assert answer(run)[0].startswith("Best by held-out images: ")
+    assert answer(run)[0].startswith("Best by held-out images: " if len(held_out) > 1 else "No student is finished yet")
+
+
+def test_without_a_readable_teacher_nothing_is_chosen():
+    part = [record for record in GRID.records() if record["arm"] is not None]
+    run = RunResults(from_dict({"data": {"val_size": 10}, "chain": {"alpha": [0, 0.6]}}), part)
+    with pytest.raises(UserError, match="the record of no teacher can be read"):
+        run.best()
+    assert answer(run)[0].startswith("No arm and step can be chosen: the record of no teacher")
+    assert chosen(run)[0] is None
+
+
+def test_the_best_student_is_looked_at_if_the_teacher_is_better():
+    run = RunResults(
+        Config(chain=CHAIN), records({(None, 0): [0.5, 0.6], ("0", 1): [0.4, 0.5], ("0.6", 1): [0.3, 0.2]})
+    )
+    assert chosen(run) == (("0", 1), "the held-out images choose the teacher; this is their best student")
+    teachers = RunResults(Config(chain=CHAIN), records({(None, 0): [0.5]}))
+    assert chosen(teachers) == (None, "No student is finished yet")
 
 
 def test_test_images_never_choose():
@@ -103,6 +126,8 @@ def test_a_table_of_two_of_step_arm_and_seed():
     for wrong in ({"index": "epoch"}, {"index": "arm"}, {"index": "seed", "columns": "step"}, {"values": "accuracy"}):
         with pytest.raises(UserError):
             GRID.run().table(**wrong)
+    with pytest.raises(UserError, match="arm is no metric"):
+        GRID.run().table("arm")
 
 
 def test_formats():
@@ -116,6 +141,16 @@ def test_formats():
     assert header == "step,alpha 0,alpha 0 sd,alpha 0 n,alpha 0.6,alpha 0.6 sd,alpha 0.6 n"
     assert [float(row.split(",")[1]) for row in rows] == GRID.accuracy.mean(0)[0].tolist()
     assert "p corrected for 4 comparisons by Holm's method" in gains_table(run.paired()).title
+
+
+def test_the_tables_of_several_runs_name_them():
+    run = GRID.run()
+    assert all_formatted([run], "csv") == formatted(run, "csv")
+    first, *_, last = all_formatted([run, run], "csv").split("\n\n")
+    assert first == f"# {run.path}"
+    assert last == formatted(run, "csv").split("\n\n")[-1]
+    with pytest.raises(UserError, match="no model is finished yet"):
+        all_formatted([run, RunResults(run.config, [])], "csv")
 
 
 def test_a_loaded_run_has_folders_and_models(trained):
@@ -165,8 +200,9 @@ def test_arms_that_begin_alike_share_models(tmp_path):
 
 def test_a_data_frame_has_a_row_per_model():
     pandas = pytest.importorskip("pandas")
-    frame = GRID.run().frame()
+    frame = RunResults(GRID.run().config, [record | {"memorised": None} for record in GRID.records()]).frame()
     assert isinstance(frame, pandas.DataFrame)
+    assert frame["memorised"].dtype == float
     assert frame["test_acc"].tolist() == [result.test_acc for result in GRID.run()]
 
 

@@ -7,7 +7,7 @@ import pytest
 from tiny import Grid, leave_result
 
 from distill.cli import main
-from distill.reporting.study import StudyResults, settings_table, x_figure
+from distill.reporting.study import StudyResults, gains, settings_table, x_figure
 from distill.store.rundir import RunDir
 from distill.study import read_study
 
@@ -81,8 +81,45 @@ def test_a_report_writes_results_figure_and_page(capsys, study, x, stem):
     page = (study / "report.html").read_text()
     assert "90 of 90 models are finished" in page
     headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", page)
-    assert {"Against label noise", "Against loss", "Settings", "Folders"} <= set(headings)
+    assert headings == [
+        *(
+            f"Against {axis.replace('_', ' ')}"
+            for axis in sorted(("label_noise", "loss"), key=lambda each: each != stem)
+        ),
+        *("Gain over the teacher", "Settings", "Alpha and step", "Folders", "Origin"),
+    ]
+    assert len(re.findall(r"<p>label noise [^<]*, loss [^<]*: Best by held-out images: ", page)) == 6
+    assert page.count("(step 0 is the teacher)</p>") == 6  # a map of alpha and step for each setting
+    assert f"--config {study / 'config.toml'} --output NEW" in page
     assert 'href="label_noise_0%2Closs_mse/"' in page
+
+
+@pytest.mark.page
+@pytest.mark.parametrize("most", [12, 5])
+def test_a_setting_has_a_page_unless_there_are_many(study, monkeypatch, most):
+    pages = []
+    monkeypatch.setattr("distill.reporting.study.draw", lambda *_: None)
+    monkeypatch.setattr("distill.reporting.study.MOST_PAGES", most)
+    monkeypatch.setattr("distill.reporting.study.write_page", lambda runs, file: pages.append(file) or file.touch())
+    assert main(["--report", str(study)]) == 0
+    expected = [setting.config.output / "report.html" for setting in read_study(study).settings]
+    assert pages == (expected if most == 12 else [])
+    assert ('href="label_noise_0%2Closs_mse/report.html"' in (study / "report.html").read_text()) == (most == 12)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(capsys, study, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != study)
+    assert main(["--report", str(study)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.endswith(f"error: {study} cannot be written to; give --output FILE for the page\n")
+
+
+def test_gains_are_paired_within_each_setting(study):
+    table = gains(StudyResults.load(study))
+    assert [row[:3] for row in table.rows[:2]] == [["label noise 0, loss mse", f"alpha = {a}", 2] for a in ("0", "0.6")]
+    assert len(table.rows) == 12
+    assert table.rows[1][3] == pytest.approx(expected(0.0, "mse", 1) - expected(0.0, "mse", None))
 
 
 def test_another_step_is_shown(study):
@@ -96,13 +133,17 @@ def test_a_study_that_has_begun_nothing_reports_that(capsys, tmp_path):
     assert main(["--report", str(tmp_path)]) == 0
     assert "no model is finished yet" in capsys.readouterr().out
     assert main(["--verify", str(tmp_path)]) == 0
+    assert main(["--report", str(tmp_path), "--format", "csv"]) == 2
+    assert "no model is finished yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["csv", "markdown", "latex"])
 def test_the_table_of_all_settings_has_other_formats(capsys, study, kind):
     before = sorted(study.rglob("*"))
     assert main(["--report", str(study), "--format", kind]) == 0
-    assert "label noise 0.2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "label noise 0.2" in out
+    assert {"csv": "95 % from", "markdown": "95 % from", "latex": r"95 \% from"}[kind] in out
     assert sorted(study.rglob("*")) == before
 
 

@@ -78,7 +78,8 @@ def study_page(study: Study, figures: dict[str, Any]) -> str:
     if study.accuracies is not None:
         what = f"accuracy ({study.judged_by})"
         shown.append(chain_table(what, study.chains, study.grid.steps, study.accuracies, max))
-    return kernel_page(f"{describe_problem(study.problem)}. {study.route.text}.", answer, shown, figures)
+    what = f"{describe_problem(study.problem)}. {study.route.text}."
+    return kernel_page(what, answer, shown, figures, study.problem.train.X, study.problem.train.y)
 
 
 def describe_problem(problem: Problem) -> str:

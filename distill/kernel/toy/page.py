@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import platform
 import shlex
 import sys
@@ -11,6 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
+from distill.kernel.linalg import FloatArray
 from distill.kernel.toy.options import program
 from distill.kernel.toy.program import NamedChain, step_text, value_cells
 from distill.pages.html import Part, View, render_page, svg
@@ -48,18 +53,33 @@ def chain_table(
     return Table(f"{title}; the best of a column is shaded", ["fit", *(chain.heading for chain in chains)], rows)
 
 
-def kernel_page(sentence: str, answer: list[str], tables: list[Table], figures: Mapping[str, Figure]) -> str:
-    """The page of a call of the program."""
+def kernel_page(
+    sentence: str, answer: list[str], tables: list[Table], figures: Mapping[str, Figure], X: Any, y: FloatArray
+) -> str:
+    """The page of a call of the program, which fitted the points X (n,) or (n, p), possibly sparse, and y."""
     drawn = [svg(figure, _caption(name), f"f{i}", light=True) for i, (name, figure) in enumerate(figures.items())]
-    versions = [["Python", platform.python_version()], *([name, version(name)] for name in ("numpy", "scipy"))]
+    versions = [["Python", platform.python_version()]]
+    versions += [[name, version(name)] for name in ("numpy", "scipy", "scikit-learn")]
+    versions.append(["machine", f"{platform.platform()}, {os.cpu_count()} cores"])
     command = ["python", sys.argv[0]] if program().endswith(".py") else [program()]
     parts = [
         Part("Losses", tables=tables, sorts=True),
         Part("Figures", "" if drawn else "No figures were drawn.", figures=drawn),
         Part("Origin", "This command repeats it:", code=shlex.join([*command, *sys.argv[1:]])),
     ]
-    parts[-1].tables.append(Table("Versions", ["package", "version"], versions))
+    parts[-1].lines.append(f"SHA-256 of the training points: {_fingerprint(X, y)}")
+    parts[-1].tables.append(Table("Versions and machine", ["package", "version"], versions))
     return render_page("Kernel ridge self-distillation", [View("this run", sentence, answer, parts)])
+
+
+def _fingerprint(X: Any, y: FloatArray) -> str:
+    """The SHA-256 of points and their targets."""
+    rows = [X] if isinstance(X, np.ndarray) else [(found := X.tocsr()).data, found.indices, found.indptr]
+    digest = hashlib.sha256()
+    for array in (*rows, y):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _caption(name: str) -> str:

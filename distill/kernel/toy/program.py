@@ -174,7 +174,7 @@ def run(args: argparse.Namespace, table: "Table | None" = None) -> str:
         )
         answer = [f"Least loss: {loss:.5f}, {chain}, fit {step}", f"Without distillation, fit 1: {losses[0][0]:.5f}"]
         losses_by_step = chain_table(f"Loss: {loss_name}", chains, steps, losses, min)
-        files[args.output / PAGE] = kernel_page(f"{what}.", answer, [losses_by_step], figures)
+        files[args.output / PAGE] = kernel_page(f"{what}.", answer, [losses_by_step], figures, data.x, data.y)
     write_files(files)
     lines = [
         what,

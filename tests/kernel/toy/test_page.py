@@ -3,9 +3,11 @@
 import math
 import re
 
+import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
-from distill.kernel.toy.page import CAPTIONS, chain_table
+from distill.kernel.toy.page import CAPTIONS, _fingerprint, chain_table
 from distill.kernel.toy.program import DEFAULT_CHAINS, main
 
 pytestmark = pytest.mark.page
@@ -30,6 +32,8 @@ def test_the_page_of_the_toy(page):
     assert "Least loss: 0.14915, alpha = 0, fit 3" in html
     assert re.findall(r'--v:1\.000">([\d.]+)<', html) == re.findall(r"([\d.]+)\*", out) == ["0.14915", "0.14948"]
     assert len(re.findall("<svg", html)) == 9
+    assert re.search(r"SHA-256 of the training points: [0-9a-f]{64}<", html)
+    assert "scikit-learn</th>" in html
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", html)
     assert "python krr_toy.py --report --output " in html
     ids = re.findall(r' id="([^"]+)"', html)
@@ -45,6 +49,13 @@ def test_the_page_of_real_data(page, drawn):
     for name in ("lambda", "risk_map", "lambda_map", "spectrum") if drawn else ():
         assert f"<figcaption>{CAPTIONS[name]}" in html
     assert ("No figures were drawn." in html) != drawn
+
+
+def test_the_fingerprint_is_of_the_points():
+    X, y = np.arange(6.0).reshape(3, 2), np.arange(3.0)
+    assert _fingerprint(X, y) == _fingerprint(np.asfortranarray(X), y)
+    others = [_fingerprint(X, y), _fingerprint(X + 1, y), _fingerprint(X, y + 1), _fingerprint(csr_matrix(X), y)]
+    assert len(set(others)) == 4
 
 
 def test_a_chain_that_diverges_is_named():
