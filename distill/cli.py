@@ -221,7 +221,7 @@ def _train(command: Command) -> int:
     for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
         if seed in finished and (preview or (config.output / f"seed_{seed}" / "preview.png").exists()):
             _print_page(config, seed)
-    say(f"everything is in {config.output}{os.sep}: report.html, results.csv, figures, a folder for each model")
+    say(f"everything is in {config.output}{os.sep}: begin with report.html")
     return _end(failures)
 
 
