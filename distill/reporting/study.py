@@ -31,7 +31,7 @@ if typing.TYPE_CHECKING:
 
 MOST_TABLES = 4  # settings whose own tables are printed
 MOST_PANELS = 12
-SHIFT = 0.04  # inches between the points of two arms
+SHIFT = 0.015  # of the axis, between the points of two arms
 TEACHER: dict[str, Any] = {"color": "#808080", "marker": "x", "linestyle": "--"}
 
 
@@ -177,8 +177,6 @@ def _draw_line(
     place: float,
 ) -> None:
     """Draw an arm's points, ``place`` times ``SHIFT`` beside their values, so that bars do not overlap."""
-    from matplotlib.transforms import ScaledTranslation
-
     values = results.study.axes[x]
     found = [(value, results.accuracies(run, arm)) for value, run in points]
     at = [value if _is_numeric(values) else values.index(value) for value, accuracies in found if accuracies]
@@ -187,13 +185,12 @@ def _draw_line(
     order = sorted(range(len(at)), key=at.__getitem__)
     line = {} if _is_numeric(values) else {"linestyle": "none"}  # nothing is between two words
     drawn = axes.errorbar(
-        [at[i] for i in order],
+        [_shifted(at[i], values, SHIFT * place) for i in order],
         [means[i][0] for i in order],
         [halves[i] for i in order] if any(halves) else None,
         markersize=4,
         elinewidth=0.8,
         label=arm_title(arm),
-        transform=axes.transData + ScaledTranslation(SHIFT * place, 0, axes.figure.dpi_scale_trans),
         **(style | line),
     )
     shown_at = [shown(value) for value, accuracies in found if accuracies]
@@ -201,13 +198,24 @@ def _draw_line(
     describe(drawn.lines[0], [f"{arm_title(arm)}, {x.replace('_', ' ')} {text}" for text in texts])
 
 
+def _is_logarithmic(values: tuple[Any, ...]) -> bool:
+    return _is_numeric(values) and min(values) > 0 and max(values) >= 30 * min(values)
+
+
+def _shifted(at: float, values: tuple[Any, ...], by: float) -> float:
+    """A place on an axis of ``values``, moved by a share of the axis."""
+    if _is_logarithmic(values):
+        return at * (max(values) / min(values)) ** by
+    return at + by * (max(values) - min(values) if _is_numeric(values) else len(values) - 1)
+
+
 def _set_axis(axes: Axes, values: tuple[Any, ...]) -> None:
     """The scale and ticks of an axis: logarithmic if its numbers span decades, names for what is no number."""
     if not _is_numeric(values):
         axes.set_xticks(range(len(values)), [shown(value) for value in values])
-    elif min(values) > 0 and max(values) >= 30 * min(values):
+    elif _is_logarithmic(values):
         axes.set_xscale("log")
-    elif min(b - a for a, b in itertools.pairwise(sorted(values))) > (max(values) - min(values)) / 10:
+    elif min((b - a for a, b in itertools.pairwise(sorted(values))), default=1) > (max(values) - min(values)) / 10:
         axes.set_xticks(values, [shown(value) for value in values])
 
 
