@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -269,3 +270,26 @@ def test_runs_without_students_are_side_by_side(tmp_path, monkeypatch):
         leave_result(rundir, test_acc=0.5)
     text = Page(page([RunResults.load(tmp_path / name) for name in ("one", "two")], tmp_path)).text
     assert text.count("No gain over the teacher") == 4
+
+
+def test_the_parts_of_runs_side_by_side_have_names_of_their_own(run):
+    other = RunResults.load(run)
+    other.config = replace(other.config, chain=replace(other.config.chain, seed=(1, 3)))
+    elements = Page(page([RunResults.load(run), other], run)).elements
+    names = [attributes["aria-label"] for tag, attributes in elements if tag == "section"]
+    assert len(set(names)) == len(names) > 2
+    links = [attributes["href"] for tag, attributes in elements if tag == "a"]
+    assert {"#r1", "#r2"} <= set(links)
+
+
+def test_the_page_of_one_seed_says_that_it_has_no_interval_over_seeds(tmp_path):
+    rundir = RunDir(tmp_path)
+    (tmp_path / "config.toml").write_text(to_toml(config(tmp_path, distillation_steps=0)))
+    leave_result(rundir, test_acc=0.5, classes=["a"])
+    text = page([RunResults.load(tmp_path)], tmp_path)
+    assert "standard deviation" not in Page(text).text
+    for seed in (1, 2):
+        (tmp_path / f"seed_{seed}").mkdir(exist_ok=True)
+        (tmp_path / f"seed_{seed}/preview.svg").write_text("<svg/>")
+    leave_result(rundir, seed=2, test_acc=0.5, classes=["a"])
+    assert "the other seeds' forecasts" in page([RunResults.load(tmp_path)], tmp_path)

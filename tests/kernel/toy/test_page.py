@@ -30,6 +30,8 @@ def test_the_page_of_the_toy(page):
     assert "Least loss: 0.14915, alpha = 0, fit 3" in html
     assert re.findall(r'--v:1\.000">([\d.]+)<', html) == re.findall(r"([\d.]+)\*", out) == ["0.14915", "0.14948"]
     assert len(re.findall("<svg", html)) == 9
+    assert "with ground truth)</figcaption>" in html
+    assert {"fit 1", "data", "greedy", "best"} <= set(re.findall("<title>([^:<]*): ", html))
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", html)
     assert "python krr_toy.py --report --output " in html
     ids = re.findall(r' id="([^"]+)"', html)
