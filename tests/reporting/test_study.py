@@ -58,7 +58,9 @@ def test_the_figure_has_a_panel_per_other_axis_and_a_line_per_arm(study):
         assert [each.get_label() for each in axes.containers] == ["teacher", "alpha = 0", "alpha = 0.6"]
         for container, alpha in zip(axes.containers, (None, 0, 1), strict=True):
             x, y = container.lines[0].get_data()
-            np.testing.assert_allclose(x, np.array(NOISES) + 0.4 * 0.015 * (-1 if alpha is None else alpha), atol=1e-12)
+            np.testing.assert_allclose(
+                np.array(x, float), np.array(NOISES) + 0.4 * 0.015 * (-1 if alpha is None else alpha), atol=1e-12
+            )
             noise_0 = container.lines[0].texts_of_markers[0]
             assert noise_0.startswith(f"{container.get_label()}, label noise 0: {expected(0.0, loss, alpha):.4f} ± ")
             assert list(y) == pytest.approx([expected(noise, loss, alpha) for noise in NOISES])
