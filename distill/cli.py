@@ -86,9 +86,7 @@ def parse(argv: list[str]) -> Command:
     previews = preview or PREVIEW in (alpha if isinstance(alpha, list) else [alpha])
     if previews:
         for setting in study.settings:
-            setting.config.require_held_out("--preview")
-            if setting.config.chain.target != ("soft",):
-                raise ConfigError("--preview forecasts chains of soft targets only: leave --target out")
+            setting.config.require_preview()
     mode = "dry-run" if dry_run else "estimate" if estimate else "preview" if previews else [*jobs, "train"][0]
     if mode == "detach" and study.settings[0].config.run.executor != "slurm":
         raise ConfigError("--detach is for --executor slurm: without it, this process trains")
@@ -225,7 +223,7 @@ def _train(command: Command) -> int:
     for seed in config.chain.seed:  # a page drawn before the students were trained now shows their results too
         if seed in finished and (preview or (config.output / f"seed_{seed}" / "preview.png").exists()):
             _print_page(config, seed)
-    say(f"everything is in {config.output}{os.sep}: report.html, results.csv, figures, a folder for each model")
+    say(f"everything is in {config.output}{os.sep}: begin with report.html")
     return _end(failures)
 
 

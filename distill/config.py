@@ -80,6 +80,11 @@ class Config:
                 f"{loss} may be unbounded below with a negative target",
             )
 
+    def require_preview(self) -> None:
+        """Raise ConfigError unless the chains can be forecast."""
+        self.require_held_out("--preview")
+        require(self.chain.target == ("soft",), "--preview forecasts chains of soft targets only: leave --target out")
+
     def require_held_out(self, name: str) -> None:
         """Raise ConfigError if this run has no held-out images or no teacher of step 0, which ``name`` needs."""
         require(self.data.val_size > 0, f"{name} needs held-out images: give --val-size")

@@ -1,6 +1,6 @@
 """What finished runs show about alpha, as Markdown tables and a figure.
 
-    python -m studies.analyse RUN [RUN ...] [--figure FILE.png]
+    python -m studies.analyse RUN [RUN ...] [--figure FILE]
 
 Each RUN is the directory of a grid over alpha, with auto among it, and several seeds. Differences are paired: a
 student less the teacher of its own seed. Intervals are Student's t over seeds, 95 %.
@@ -13,6 +13,7 @@ from pathlib import Path
 from distill.arms import arm_name, arm_title
 from distill.errors import ConfigError, UserError
 from distill.files import write_atomically
+from distill.pages.style import UNDATED, rendered
 from distill.reporting.comparison import gains_figure
 from distill.reporting.results import RunResults
 from distill.reporting.statistics import Difference, spread
@@ -103,8 +104,11 @@ def main() -> None:
     """Print the tables, and draw the figure if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the changes of all runs")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the changes: .png, .svg or .pdf")
     args = parser.parse_args()
+    kind = "png" if args.figure is None else args.figure.suffix.removeprefix(".")
+    if kind not in UNDATED:
+        parser.error(f"--figure {args.figure}: the name must end in .png, .svg or .pdf")
     try:
         runs = [read(path) for path in args.runs]
     except UserError as error:
@@ -112,7 +116,7 @@ def main() -> None:
     print("\n".join(tables(run) for run in runs))
     if args.figure is not None:
         args.figure.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.figure, lambda file: gains_figure(runs).savefig(file, format="png", dpi=120))
+        write_atomically(args.figure, rendered(gains_figure(runs), kind))
 
 
 if __name__ == "__main__":

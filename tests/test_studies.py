@@ -10,7 +10,7 @@ from distill.reporting.comparison import gains_figure
 from distill.reporting.statistics import over_seeds
 from distill.store.rundir import RunDir
 from studies import theory
-from studies.analyse import cost, format_change, read, tables
+from studies.analyse import cost, format_change, main, read, tables
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*_[cn]*.toml")), ids=lambda path: path.stem)
@@ -68,6 +68,16 @@ def test_the_figure_is_of_the_changes(study):
     line, _, _ = lower.containers[1]
     np.testing.assert_allclose(line.get_ydata(orig=False), [-0.1, -0.1])
     assert VALUES["arm"] is None
+
+
+def test_the_figure_is_of_the_kind_that_its_name_says(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["analyse", str(study.path), "--figure", str(tmp_path / "x.svg")])
+    main()
+    assert "<svg" in (tmp_path / "x.svg").read_text()
+    monkeypatch.setattr("sys.argv", ["analyse", str(study.path), "--figure", str(tmp_path / "x.gif")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "the name must end in .png, .svg or .pdf" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_one_line(study):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import _GeneratorContextManager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,18 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
+    """A legend above the panels, in as many columns as the figure has room for."""
+    entry = FONT / 72 * (6 + 0.55 * max(map(len, labels), default=0))  # inches: the line and its gaps, the letters
+    columns = max(1, int(figure.get_figwidth() / entry))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, title=title, alignment="left")
+
+
+def describe(artist: Any, texts: Sequence[str]) -> None:
+    """Give each marker of a line a text that the page shows under the pointer."""
+    artist.texts_of_markers = list(texts)
 
 
 def line_style(i: int) -> dict[str, Any]:

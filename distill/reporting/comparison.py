@@ -8,10 +8,11 @@ from typing import Any
 
 from distill.arms import arm_name, arm_title, sort_key
 from distill.errors import ConfigError
-from distill.pages.style import line_style, new_figure, styled
+from distill.pages.style import legend, line_style, new_figure, styled
 from distill.reporting.plots import draw_gains
 from distill.reporting.results import RunResults, metric_labels
 from distill.store.rundir import RunDir
+from distill.study import shown
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ def names(runs: Sequence[RunResults]) -> list[str]:
         differing = _distinguishing(differing, options)
     found = []
     for run, each in zip(runs, options, strict=True):
-        words = [f"{_shown(name)} {each[name]}" for name in differing if each.get(name) is not None]
+        words = [_words(name, each[name]) for name in differing if each.get(name) is not None]
         found.append(", ".join(words) or run.path.name)
     folders = [str(run.path) for run in runs]
     return found if len(set(found)) == len(found) else folders
@@ -61,8 +62,10 @@ def _distinguishing(names: Sequence[str], options: Sequence[dict[str, Any]]) -> 
     return chosen
 
 
-def _shown(name: str) -> str:
-    return SHORT.get(name, name.partition(".")[2].replace("_", " "))
+def _words(name: str, value: Any) -> str:
+    """``label noise 0.4``, ``seed 1 2 3``."""
+    values = " ".join(map(shown, value if isinstance(value, tuple) else (value,)))
+    return f"{SHORT.get(name, name.partition('.')[2].replace('_', ' '))} {values}"
 
 
 @styled()
@@ -83,6 +86,6 @@ def gains_figure(runs: Sequence[RunResults], metrics: Sequence[str] = ("test_acc
         panels[-1, column].set_xlabel("step")
     for axes, metric in zip(panels[:, 0], metrics, strict=True):
         axes.set_ylabel(f"change of the {metric_labels()[metric]}")
-    keys = [Line2D([], [], markersize=4, label=arm_title(arm), **line_style(i)) for i, arm in enumerate(order)]
-    figure.legend(handles=keys, loc="outside upper left", ncols=7)
+    keys = [Line2D([], [], markersize=4, **line_style(i)) for i in range(len(order))]
+    legend(figure, keys, [arm_title(arm) for arm in order])
     return figure

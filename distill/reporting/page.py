@@ -26,7 +26,7 @@ from distill.store.rundir import RunDir
 SCORES = ("test_acc", "test_nll", "test_brier", "test_ece")
 NOISE = ("memorised", "recovered", "clean_acc")
 LARGEST_FORECAST = 200_000  # bytes of a preview.svg that the page holds
-ACCURACY = "Test accuracy against step, and the gain over the teacher of the same seed with 95 % intervals"
+ACCURACY = "Test accuracy against step and, if there are students, their gains over the teacher of the same seed"
 
 
 def write_page(runs: Sequence[RunResults], file: Path) -> bool:
@@ -134,6 +134,8 @@ def _scores(run: RunResults, number: int) -> list[Part]:
 
     gains = run.paired()
     scores = "Accuracy, NLL, Brier score and ECE on the test images against step, with a band of one standard deviation"
+    if len(run.seeds) == 1:
+        scores = scores.partition(", with")[0]
     curves = drawn(
         plots.curves_figure(run), "Learning curves, means over seeds: a column per arm, a line per step", "c"
     )
@@ -176,6 +178,8 @@ def _forecast(run: RunResults) -> list[Part]:
         file = run.path / f"seed_{seed}" / "preview.svg"
         if file.is_file() and file.stat().st_size <= LARGEST_FORECAST:
             label = f"Forecast of the kernel twins for seed {seed} and, in the last row, the outcome beside it"
+            if len(run.seeds) > 1:
+                label += "; the other seeds' forecasts, if drawn, are in their folders (preview.svg)"
             return [Part("Forecast", figures=[image(file.read_bytes(), label)])]
     return []
 

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Sequence
 
 from distill.arms import arm_name, arm_title
-from distill.pages.style import line_style, new_figure, step_colour, styled
+from distill.pages.style import describe, legend, line_style, new_figure, step_colour, styled
 from distill.reporting.results import RunResults, metric_labels
 from distill.reporting.statistics import spread
 from distill.store.rundir import read_metrics
@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
 MIN_IMAGES = 10  # of a bin in a reliability diagram
 PANELS = 4  # side by side
 MOST_EPOCHS = 60  # of a learning curve in the page, which every epoch would make too large
+MARKERS = 3  # of a learning curve, of which a page may have a hundred
 STEP = "step (0: teacher)"
 CURVES = {"train_loss": "training loss", "train_acc": "training accuracy", "val_acc": "held-out accuracy"}
 
@@ -29,17 +30,18 @@ CURVES = {"train_loss": "training loss", "train_acc": "training accuracy", "val_
 @styled()
 def accuracy_figure(run: RunResults) -> Figure:
     """Mean test accuracy against step, a line per arm; beside it the gain over the teacher of the same seed."""
-    figure = new_figure(7.5, 3.4)
-    left, right = figure.subplots(1, 2)
+    methods = sorted({gain.difference.method for gain in run.paired()})
+    figure = new_figure(7.5 if methods else 4, 3.4)
+    left, *right = figure.subplots(1, 2 if methods else 1, squeeze=False)[0]
     seeds = len(run.seeds)
     left.set(xlabel=STEP, ylabel="test accuracy", title=f"mean over {seeds} seeds" if seeds > 1 else run.seeds_label)
     draw_arms(left, run, "test_acc", band=False)
-    right.set(xlabel="step", ylabel="gain in test accuracy", title="gain over the teacher, paired by seed")
-    draw_gains(right, run, "test_acc")
+    for axes in right:
+        axes.set(xlabel="step", ylabel="gain in test accuracy", title="gain over the teacher, paired by seed")
+        draw_gains(axes, run, "test_acc")
+    bars = f"bars of the gain: 95 % intervals ({'; '.join(methods)})" if methods else None
     lines, arms = left.get_legend_handles_labels()
-    figure.legend(
-        lines, arms, loc="outside lower left", ncols=PANELS, title="bars: 95 % intervals" if seeds > 1 else None
-    )
+    legend(figure, lines, arms, bars)
     return figure
 
 
@@ -60,7 +62,7 @@ def diagnostics_figure(run: RunResults, names: Sequence[str] = (), columns: int 
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     lines, arms = figure.axes[0].get_legend_handles_labels()
-    figure.legend(lines, arms, loc="outside upper left", ncols=PANELS, title=run.seeds_label)
+    legend(figure, lines, arms, run.seeds_label)
     return figure
 
 
@@ -85,7 +87,7 @@ def reliability_figure(run: RunResults) -> Figure:
             if diagrams.get(model):
                 name = f"step {model[1]}"
                 lines[name] = _draw_calibration(upper, lower, diagrams[model], step_colour(k, len(models)), name)
-    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=8)
+    legend(figure, list(lines.values()), list(lines))
     return figure
 
 
@@ -103,12 +105,22 @@ def curves_figure(run: RunResults) -> Figure | None:
             for axes, metric in zip(panels, rows, strict=True):
                 means = [spread([row[metric] for row in rows])[0] for rows in zip(*tables, strict=False)]
                 if means:
-                    shown = sorted({*range(0, len(means), 1 + len(means) // MOST_EPOCHS), len(means) - 1})
-                    style: dict[str, typing.Any] = {"color": step_colour(k, len(models)), "linewidth": 1}
-                    at = [i + 1 for i in shown]
-                    (lines[f"step {model[1]}"],) = axes.plot(at, [means[i] for i in shown], **style)
-    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=8)
+                    name = f"step {model[1]}"
+                    lines[name] = _draw_curve(axes, means, step_colour(k, len(models)), f"{name}, {CURVES[metric]}")
+        for axes in panels:
+            whole_steps(axes)
+    legend(figure, list(lines.values()), list(lines))
     return figure if lines else None
+
+
+def _draw_curve(axes: Axes, means: Sequence[float], colour: str, name: str) -> typing.Any:
+    """Draw a value against epoch, with a few markers, the last epoch's among them."""
+    shown = sorted({*range(0, len(means), 1 + len(means) // MOST_EPOCHS), len(means) - 1})
+    marked = list(range(len(shown) - 1, -1, -math.ceil(len(shown) / MARKERS)))[::-1]
+    style: dict[str, typing.Any] = {"marker": ".", "markersize": 4, "markevery": marked, "linewidth": 1}
+    (line,) = axes.plot([i + 1 for i in shown], [means[i] for i in shown], color=colour, **style)
+    describe(line, [f"{name} {means[shown[i]]:.4f}, epoch {shown[i] + 1}" for i in marked])
+    return line
 
 
 def _panels_of_arms(run: RunResults, height: float, ratios: dict[str, int]) -> tuple[Figure, list[list[Axes]]]:
@@ -159,11 +171,6 @@ def _draw_calibration(
     return line
 
 
-def describe(artist: typing.Any, texts: Sequence[str]) -> None:
-    """Give each marker of a line a text that the page shows under the pointer."""
-    artist.texts_of_markers = list(texts)
-
-
 def draw_arms(axes: Axes, run: RunResults, metric: str, band: bool = True) -> None:
     """Means over seeds against step, a line per arm from the teacher on; ``band``: with their standard deviations."""
     arms = run.by_arm(metric)
@@ -174,7 +181,7 @@ def draw_arms(axes: Axes, run: RunResults, metric: str, band: bool = True) -> No
         style = line_style(i)
         (line,) = axes.plot(list(steps), means, markersize=4, label=arm_title(arm), **style)
         if band and any(deviations):
-            low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
+            low, high = ([max(0, m + sign * d) for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
             axes.fill_between(list(steps), low, high, color=style["color"], alpha=0.15, linewidth=0)
         texts = zip(steps, means, deviations, strict=True)
         describe(line, [f"{arm_title(arm)}, step {k}: {mean:.4f} ± {sd:.4f}" for k, mean, sd in texts])
@@ -212,8 +219,12 @@ def draw_gains(axes: Axes, run: RunResults, metric: str, order: Sequence[str | N
 
 
 def whole_steps(axes: Axes) -> None:
-    """Whole numbers on the axis of steps, and a grid."""
+    """Whole numbers on the axis of steps, which is at least one step wide, and a grid."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    data = axes.dataLim
+    if 0 <= data.width < 1:  # a single step, or none but a line across the panel
+        axes.update_datalim([(data.x0 - 0.5, 0), (data.x1 + 0.5, 0)], updatey=False)
+        axes.autoscale_view(scaley=False)
     axes.grid(alpha=0.3)

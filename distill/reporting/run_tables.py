@@ -62,7 +62,7 @@ def _largest(gains: list[Gain]) -> str:
 
 
 def format_gain(gain: Difference, p: float, arms: int = 1) -> str:
-    """``+0.1473, 95 % interval +0.0642 to +0.2305 (Student's t over 3 seeds)``, and whether it is beyond noise.
+    """``+0.1473, 95 % interval +0.0642 to +0.2305 (t, 3 seeds)``, and whether it is beyond noise.
 
     ``p`` is the p-value, corrected by Holm's method if there were several ``arms`` to choose from.
     """

@@ -22,7 +22,7 @@ class Difference:
     low: float
     high: float
     p: float
-    method: str  # what it is over: ``Student's t over 3 seeds``
+    method: str  # what it is over: ``t, 3 seeds``
 
     @property
     def has_interval(self) -> bool:
@@ -59,7 +59,7 @@ def over_seeds(differences: Sequence[float]) -> Difference:
         return Difference(mean, math.nan, math.nan, math.nan, "one seed: no interval")
     error = statistics.stdev(differences) / n**0.5
     p = float(2 * stdtr(n - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
-    return Difference(mean, mean - half, mean + half, p, f"Student's t over {n} seeds")
+    return Difference(mean, mean - half, mean + half, p, f"t, {n} seeds")
 
 
 def over_images(differences: Sequence[float]) -> Difference:
@@ -71,7 +71,7 @@ def over_images(differences: Sequence[float]) -> Difference:
     from scipy.stats import bootstrap
 
     array = np.asarray(differences, dtype=np.float64)
-    method = f"bootstrap over {len(array):,} test images of one seed"
+    method = f"bootstrap, {len(array):,} images; one seed: no interval over seeds"
     if np.ptp(array) == 0:
         return Difference(float(array[0]), float(array[0]), float(array[0]), float(array[0] == 0), method)
     found = bootstrap(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import typing
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from distill.arms import arm_name, arm_title, sort_key
 from distill.errors import ConfigError, suggestion
 from distill.files import write_derived
 from distill.pages.html import PAGE, Part, View, render_page, svg
-from distill.pages.style import draw, line_style, new_figure, styled
+from distill.pages.style import describe, draw, legend, line_style, new_figure, styled
 from distill.pages.tables import FORMATS, Spread, Table, format_count, shaded
 from distill.reporting.page import SCORES, missing, origin, write_page
 from distill.reporting.page_tables import link
@@ -35,6 +36,7 @@ MOST_TABLES = 4  # settings whose own tables are printed
 MOST_PANELS = 12
 MOST_PAGES = 12  # settings that get a page of their own, each of which takes seconds
 FOLDERS = "The page of a setting, which --report of its folder writes too, also has learning curves, classes and costs."
+SHIFT = 0.015  # of the axis, between the points of two arms
 TEACHER: dict[str, Any] = {"color": "#808080", "marker": "x", "linestyle": "--"}
 
 
@@ -174,7 +176,8 @@ def x_figure(results: StudyResults, x: str) -> Figure:
         axes.set_title(title, parse_math=False, wrap=True)
         axes.grid(alpha=0.3)
         for i, arm in enumerate((None, *results.arms)):
-            _draw_line(axes, results, x, points, arm, TEACHER if arm is None else line_style(i - 1))
+            style = TEACHER if arm is None else line_style(i - 1)
+            _draw_line(axes, results, x, points, arm, style, i - len(results.arms) / 2)
         _set_axis(axes, results.study.axes[x])
     for i, axes in enumerate(drawn):
         axes.set(xlabel=x.replace("_", " ") if i + columns >= number else "")
@@ -185,8 +188,7 @@ def x_figure(results: StudyResults, x: str) -> Figure:
     drawn[0].set_ylabel(f"{metric_labels()['test_acc']}, step {results.step}")
     handles, names = drawn[0].get_legend_handles_labels()
     several = any(len(run.seeds) > 1 for _, run in results.runs)
-    bars = "bars: 95 % intervals over seeds" if several else None
-    figure.legend(handles, names, loc="outside upper center", ncols=5, title=bars)
+    legend(figure, handles, names, "bars: 95 % intervals over seeds" if several else None)
     return figure
 
 
@@ -197,7 +199,9 @@ def _draw_line(
     points: list[tuple[Any, RunResults]],
     arm: str | None,
     style: dict[str, Any],
+    place: float,
 ) -> None:
+    """Draw an arm's points, ``place`` times ``SHIFT`` beside their values, so that bars do not overlap."""
     values = results.study.axes[x]
     found = [(value, results.accuracies(run, arm)) for value, run in points]
     at = [value if _is_numeric(values) else values.index(value) for value, accuracies in found if accuracies]
@@ -205,8 +209,8 @@ def _draw_line(
     halves = [0.0 if math.isnan(half) else half for _, half in means]
     order = sorted(range(len(at)), key=at.__getitem__)
     line = {} if _is_numeric(values) else {"linestyle": "none"}  # nothing is between two words
-    axes.errorbar(
-        [at[i] for i in order],
+    drawn = axes.errorbar(
+        [_shifted(at[i], values, SHIFT * place) for i in order],
         [means[i][0] for i in order],
         [halves[i] for i in order] if any(halves) else None,
         markersize=4,
@@ -214,14 +218,30 @@ def _draw_line(
         label=arm_title(arm),
         **(style | line),
     )
+    shown_at = [shown(value) for value, accuracies in found if accuracies]
+    texts = [f"{shown_at[i]}: {means[i][0]:.4f}" + f" ± {halves[i]:.4f}" * (halves[i] > 0) for i in order]
+    describe(drawn.lines[0], [f"{arm_title(arm)}, {x.replace('_', ' ')} {text}" for text in texts])
+
+
+def _is_logarithmic(values: tuple[Any, ...]) -> bool:
+    return _is_numeric(values) and min(values) > 0 and max(values) >= 30 * min(values)
+
+
+def _shifted(at: float, values: tuple[Any, ...], by: float) -> float:
+    """A place on an axis of ``values``, moved by a share of the axis."""
+    if _is_logarithmic(values):
+        return at * (max(values) / min(values)) ** by
+    return at + by * (max(values) - min(values) if _is_numeric(values) else len(values) - 1)
 
 
 def _set_axis(axes: Axes, values: tuple[Any, ...]) -> None:
     """The scale and ticks of an axis: logarithmic if its numbers span decades, names for what is no number."""
     if not _is_numeric(values):
         axes.set_xticks(range(len(values)), [shown(value) for value in values])
-    elif min(values) > 0 and max(values) >= 30 * min(values):
+    elif _is_logarithmic(values):
         axes.set_xscale("log")
+    elif min((b - a for a, b in itertools.pairwise(sorted(values))), default=1) > (max(values) - min(values)) / 10:
+        axes.set_xticks(values, [shown(value) for value in values])
 
 
 def page(results: StudyResults, base: Path, x: str) -> str:
@@ -230,9 +250,10 @@ def page(results: StudyResults, base: Path, x: str) -> str:
     waiting = len(results.study.settings) - len(results.runs)
     lines += [f"{format_count(waiting, 'setting')} without a finished model"] if waiting else []
     parts = [Part("What is missing", lines=lines)] if lines else []
+    others = ", a panel per value of the other axes" if len(results.study.axes) > 1 else ""
     for i, axis in enumerate(sorted(results.study.axes, key=lambda name: name != x) if results.runs else ()):
         name = axis.replace("_", " ")
-        label = f"Test accuracy at step {results.step} against {name}, a panel per value of the other axes"
+        label = f"Test accuracy at step {results.step} against {name}{others}"
         parts.append(Part(f"Against {name}", figures=[svg(x_figure(results, axis), label, f"x{i}")]))
     runs = [run for _, run in results.runs]
     maps = [_map(setting, run) for setting, run in results.runs[:MOST_PANELS] if run]

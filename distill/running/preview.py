@@ -55,7 +55,7 @@ def page(
     source: Source | None = None,
     network: Callable[[], nn.Module] | None = None,
 ) -> str:
-    """Preview one seed (the first by default) of a run: write seed_S/preview.png and .svg, return the tables.
+    """Preview one seed (the first by default) of a run: write seed_S/preview.png, .svg and .pdf, return the tables.
 
     At most ``size`` training images are used; ``lam`` as in ``preview``. ``source`` and ``network`` are those given to
     ``distill.run``. Raises UserError.
@@ -77,7 +77,7 @@ def page(
     stem = run / f"seed_{seed}" / "preview"
     draw(stem, preview_page.figure, printable(title), forecasts, outcomes)
     text = preview_page.tables(title, inputs.predicted, inputs.held_out_true, forecasts, outcomes)
-    return f"{text}\n\n{stem}.png and .svg show it as a figure"
+    return f"{text}\n\n{stem}.png, .svg and .pdf show it as a figure"
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import cached_property
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -24,11 +25,12 @@ class Progress(Listener):
         self.models = models
         self.epochs = epochs
         self.jobs = jobs
-        style: dict[str, Any] = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
-        self.run = tqdm(total=models * epochs, unit="epoch", desc=f"0 of {models} models", bar_format=RUN_BAR, **style)
-        # Several jobs train different epochs at once, so their images are not shown.
-        self.epoch = tqdm(unit="img", unit_scale=True, position=1, **style | {"disable": not self.bars or jobs > 1})
-        self.workers = [tqdm(total=epochs, unit="epoch", position=i, **style) for i in range(1, jobs + 1) if jobs > 1]
+        self.style: dict[str, Any] = {"disable": not self.bars, "dynamic_ncols": True, "leave": False}
+        self.run = tqdm(
+            total=models * epochs, unit="epoch", desc=f"0 of {models} models", bar_format=RUN_BAR, **self.style
+        )
+        positions = range(1, jobs + 1) if jobs > 1 else ()
+        self.workers = [tqdm(total=epochs, unit="epoch", position=i, **self.style) for i in positions]
         self.by_model: dict[str, tqdm] = {}  # the bar of each model in training, if several jobs train
         self.started = self.last_line = self.last_read = time.monotonic()
         self.noted: set[str] = set()
@@ -37,7 +39,13 @@ class Progress(Listener):
         self.trained = 0  # epochs, since this process began
         self.images = 0  # of an epoch
 
+    @cached_property
+    def epoch(self) -> tqdm:
+        """The bar of an epoch, from the first model on; none with several jobs: they train different epochs."""
+        return tqdm(unit="img", unit_scale=True, position=1, **self.style | {"disable": not self.bars or self.jobs > 1})
+
     def begin(self, finished: int) -> None:
+        self.started = time.monotonic()
         self.finished = finished
         self._advance_to(finished * self.epochs)
         if 0 < finished < self.models:
@@ -49,6 +57,8 @@ class Progress(Listener):
             self.say(f"note    {text}")
 
     def start_model(self, name: str, images: int, done: int) -> None:
+        if not self.trained:
+            self.started = time.monotonic()  # the time before the first epoch says nothing about those left
         self.images = images
         self.run.set_description_str(f"{self.finished + 1} of {self.models}, {name}")
         self.epoch.set_description_str(f"epoch {done + 1}/{self.epochs}")
@@ -123,7 +133,8 @@ class Progress(Listener):
         """Remove the bars."""
         for bar in self.workers:
             bar.close()
-        self.epoch.close()
+        if "epoch" in vars(self):
+            self.epoch.close()
         self.run.close()
 
 

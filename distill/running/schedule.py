@@ -138,7 +138,7 @@ def train_tasks(
                 for watcher in watchers:
                     watcher.leave_out(task.models)
             if len(configs) > 1:
-                listener.note(f"setting {task.run.name}")  # once for each
+                listener.note(f"setting {task.run.name.replace('_', ' ').replace(',', ', ')}")  # once for each
             running[executor.submit(task)] = task
         if running:
             for future in wait(running, POLL_SECONDS, FIRST_COMPLETED).done:

@@ -262,7 +262,7 @@ def test_the_page_of_a_large_grid_is_small(tmp_path):
     text = page([RunResults.load(tmp_path)], tmp_path)
     assert "125 of 125 models are finished" in Page(text).text
     assert {"Learning curves", "Classes"} <= set(re.findall(r"<h2[^>]*>([^<]*)", text))
-    assert len(text.encode()) < 500_000
+    assert len(text.encode()) < 500_000, len(text.encode())
 
 
 def test_a_run_shows_itself_in_a_notebook(run):
@@ -297,3 +297,27 @@ def test_runs_without_students_are_side_by_side(tmp_path, monkeypatch):
         leave_result(rundir, test_acc=0.5)
     text = Page(page([RunResults.load(tmp_path / name) for name in ("one", "two")], tmp_path)).text
     assert text.count("There are no students: only teachers are trained") == 4
+
+
+def test_the_parts_of_runs_side_by_side_have_names_of_their_own(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text(to_toml(config(tmp_path / name)))
+    elements = Page(page([RunResults.load(tmp_path / name) for name in ("one", "two")], tmp_path)).elements
+    names = [attributes["aria-label"] for tag, attributes in elements if tag == "section"]
+    assert len(set(names)) == len(names) > 2
+    links = [attributes["href"] for tag, attributes in elements if tag == "a"]
+    assert {"#r1", "#r2"} <= set(links)
+
+
+def test_the_page_of_one_seed_says_that_it_has_no_interval_over_seeds(tmp_path):
+    rundir = RunDir(tmp_path)
+    (tmp_path / "config.toml").write_text(to_toml(config(tmp_path, distillation_steps=0, seed=[1, 2])))
+    leave_result(rundir, test_acc=0.5, classes=["a"])
+    text = page([RunResults.load(tmp_path)], tmp_path)
+    assert "standard deviation" not in Page(text).text
+    for seed in (1, 2):
+        (tmp_path / f"seed_{seed}").mkdir(exist_ok=True)
+        (tmp_path / f"seed_{seed}/preview.svg").write_text("<svg/>")
+    leave_result(rundir, seed=2, test_acc=0.5, classes=["a"])
+    assert "the other seeds' forecasts" in Page(page([RunResults.load(tmp_path)], tmp_path)).text

@@ -2,12 +2,13 @@
 
 import numpy as np
 import scipy.stats
-from tiny import VALUES, Grid
+from matplotlib.figure import Figure
+from tiny import DIAGRAM, VALUES, Grid
 
 from distill import metrics
 from distill.config import ChainConfig, Config, DataConfig
 from distill.reporting.comparison import gains_figure, names
-from distill.reporting.plots import accuracy_figure, diagnostics_figure, reliability_figure
+from distill.reporting.plots import MARKERS, _draw_curve, accuracy_figure, diagnostics_figure, reliability_figure
 from distill.reporting.results import RunResults
 
 GRID = Grid()
@@ -34,7 +35,7 @@ def test_the_figure_shows_means_and_paired_gains():
     left, right = accuracy_figure(GRID.run()).axes
     (legend,) = left.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["alpha = 0", "alpha = 0.6"]
-    assert legend.get_title().get_text() == "bars: 95 % intervals"
+    assert legend.get_title().get_text() == "bars of the gain: 95 % intervals (t, 3 seeds)"
     for j, line in enumerate(left.lines):
         np.testing.assert_array_equal(line.get_xdata(orig=False), GRID.steps)
         np.testing.assert_allclose(line.get_ydata(orig=False), GRID.accuracy.mean(0)[j], rtol=1e-12)
@@ -50,6 +51,7 @@ def test_the_figure_shows_means_and_paired_gains():
 def test_a_single_seed_is_drawn_without_bars():
     left, right = accuracy_figure(GRID.run(seeds=(2,))).axes
     assert all(bars == () for _, _, bars in right.containers)
+    assert left.figure.legends[0].get_title().get_text().endswith("(one seed: no interval)")
     np.testing.assert_allclose([line.get_ydata(orig=False) for line in left.lines], GRID.accuracy[1])
 
 
@@ -85,7 +87,7 @@ def test_arms_keep_their_colours_and_runs_are_named_by_what_differs():
     assert first.get_ylim() == second.get_ylim()
     assert third.get_xlim() == fourth.get_xlim()
     assert all(tick == round(tick) for tick in third.get_xticks())
-    assert [first.get_title(), second.get_title()] == ["label noise 0.0", "label noise 0.4"]
+    assert [first.get_title(), second.get_title()] == ["label noise 0", "label noise 0.4"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha = 0", "alpha = 0.6"]
 
 
@@ -97,11 +99,51 @@ def test_runs_that_differ_much_are_named_by_what_tells_them_apart():
         run.config = Config(data=DataConfig(dataset=dataset, label_noise=noise, **other), chain=run.chain)
         runs.append(run)
     assert names(runs) == [
-        "data digits, label noise 0.0",
+        "data digits, label noise 0",
         "data digits, label noise 0.4",
-        "data cifar10, label noise 0.0",
+        "data cifar10, label noise 0",
         "data cifar10, label noise 0.4",
     ]
+
+
+def test_runs_of_several_seeds_are_named_in_words():
+    runs = [GRID.run(), GRID.run()]
+    runs[1].config = Config(chain=ChainConfig(seed=(1, 2)))
+    assert names(runs)[1].startswith("seed 1 2")
+
+
+def one_arm(steps: int) -> RunResults:
+    chain = ChainConfig(alpha=0.6, distillation_steps=steps)
+    records = [VALUES | {"arm": "0.6" if k else None, "step": k, "reliability": DIAGRAM} for k in range(steps + 1)]
+    return RunResults(Config(chain=chain), records)
+
+
+def test_the_teacher_alone_has_a_whole_step_and_no_panel_of_gains():
+    (axes,) = accuracy_figure(one_arm(0)).axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0]
+
+
+def test_a_legend_has_the_columns_that_its_figure_has_room_for():
+    figure = reliability_figure(one_arm(6))
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
+def test_a_band_of_scores_does_not_go_below_zero():
+    records = [VALUES | {"seed": seed, "test_ece": value} for seed, value in ((1, 0.0), (2, 0.0), (3, 0.3))]
+    figure = diagnostics_figure(RunResults(Config(chain=ChainConfig(distillation_steps=0)), records), ["test_ece"])
+    assert figure.axes[0].collections[0].get_paths()[0].vertices[:, 1].min() == 0
+
+
+def test_a_few_markers_of_a_learning_curve_have_their_values():
+    axes = Figure().subplots()
+    line = _draw_curve(axes, [i / 100 for i in range(75)], "black", "step 1, training loss")
+    assert 2 < len(line.texts_of_markers) <= MARKERS
+    assert line.texts_of_markers[-1] == "step 1, training loss 0.7400, epoch 75"
+    assert len(line.get_markevery()) == len(line.texts_of_markers)
 
 
 def test_reliability_pools_the_seeds_and_leaves_small_bins_out():

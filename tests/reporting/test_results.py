@@ -57,7 +57,7 @@ def test_paired_gains_are_those_of_a_paired_test():
 def test_only_seeds_that_have_both_models_count():
     part = [record for record in GRID.records() if (record["seed"], record["arm"]) != (3, "0.6")]
     gain = RunResults(Config(chain=GRID.chain), part).difference("test_acc", ("0.6", 1), (None, 0))
-    assert gain.method == "Student's t over 2 seeds"
+    assert gain.method == "t, 2 seeds"
     assert gain.mean == pytest.approx((GRID.accuracy[:2, 1, 1] - GRID.accuracy[:2, 1, 0]).mean())
 
 
@@ -109,13 +109,11 @@ def test_a_gain_within_its_interval_is_no_gain_beyond_noise():
     sure = RunResults(
         Config(chain=CHAIN), records({(None, 0): [0.5, 0.6], ("0", 1): [0.7, 0.8], ("0.6", 1): [0.5, 0.5]})
     )
-    assert (
-        answer(sure)[1] == "Gain over the teacher: +0.1000, 95 % interval +0.1000 to +0.1000 (Student's t over 2 seeds)"
-    )
+    assert answer(sure)[1] == "Gain over the teacher: +0.1000, 95 % interval +0.1000 to +0.1000 (t, 2 seeds)"
     noisy = RunResults(
         Config(chain=CHAIN), records({(None, 0): [0.5, 0.6], ("0", 1): [0.7, 0.6], ("0.6", 1): [0.5, 0.5]})
     )
-    assert answer(noisy)[1].endswith("(Student's t over 2 seeds); no gain beyond noise")
+    assert answer(noisy)[1].endswith("(t, 2 seeds); no gain beyond noise")
 
 
 def test_a_table_of_two_of_step_arm_and_seed():
@@ -169,7 +167,7 @@ def test_a_single_seed_is_bootstrapped_over_test_images(trained):
     run = distill.load_run(trained)
     one = RunResults(run.config, [record for record in run.records if record["seed"] == 1])
     gain = one.difference("test_acc", ("0.3", 1), (None, 0))
-    assert gain.method == "bootstrap over 20 test images of one seed"
+    assert gain.method == "bootstrap, 20 images; one seed: no interval over seeds"
     assert gain.mean == pytest.approx(one[1].test_acc - one[0].test_acc)
     assert gain.low <= gain.mean <= gain.high
     assert not one.difference("test_nll", ("0.3", 1), (None, 0)).has_interval

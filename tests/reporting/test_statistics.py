@@ -32,7 +32,7 @@ def test_over_seeds_is_scipys_paired_test():
     test = scipy.stats.ttest_rel(students, VALUES)
     found = over_seeds((students - VALUES).tolist())
     np.testing.assert_allclose([found.p, found.low, found.high], [test.pvalue, *test.confidence_interval()], rtol=1e-10)
-    assert found.method == "Student's t over 4 seeds"
+    assert found.method == "t, 4 seeds"
     assert found.has_interval
 
 
@@ -58,7 +58,7 @@ def test_the_bootstrap_agrees_with_the_normal_interval_of_many_images():
     half = 1.96 * differences.std() / 2000**0.5
     assert found.low == pytest.approx(found.mean - half, abs=0.1 * half)
     assert found.high == pytest.approx(found.mean + half, abs=0.1 * half)
-    assert found.method == "bootstrap over 2,000 test images of one seed"
+    assert found.method == "bootstrap, 2,000 images; one seed: no interval over seeds"
     assert found == over_images(differences)
     assert found.p < 0.001
     assert over_images(np.array([1.0, -1.0] * 20)).p > 0.5

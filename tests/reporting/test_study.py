@@ -3,6 +3,7 @@
 import csv
 import re
 
+import numpy as np
 import pytest
 from tiny import Grid, leave_result
 
@@ -57,8 +58,13 @@ def test_the_figure_has_a_panel_per_other_axis_and_a_line_per_arm(study):
         assert [each.get_label() for each in axes.containers] == ["teacher", "alpha = 0", "alpha = 0.6"]
         for container, alpha in zip(axes.containers, (None, 0, 1), strict=True):
             x, y = container.lines[0].get_data()
-            assert tuple(x) == NOISES
+            np.testing.assert_allclose(
+                np.array(x, float), np.array(NOISES) + 0.4 * 0.015 * (-1 if alpha is None else alpha), atol=1e-12
+            )
+            noise_0 = container.lines[0].texts_of_markers[0]
+            assert noise_0.startswith(f"{container.get_label()}, label noise 0: {expected(0.0, loss, alpha):.4f} ± ")
             assert list(y) == pytest.approx([expected(noise, loss, alpha) for noise in NOISES])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "0.2", "0.4"]
     by_loss = x_figure(results, "loss")
     assert [axes.get_title() for axes in by_loss.axes[:3]] == ["label noise 0", "label noise 0.2", "label noise 0.4"]
     assert [label.get_text() for label in by_loss.axes[0].get_xticklabels()] == ["mse", "ce"]

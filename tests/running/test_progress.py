@@ -69,11 +69,12 @@ def test_a_given_teacher_is_no_model_of_the_run(capsys):
 
 
 def test_the_time_left_is_that_of_the_epochs_left(capsys, monkeypatch):
-    clock = iter([100.0] + [160.0] * 9)
+    clock = iter([0.0, 90.0, 90.0, 100.0] + [160.0] * 9)  # made, begun and said so, a model is started
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(progress, "LINE_EVERY", -1.0)
     listener = Progress(4, 10)
     listener.begin(1)  # of ten epochs
+    listener.start_model("student", 100, 0)
     listener.end_epoch("student", ROW)  # a minute for one epoch, and 29 are left
     assert capsys.readouterr().out.splitlines() == [
         "resuming: 1 of 4 models finished",
@@ -111,6 +112,14 @@ def test_the_bar_of_the_epoch_shows_loss_accuracy_and_speed(on_terminal, monkeyp
     assert "loss 0.5000 acc 0.250" in terminal.getvalue()
     assert "img/s" in terminal.getvalue()
     listener.close()
+
+
+def test_there_is_no_bar_of_an_epoch_before_a_model_is_started(on_terminal):
+    terminal = on_terminal()
+    listener = Progress(1, 1)
+    listener.say("preparing")
+    listener.close()
+    assert "img" not in terminal.getvalue()
 
 
 def test_sums_are_read_at_most_once_a_second(on_terminal):

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 
 from distill.kernel.arrays import FloatArray
 from distill.kernel.study.results import TEST, Study
-from distill.kernel.toy.figures import STAR, colour_scale, risk_map_figure, risk_norm, shades, step_name
+from distill.kernel.toy.figures import STAR, colour_scale, describe_line, risk_map_figure, risk_norm, shades, step_name
 
 # Okabe & Ito's palette, which colour-blind readers can distinguish.
 TEACHER: dict[str, Any] = {"color": "black", "linestyle": "-", "label": "teacher"}
-PURE: dict[str, Any] = {"color": "#E69F00", "linestyle": "--", "label": r"student, $\alpha$ = 0"}
-MIXED: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "label": r"student, best $\alpha$"}
-MIXING: dict[str, Any] = {"color": "#009E73", "linestyle": ":", "marker": "o", "markersize": 3}
+PURE: dict[str, Any] = {"color": "#E69F00", "linestyle": "--", "label": "student, α = 0"}
+MIXED: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "label": "student, best α"}
+MIXING: dict[str, Any] = {"color": "#009E73", "linestyle": ":", "marker": "o", "markersize": 3, "label": "best 1 - α"}
 MOST_VALUES = 2000  # of a curve; more cannot be told apart
 
 
@@ -41,7 +41,7 @@ def lambda_figure(study: Study) -> Figure:
     panels = figure.subplots(2, len(study.curves), sharex=True, sharey="row", squeeze=False, height_ratios=[2, 1])
     for (upper, lower), curves in zip(panels.T, study.curves, strict=True):
         for risks, style in ((curves.teacher, TEACHER), (curves.pure, PURE), (curves.mixed, MIXED)):
-            upper.plot(lams, risks, linewidth=1.4, **style)
+            describe_line(upper.plot(lams, risks, marker=".", markersize=3, linewidth=1.4, **style), "λ")
         i = int(np.argmin(curves.teacher))
         upper.plot(lams[i], curves.teacher[i], "v", color="black", markersize=5)
         by_others = curves.judged_by == TEST
@@ -50,7 +50,7 @@ def lambda_figure(study: Study) -> Figure:
         high = max(curves.teacher.max(), curves.mixed.max())
         upper.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         lower.axhline(0, color="0.6", linewidth=0.8)
-        lower.plot(lams, 1 - curves.alpha, **MIXING)
+        describe_line(lower.plot(lams, 1 - curves.alpha, **MIXING), "λ")
         lower.set(xlabel=r"$\lambda$", xscale="log")
         lower.set_yscale("symlog", linthresh=1)
     panels[0, 0].set_ylabel(study.problem.loss)
@@ -72,7 +72,7 @@ def lambda_map_figure(study: Study, label: str) -> Figure:
     cells: dict[str, Any] = {"norm": norm, "cmap": "cividis_r", "rasterized": True}
     mesh = axes.pcolormesh(_edges(np.log(grid.lams[order]), np.exp), _edges(grid.alphas), values[:, order], **cells)
     name = f"chosen by {study.chosen_by}: " + rf"$\alpha$ = {study.best.alpha:g}, $\lambda$ = {study.best.lam:.3g}"
-    axes.plot(study.best.lam, study.best.alpha, "*", label=name, **STAR)
+    describe_line(axes.plot(study.best.lam, study.best.alpha, "*", label=name, **STAR), "λ", "α ")
     axes.set_title(step_name(study.best.step))
     colour_scale(figure, mesh, norm, axes, label)
     figure.legend(loc="outside lower center", frameon=False)
@@ -103,7 +103,8 @@ def spectrum_figure(study: Study) -> Figure:
     steps = [s for s in range(len(grid.steps)) if np.isfinite(freedom[:, s]).all()]
     for s, colour in zip(steps, shades(len(steps)), strict=True):
         style = "--" if grid.steps[s] == math.inf else "-"
-        right.plot(grid.lams, freedom[:, s], style, color=colour, linewidth=1.2, label=step_name(grid.steps[s]))
+        look = {"color": colour, "linewidth": 1.2, "marker": ".", "markersize": 3, "label": step_name(grid.steps[s])}
+        describe_line(right.plot(grid.lams, freedom[:, s], style, **look), "λ")
     right.set(xlabel=r"$\lambda$", ylabel="degrees of freedom", xscale="log")
     right.set_yscale("symlog", linthresh=1)  # those of an alpha below 0 may be negative
     right.set_title(rf"$\alpha$ = {study.best.alpha:g}")

@@ -15,6 +15,7 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
@@ -24,6 +25,7 @@ from distill.kernel.mixing import alphas_to_weights, greedy_alphas, joint_weight
 from distill.kernel.spectral import DivergentChainError, diagonals, dual_coefficients, predict, sparsification_ratios
 from distill.kernel.toy.data import Data, Fold, held_out_residuals, kernel_matrix, loss_map
 from distill.kernel.toy.program import NamedChain, step_text
+from distill.pages.style import describe
 
 LIMIT_COLOUR = "0.1"
 STAR: Any = {"color": "white", "markeredgecolor": "black", "markersize": 9, "linestyle": "none"}
@@ -42,6 +44,13 @@ def step_name(step: float) -> str:
     return "limit" if step == math.inf else f"fit {int(step)}"
 
 
+def describe_line(drawn: list[Line2D], x: str, y: str = "") -> None:
+    """Give each marker of what ``plot`` returned its values; ``x`` and ``y`` name them."""
+    (line,) = drawn
+    pairs = [f"{x} {a:.4g}, {y}{b:.4g}" for a, b in np.asarray(line.get_xydata()) if math.isfinite(b)]
+    describe(line, [f"{line.get_label()}: {pair}" for pair in pairs])
+
+
 def distill_figure(
     data: Data, grid: FloatArray, curves: FloatArray, steps: Sequence[float], limit: FloatArray | None
 ) -> Figure:
@@ -58,7 +67,8 @@ def distill_figure(
         axes.plot(grid, curve, color=colour, linewidth=1.3, label=step_name(step))
     if limit is not None:
         axes.plot(grid, limit, color=LIMIT_COLOUR, linestyle="--", linewidth=1.3, label="limit")
-    axes.plot(data.x, data.y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
+    (points,) = axes.plot(data.x, data.y, "o", color="black", markersize=4, markerfacecolor="white", label="data")
+    describe(points, [f"data: x {x:.4g}, y {y:.4g}" for x, y in zip(data.x, data.y, strict=True)])
     figure.legend(loc="outside right center", frameon=False)
     return figure
 
@@ -81,9 +91,10 @@ def ratio_figure(R: FloatArray, steps: Sequence[float], limit: FloatArray | None
     figure, axes, k = _component_axes(R, "component k", r"$R_k = B_k\,/\,B_{k+1}$")
     size: dict[str, Any] = {"markersize": 3.5, "linewidth": 1.2}
     for row, step, colour in zip(R, steps, shades(len(steps)), strict=True):
-        axes.plot(k, row[: len(k)], "o-", color=colour, label=step_name(step), **size)
+        describe_line(axes.plot(k, row[: len(k)], "o-", color=colour, label=step_name(step), **size), "k")
     if limit is not None:
-        axes.plot(k, limit[: len(k)], "s--", color=LIMIT_COLOUR, markerfacecolor="white", label="limit", **size)
+        style = {"color": LIMIT_COLOUR, "markerfacecolor": "white", "label": "limit"} | size
+        describe_line(axes.plot(k, limit[: len(k)], "s--", **style), "k")
     figure.legend(loc="outside right center", frameon=False)
     return figure
 
@@ -175,7 +186,8 @@ def risk_map_figure(
         row, best = int(np.flatnonzero(alphas == chosen[0])[0]), list(steps).index(chosen[1])
     axes.add_patch(Rectangle((left[best], edges[row]), 1, 2 * half, facecolor="none", edgecolor="black", linewidth=1.5))
     name = f"{chosen_by}: {risk[row, best]:.5f} at {step_name(steps[best])}, $\\alpha$ = {alphas[row]:g}"
-    axes.plot(left[best] + 0.5, alphas[row], "*", label=name, **STAR)
+    (star,) = axes.plot(left[best] + 0.5, alphas[row], "*", label=name, **STAR)
+    describe(star, [name.replace("$\\alpha$", "alpha")])
     axes.set_xticks(left + 0.5, [step_text(step) for step in steps])
     axes.axvline(left[-1] - 0.25, color="0.2", linestyle="--", linewidth=1)
     axes.text(left[-1] + 0.5, edges[-1] + half, "limit", ha="center", va="bottom")
@@ -200,7 +212,8 @@ def best_alpha_figure(folds: list[Fold], lam: float, k: int, loss_name: str) -> 
         except ValueError:  # the best weights exceed 1e15, and no chain has them in float64
             schedule = np.full(fit - 1, np.nan)
         joint_risks.append(risk)
-        middle.plot(fits[: fit - 1], schedule, "o-", color=colour, markersize=4, linewidth=1.2, label=f"{fit} fits")
+        style: dict[str, Any] = {"color": colour, "markersize": 4, "linewidth": 1.2, "label": f"{fit} fits"}
+        describe_line(middle.plot(fits[: fit - 1], schedule, "o-", **style), "fit", "alpha ")
     middle.set_yscale("symlog", linthresh=10)
     middle.set(title="Joint: all weights together")
     for axes in (left, middle):
@@ -212,7 +225,8 @@ def best_alpha_figure(folds: list[Fold], lam: float, k: int, loss_name: str) -> 
     }
     colours = shades(len(fits))[[0, len(fits) // 2, -1]]
     for (name, losses), marker, colour in zip(risks.items(), "sxo", colours, strict=True):
-        right.plot(fits, losses, f"{marker}-", color=colour, markersize=5, linewidth=1.2, label=name)
+        style = {"color": colour, "markersize": 5, "linewidth": 1.2, "label": name}
+        describe_line(right.plot(fits, losses, f"{marker}-", **style), "fits", "loss ")
     right.set(xlabel="number of fits", ylabel="loss", xticks=fits, title="What they gain")
     for axes, legend_columns in ((left, 2), (middle, 2), (right, 1)):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False, ncols=legend_columns)
@@ -231,8 +245,10 @@ def _draw_valley(figure: Figure, axes: Axes, R: FloatArray, greedy: FloatArray) 
     norm = risk_norm(valley)
     mesh = axes.pcolormesh(*edges, valley, norm=norm, cmap="cividis_r", rasterized=True)
     lowest = WIDE_ALPHAS[np.argmin(valley, axis=0)]
-    axes.plot(fits, lowest, "s", color="white", markeredgecolor="black", label="grid's minimum")
-    axes.plot(fits, greedy, "x", color="black", markeredgewidth=1.5, label="closed form")
+    square = axes.plot(fits, lowest, "s", color="white", markeredgecolor="black", label="grid's minimum")
+    cross = axes.plot(fits, greedy, "x", color="black", markeredgewidth=1.5, label="closed form")
+    for line in (square, cross):
+        describe_line(line, "fit", "alpha ")
     axes.set(title="Greedy: each fit after the best before it", ylim=edges[1][[0, -1]])
     colour_scale(figure, mesh, norm, axes, "loss")
 

@@ -84,4 +84,6 @@ def _fingerprint(X: Any, y: FloatArray) -> str:
 
 def _caption(name: str) -> str:
     begins = next(each for each in CAPTIONS if name == each or name.startswith(f"{each}_"))
-    return CAPTIONS[begins] + name.removeprefix(begins).replace("_", ", ", 1).replace("_", " ")
+    rest = {"_no_GT": ", alpha = 0 (no ground truth)", "_GT": ", alpha = 0.35 (with ground truth)"}
+    of = name.removeprefix(begins)
+    return CAPTIONS[begins] + rest.get(of, of.replace("_", ", ", 1).replace("_", " "))

@@ -34,6 +34,8 @@ def test_the_page_of_the_toy(page):
     assert len(re.findall("<svg", html)) == 9
     assert re.search(r"SHA-256 of the training points: [0-9a-f]{64}<", html)
     assert "scikit-learn</th>" in html
+    assert "with ground truth)</figcaption>" in html
+    assert {"fit 1", "data", "greedy", "best"} <= set(re.findall("<title>([^:<]*): ", html))
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", html)
     assert "python krr_toy.py --report --output " in html
     ids = re.findall(r' id="([^"]+)"', html)
