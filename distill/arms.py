@@ -211,7 +211,7 @@ def arm_name(arm: Arm) -> str | None:
 
 
 def arm_title(name: str | None) -> str:
-    """How figures and tables call an arm: ``alpha = 0.6``, ``alpha = 0.6, 0.1`` (a schedule), ``auto``,
+    """How figures and tables call an arm: ``alpha = 0.6``, ``alpha = 0.6 then 0.1``, ``auto``,
     ``hard, alpha = 0.6``, ``top2``, ``teacher``.
     """
     if name is None:
@@ -221,7 +221,7 @@ def arm_title(name: str | None) -> str:
             return f"{kind}, {arm_title(name.replace(f'{kind}_', ''))}"
     if name in (*ALPHA_WORDS, *TARGETS):
         return name
-    return f"alpha = {re.sub('(?<=[0-9o])-', ', ', name)}"  # a schedule joins its alphas and ``auto`` by hyphens
+    return f"alpha = {re.sub('(?<=[0-9o])-', ' then ', name)}"  # a schedule joins its alphas and ``auto`` by hyphens
 
 
 def arm_folder(name: str) -> str:

@@ -61,10 +61,10 @@ def test_a_target_is_a_number_or_a_word():
 
 def test_arm_titles():
     titles = {
-        **{None: "teacher", "0.6": "alpha = 0.6", "auto": "auto", "0.2-auto": "alpha = 0.2, auto"},
-        **{"1e-05-auto-1e-05": "alpha = 1e-05, auto, 1e-05"},
+        **{None: "teacher", "0.6": "alpha = 0.6", "auto": "auto", "0.2-auto": "alpha = 0.2 then auto"},
+        **{"1e-05-auto-1e-05": "alpha = 1e-05 then auto then 1e-05"},
         **{"-0.5": "alpha = -0.5", "hard_0.6": "hard, alpha = 0.6", "hard_auto": "hard, auto", "top2": "top2"},
-        **{"hard_0-hard_-0.3": "hard, alpha = 0, -0.3", "1-hard_0": "hard, alpha = 1, 0"},
+        **{"hard_0-hard_-0.3": "hard, alpha = 0 then -0.3", "1-hard_0": "hard, alpha = 1 then 0"},
     }
     assert {name: arm_title(name) for name in titles} == titles
 

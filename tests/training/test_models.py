@@ -138,7 +138,7 @@ def test_unavailable_pretrained_weights_are_a_one_line_error(monkeypatch, error)
         raise error
 
     monkeypatch.setattr(torchvision_api, "load_state_dict_from_url", refuse)
-    with pytest.raises(ConfigError, match=r"--pretrained: the parameters of resnet50 are not available") as caught:
+    with pytest.raises(ConfigError, match=r"the pretrained parameters of resnet50 are not available") as caught:
         build(ModelConfig(resnet=50, pretrained=True), 3, 10)
     assert "\n" not in str(caught.value)
     assert "checkpoints" in str(caught.value)  # where to put the file
