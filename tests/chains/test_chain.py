@@ -272,7 +272,7 @@ def test_chains_that_begin_alike_share_their_models(tmp_path):
         "seed 1, step 0",
         *(f"seed 1, alpha 0.3, step {step}" for step in (1, 2, 3)),
         *(f"seed 1, alpha 0.3 then 0.9, step {step}" for step in (2, 3)),
-        "seed 1, alpha 0.3-0.3-0.5, step 3",
+        "seed 1, alpha 0.3 then 0.3 then 0.5, step 3",
     ]
     assert len(trained) == len(results) == count_models(c)
     assert [r.alpha for r in results if r.arm == "0.3-0.9"] == [0.9, 0.9]
