@@ -74,8 +74,9 @@ def test_a_hostile_name_is_text(shown):
 
 def test_a_table_sorts(shown):
     column = """
-        const table = [...document.querySelectorAll("table.sorts")].at(-1);
-        const i = [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent === "test accuracy");
+        const at = table => [...table.tHead.rows[0].cells].findIndex(cell => cell.textContent === "test accuracy");
+        const table = [...document.querySelectorAll("table.sorts")].findLast(table => at(table) >= 0);
+        const i = at(table);
         if (arguments[0]) table.tHead.rows[0].cells[i].firstChild.click();
         return [...table.tBodies[0].rows].map(row => Number(row.cells[i].dataset.v));"""
     before = shown.execute_script(column, False)
