@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 _loading = True
 
@@ -37,4 +39,9 @@ def run(main: Callable[[], int]) -> int:
     _loading = False
     status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun: a finished rank was seen to abort while torch ended
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
     return status
