@@ -16,6 +16,7 @@ if typing.TYPE_CHECKING:
     from torch import Tensor
 
 PROBE = " probe"  # ends the name of the arm that a probe belongs to
+DASH = re.compile(r"(?<=[^e_-])-")  # between the targets of a schedule; other dashes are signs: 1e-05, -0.5, hard_-0.5
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,9 @@ def arm_name(arm: Arm) -> str | None:
 
 
 def arm_title(name: str | None) -> str:
-    """How figures and tables call an arm: ``alpha = 0.6``, ``alpha = 0.6 then 0.1``, ``auto``,
-    ``hard, alpha = 0.6``, ``top2``, ``teacher``.
+    """The name of an arm in figures and tables.
+
+    Such as ``alpha = 0.6``, ``alpha = 0.6 then 0.1``, ``auto``, ``hard, alpha = 0.6``, ``top2`` and ``teacher``.
     """
     if name is None:
         return "teacher"
@@ -221,7 +223,7 @@ def arm_title(name: str | None) -> str:
             return f"{kind}, {arm_title(name.replace(f'{kind}_', ''))}"
     if name in (*ALPHA_WORDS, *TARGETS):
         return name
-    return f"alpha = {re.sub('(?<=[0-9o])-', ' then ', name)}"  # a schedule joins its alphas and ``auto`` by hyphens
+    return f"alpha = {DASH.sub(' then ', name)}"
 
 
 def arm_folder(name: str) -> str:
@@ -231,7 +233,7 @@ def arm_folder(name: str) -> str:
 
 def sort_key(name: str | None) -> list[tuple[str, int, float, str]]:
     """A key that sorts arms by name: the teacher first, then by kind of target and alpha, words last."""
-    parts = [] if name is None else re.split(r"(?<=[^e_-])-", name)  # other dashes are signs: 1e-05, -0.5, hard_-0.5
+    parts = [] if name is None else DASH.split(name)
     return [_part_key(part.removesuffix(PROBE)) for part in parts]
 
 

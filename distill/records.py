@@ -11,7 +11,7 @@ import os
 import typing
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,17 @@ def map_array(path: Path) -> NDArray[Any]:
         raise
     except Exception as error:  # NumPy raises many kinds of errors
         raise ValueError(f"{path.name}: {one_line(error)}") from None
+
+
+def digest_of_arrays(arrays: Iterable[NDArray[Any]], start: str = "") -> str:
+    """The SHA-256 of a text and of the shapes and contents of arrays."""
+    import numpy as np
+
+    digest = hashlib.sha256(start.encode())
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def digest_of_parts(file: Path | io.BytesIO) -> str:

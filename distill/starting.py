@@ -39,7 +39,7 @@ def run(main: Callable[[], int]) -> int:
     _loading = False
     status = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun: a finished rank was seen to abort while torch ended
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # of torchrun: once, a rank aborted after its work
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()

@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from distill.arms import arm_name, arm_title
 from distill.errors import ConfigError, UserError
 from distill.files import write_atomically
@@ -100,23 +102,33 @@ def auto_lines(run: RunResults) -> list[str]:
     ]
 
 
+def figure_file(text: str) -> Path:
+    """A file name that says which kind of figure it is. Raises ArgumentTypeError."""
+    path = Path(text)
+    if path.suffix.removeprefix(".") not in UNDATED:
+        raise argparse.ArgumentTypeError(f"{text}: the name must end in .png, .svg or .pdf")
+    return path
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a file of the kind that its name says, in a folder that is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, rendered(figure, path.suffix.removeprefix(".")))
+
+
 def main() -> None:
     """Print the tables, and draw the figure if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the changes: .png, .svg or .pdf")
+    parser.add_argument("--figure", type=figure_file, metavar="FILE", help="draw the changes: .png, .svg or .pdf")
     args = parser.parse_args()
-    kind = "png" if args.figure is None else args.figure.suffix.removeprefix(".")
-    if kind not in UNDATED:
-        parser.error(f"--figure {args.figure}: the name must end in .png, .svg or .pdf")
     try:
         runs = [read(path) for path in args.runs]
     except UserError as error:
         parser.error(str(error))
     print("\n".join(tables(run) for run in runs))
     if args.figure is not None:
-        args.figure.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.figure, rendered(gains_figure(runs), kind))
+        save(gains_figure(runs), args.figure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The best alpha against the strength of regularisation, of networks and of kernel ridge regression.
 
-    python -m studies.regularisation RUN [RUN ...] [--figure FILE.png]
+    python -m studies.regularisation RUN [RUN ...] [--figure FILE]
 
 The RUNs are studies of one data set, each with one of ``AXES``; the setting without coefficient and weight decay, and
 with the most epochs, is a point of all three. Means and 95 % intervals are by Student's t over seeds.
@@ -16,17 +16,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distill import krr
+from distill.arms import arm_name
 from distill.data.load import load_source
 from distill.data.splits import Split, make_dataset
 from distill.errors import UserError
-from distill.files import write_atomically
 from distill.kernel.riskmap import eigen_chain
 from distill.kernel.twin import kernel_matrices
-from distill.pages.style import COLOURS, MARKERS, new_figure, rendered, styled
+from distill.pages.style import COLOURS, MARKERS, legend, new_figure, styled
 from distill.reporting.results import RunResults
 from distill.reporting.statistics import Difference, interval
 from distill.study import read_study
-from studies.analyse import format_change, read
+from studies.analyse import figure_file, format_change, read, save
 
 AXES = {"reg_coef": "coefficient of the squared parameters", "weight_decay": "weight decay", "max_epochs": "epochs"}
 RIDGES = np.geomspace(1e-6, 1, 25)  # of the kernel's largest eigenvalue
@@ -58,9 +58,8 @@ def estimated(run: RunResults, step: int) -> tuple[float, float, float]:
 
 
 def best_of_grid(run: RunResults, step: int, metric: str) -> str:
-    """The fixed alpha with the best mean of a held-out metric."""
-    alphas = [str(alpha) for alpha in run.chain.alpha if alpha != "auto"]
-    names = [f"{float(alpha):g}" for alpha in alphas]
+    """The name of the fixed alpha with the best mean of a held-out metric."""
+    names = [str(arm_name(arm)) for arm in run.arms if arm_name(arm) != "auto"]
     means = {name: np.mean([getattr(run.by_key[seed, name, step], metric) for seed in run.seeds]) for name in names}
     return (max if metric == "val_acc" else min)(names, key=means.__getitem__)
 
@@ -161,7 +160,7 @@ def figure(points: dict[str, Points]) -> Figure:
         axes.axhline(1, color="0.6", linewidth=0.8)
     upper[0].set(ylabel=r"best $\alpha$", ylim=SHOWN)
     lower[0].set_ylabel("teacher's test Brier score")
-    figure.legend(*upper[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    legend(figure, *upper[0].get_legend_handles_labels())
     upper[-1].set_title("kernel ridge regression")
     return figure
 
@@ -178,14 +177,13 @@ def main() -> None:
     """Print the tables, and draw the figure if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw alpha* and the teacher's Brier score")
+    parser.add_argument("--figure", type=figure_file, metavar="FILE", help="draw them: .png, .svg or .pdf")
     args = parser.parse_args()
     try:
         points = load(args.runs)
         print(tables(points))
         if args.figure is not None:
-            args.figure.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(args.figure, rendered(figure(points), "png", 120))
+            save(figure(points), args.figure)
     except UserError as error:
         parser.error(str(error))
 

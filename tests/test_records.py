@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distill.errors import ConfigError
-from distill.records import digest_of_parts, map_array, read_arrays, read_json, write_json
+from distill.records import digest_of_arrays, digest_of_parts, map_array, read_arrays, read_json, write_json
 
 CONTENT = {"x": 0.1 + 0.2, "smallest": 5e-324, "text": "naïve \ud800", "none": None, "list": [1, {"b": 2, "a": True}]}
 
@@ -199,3 +199,10 @@ def test_other_kinds_of_files_are_refused(tmp_path, name):
         (tmp_path / damaged).write_bytes(changed)
     with pytest.raises((ValueError, OSError)):
         read_arrays(tmp_path / name)
+
+
+def test_the_digest_of_arrays_is_of_their_values_shapes_and_order():
+    X, y = np.arange(6.0).reshape(3, 2), np.arange(3.0)
+    assert digest_of_arrays([X, y]) == digest_of_arrays([np.asfortranarray(X), y])
+    others = [[X, y], [y, X], [X + 1, y], [X, y + 1], [X.T.copy(), y], [X.reshape(2, 3), y]]
+    assert len({digest_of_arrays(arrays) for arrays in others} | {digest_of_arrays([X, y], "text")}) == 7

@@ -23,8 +23,10 @@ def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     studies = {"coef": ["--reg-coef", "0.01", "0"], "decay": ["--reg-coef", "0", "--weight-decay", "1", "2"]}
     studies["epochs"] = ["--reg-coef", "0", "--max-epochs", "1", "2"]
-    for name, axis in studies.items():
-        assert main([*WORDS, *axis, "--output", str(folder / name)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.reporting.study.report", lambda *_: "")  # figures and pages, which take seconds
+        for name, axis in studies.items():
+            assert main([*WORDS, *axis, "--output", str(folder / name)]) == 0
     return [folder / name for name in studies]
 
 

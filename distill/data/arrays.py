@@ -69,12 +69,11 @@ def read_array_data(config: DataConfig, progress: bool = False) -> Source:
     names = found.get("classes", range(count) if count else None)
 
     def with_labels(labels: str, part: str) -> Source:
+        arrays = (blanks[""], found[labels], blanks[part], found["y" + part])
         try:
-            return from_arrays(blanks[""], found[labels], blanks[part], found["y" + part], names, flip=False)
+            return from_arrays(*arrays, names, flip=False, called=("X", labels, "X" + part, "y" + part))
         except DataError as error:
-            text = str(error).replace("train_images", "X").replace("train_labels", labels)
-            text = text.replace("test_images", "X" + part).replace("test_labels", "y" + part)
-            raise DataError(f"{path}: {text}") from None
+            raise DataError(f"{path}: {error}") from None
 
     source = with_labels("y", "_test" if "_test" in blanks else "")
     fields: dict[str, Any] = {"name": config.dataset}

@@ -1,6 +1,5 @@
 """``Source``, a data set before anything is drawn from it, and ``from_arrays``, which makes one from arrays."""
 
-import hashlib
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from distill.config import CUSTOM_DATA
 from distill.errors import DataError, one_line, suggestion
+from distill.records import digest_of_arrays
 
 MOST_UNNAMED = 10_000  # classes without names, if there are no more images than that
 
@@ -114,13 +114,9 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the arrays and class names, 64 hexadecimal digits; equal data have equal fingerprints."""
-        digest = hashlib.sha256(repr(self.classes).encode())
         named = (self.train_images, self.train_labels, self.test_images, self.test_labels)
-        for array in (*named, self.val_images, self.val_labels, self.given):
-            if array is not None:
-                digest.update(repr(array.shape).encode())
-                digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        arrays = (*named, self.val_images, self.val_labels, self.given)
+        return digest_of_arrays((array for array in arrays if array is not None), repr(self.classes))
 
     def check_fingerprint(self, expected: str | None) -> None:
         """Raise DataError unless ``expected``, the value of --data-sha256, is the fingerprint or None."""
@@ -137,23 +133,24 @@ def from_arrays(
     test_labels: ArrayLike,
     classes: Iterable[object] | None = None,
     flip: bool = True,
+    called: tuple[str, str, str, str] = ("train_images", "train_labels", "test_images", "test_labels"),
 ) -> Source:
-    """Make a Source from arrays.
+    """Make a Source from arrays; ``called`` are their names in messages.
 
     Images are uint8 in [0, 255], shaped (n, h, w), (n, h, w, c) or (n, c, h, w) with c 1 or 3; labels are (n,)
     integers in [0, C). ``classes`` are C names, by default the numbers; ``flip`` says whether augmentation may mirror.
     Images (n, h, w) or (n, c, h, w) of ``np.load(file, mmap_mode="r")`` stay in the file: they may exceed memory.
     Raises DataError for anything else, and for a shape that can be read in two ways.
     """
-    x_train = _as_nchw(train_images, "train_images")
-    x_test = _as_nchw(test_images, "test_images")
+    x_train = _as_nchw(train_images, called[0])
+    x_test = _as_nchw(test_images, called[2])
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
-            "train_images and test_images differ in (channels, height, width): "
+            f"{called[0]} and {called[2]} differ in (channels, height, width): "
             f"{x_train.shape[1:]} and {x_test.shape[1:]}"
         )
-    y_train = _as_labels(train_labels, len(x_train), "train_labels")
-    y_test = _as_labels(test_labels, len(x_test), "test_labels")
+    y_train = _as_labels(train_labels, len(x_train), called[1])
+    y_test = _as_labels(test_labels, len(x_test), called[3])
     highest = int(max(y_train.max(), y_test.max()))
     images = len(x_train) + len(x_test)
     if classes is None and highest >= max(images, MOST_UNNAMED):

@@ -32,8 +32,10 @@ def check_same_data(runs: Sequence[RunResults]) -> None:
 
 
 def names(runs: Sequence[RunResults]) -> list[str]:
-    """What each run is called: the options that differ, such as ``label noise 0.4`` (if these are many, those that
-    tell the runs apart), or else its folder's name."""
+    """A name for each run: the options that differ, such as ``label noise 0.4``, or else its folder's name.
+
+    Of more than ``MOST_OPTIONS`` options, those that tell the runs apart.
+    """
     options = [run.config.identity for run in runs]
     differing = [
         name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from distill.program import complain
 from distill.reporting import comparison, page_tables, plots
 from distill.reporting.results import Key, RunResults, name_key
 from distill.reporting.run_tables import answer, estimates, gains_table, targets
-from distill.reporting.status import STATES, model_states
+from distill.reporting.status import STATES, States, model_states
 from distill.store.rundir import RunDir
 
 SCORES = ("test_acc", "test_nll", "test_brier", "test_ece")
@@ -106,21 +105,22 @@ def chosen(run: RunResults) -> tuple[Key | None, str]:
     return student, "the held-out images choose the teacher; this is their best student"
 
 
-def missing(run: RunResults) -> list[str]:
+def missing(run: RunResults, states: States) -> list[str]:
     """The numbers of models that are not finished, by their state, and the records that cannot be read."""
-    words = [words[0] for state in model_states(run.config).values() if (words := re.findall(r"\w+", state))]
-    counts = [f"{words.count(word):,} {word}" for word in STATES if word in words]
-    unfinished = [f"{format_count(len(words), 'model')} not finished: {', '.join(counts)}"] if words else []
+    found = [state for state, _ in states.values()]
+    counts = [f"{found.count(state):,} {state}" for state in STATES if state in found]
+    unfinished = [f"{format_count(len(found), 'model')} not finished: {', '.join(counts)}"] if found else []
     return [*unfinished, *run.problems]
 
 
 def parts(run: RunResults, base: Path, number: int) -> list[Part]:
     """The parts of a run's page, from top to bottom; those without data say why."""
-    lines = missing(run)
+    states = model_states(run.config)
+    lines = missing(run, states)
     found = [Part("What is missing", lines=lines)] if lines else []
     if run:
         found += [*_scores(run, number), *_confusions(run)]
-    found.append(Part("Models", tables=[page_tables.models_table(run, base)], sorts=True))
+    found.append(Part("Models", tables=[page_tables.models_table(run, states, base)], sorts=True))
     if run:
         found += [*_forecast(run), Part("Cost by step", tables=[page_tables.cost_table(run)], sorts=True)]
     return [*found, origin([run], run.path)]
@@ -133,9 +133,8 @@ def _scores(run: RunResults, number: int) -> list[Part]:
         return [] if figure is None else [svg(figure, label, f"{name}{number}")]
 
     gains = run.paired()
-    scores = "Accuracy, NLL, Brier score and ECE on the test images against step, with a band of one standard deviation"
-    if len(run.seeds) == 1:
-        scores = scores.partition(", with")[0]
+    band = ", with a band of one standard deviation" if len(run.seeds) > 1 else ""
+    scores = f"Accuracy, NLL, Brier score and ECE on the test images against step{band}"
     curves = drawn(
         plots.curves_figure(run), "Learning curves, means over seeds: a column per arm, a line per step", "c"
     )

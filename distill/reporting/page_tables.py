@@ -12,7 +12,7 @@ from distill.arms import PROBE, arm_title
 from distill.pages.tables import Heat, Link, Seconds, Spread, Table
 from distill.reporting.results import Key, RunResults
 from distill.reporting.statistics import spread
-from distill.reporting.status import model_states
+from distill.reporting.status import MARKS, States
 from distill.store.rundir import Model, RunDir, is_finished
 
 if typing.TYPE_CHECKING:
@@ -29,13 +29,12 @@ def link(path: Path, base: Path, text: str) -> Link:
     return Link(text, quote(relative) + ("" if path.is_file() else "/"))
 
 
-def models_table(run: RunResults, base: Path) -> Table:
+def models_table(run: RunResults, states: States, base: Path) -> Table:
     """A row for each arm and step: accuracy over seeds, what is finished, seconds, links into the run's folders."""
     rows: dict[Key, list[Model]] = {}
     for model in RunDir(run.path).models(run.config):
         rows.setdefault((model.arm, model.step), []).append(model)
     table = []
-    states = model_states(run.config)
     for (arm, step), models in rows.items():
         found = run.records_of.get((arm, step), [])
         accuracy = Spread(*spread([record["test_acc"] for record in found]), len(found)) if found else None
@@ -52,12 +51,13 @@ def models_table(run: RunResults, base: Path) -> Table:
     )
 
 
-def _state(run: RunResults, models: Sequence[Model], states: Mapping[Path, str], finished: int) -> str:
+def _state(run: RunResults, models: Sequence[Model], states: States, finished: int) -> str:
     """``finished``, or what is not."""
     parts = []
     for model in models:
         if model.folder in states:
-            parts.append(f"seed {model.seed} {states[model.folder]}")
+            state, detail = states[model.folder]
+            parts.append(f"seed {model.seed} {MARKS.get(state, '')}{state}{detail}")
         elif is_finished(model.folder) and (model.seed, model.arm, model.step) not in run.by_key:
             parts.append(f"seed {model.seed} ✗ damaged")
     return "; ".join(parts) if parts else ("finished" if finished else "not trained")

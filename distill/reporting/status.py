@@ -10,6 +10,7 @@ from distill.store.rundir import STATE, RunDir, is_finished, read_metrics
 from distill.store.tasks import Task, tasks
 from distill.study import run_folders
 
+States = dict[Path, tuple[str, str]]  # the state, of ``STATES``, and details of models that are not finished, by folder
 MOST_NAMES = 8  # of arms that are named; of more, the first and the number
 STATES = ("running", "failed", "interrupted", "waiting")  # of models that are not finished
 MARKS = {"running": "▶ ", "failed": "✗ ", "interrupted": "◼ "}  # of states that need attention
@@ -69,15 +70,15 @@ def _state(task: Task, config: Config, owners: dict[str, claims.Owner]) -> tuple
     return "waiting", ""
 
 
-def model_states(config: Config) -> dict[Path, str]:
-    """The states of the models that are not finished, by folder; in a unit, those after the first of them wait."""
+def model_states(config: Config) -> States:
+    """The states of the models that are not finished; in a unit, those after the first of them wait."""
     owners = claims.holders(config.output)
-    states = {}
+    states: States = {}
     for task in tasks(config):
         state, detail = _state(task, config, owners)
         for folder in task.models:
             if not is_finished(folder):
-                states[folder] = f"{MARKS.get(state, '')}{state}{detail}"
+                states[folder] = state, detail
                 state, detail = "waiting", ""
     return states
 

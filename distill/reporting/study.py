@@ -23,6 +23,7 @@ from distill.reporting.run_report import check_writable, tables, write_output
 from distill.reporting.run_tables import answer as run_answer
 from distill.reporting.run_tables import gains_table
 from distill.reporting.statistics import interval, spread
+from distill.reporting.status import model_states
 from distill.store.events import write_figure_events
 from distill.store.results import columns
 from distill.store.rundir import RunDir, is_finished, to_csv
@@ -71,8 +72,8 @@ class StudyResults:
         """A line for each model whose record cannot be read."""
         return [problem for _, run in self.runs for problem in run.problems]
 
-    def accuracies(self, run: RunResults, arm: str | None, metric: str = "test_acc") -> list[float]:
-        """The test accuracies, or another metric, of the seeds of a setting, of an arm or (None) of the teacher."""
+    def values(self, run: RunResults, arm: str | None, metric: str = "test_acc") -> list[float]:
+        """A metric of the seeds of a setting, of an arm at ``step`` or (None) of the teacher."""
         by_arm = run.by_arm(metric)
         steps = by_arm.get(arm, {}) if arm is not None else next(iter(by_arm.values()), {})
         return steps.get(run.chain.first_step if arm is None else self.step, [])
@@ -141,7 +142,7 @@ def settings_table(results: StudyResults, metric: str = "test_acc") -> Table:
     """A metric at a step, means and deviations over seeds: a row per setting, a column per arm."""
     rows = []
     for setting, run in results.runs:
-        cells = [results.accuracies(run, arm, metric) for arm in (None, *results.arms)]
+        cells = [results.values(run, arm, metric) for arm in (None, *results.arms)]
         rows.append([setting.title, *(Spread(*spread(values), len(values)) if values else None for values in cells)])
     header = ["setting", "teacher", *(arm_title(arm).replace(" =", "") for arm in results.arms)]
     label = metric_labels()[metric]
@@ -203,7 +204,7 @@ def _draw_line(
 ) -> None:
     """Draw an arm's points, ``place`` times ``SHIFT`` beside their values, so that bars do not overlap."""
     values = results.study.axes[x]
-    found = [(value, results.accuracies(run, arm)) for value, run in points]
+    found = [(value, results.values(run, arm)) for value, run in points]
     at = [value if _is_numeric(values) else values.index(value) for value, accuracies in found if accuracies]
     means = [interval(accuracies) for _, accuracies in found if accuracies]
     halves = [0.0 if math.isnan(half) else half for _, half in means]
@@ -246,7 +247,9 @@ def _set_axis(axes: Axes, values: tuple[Any, ...]) -> None:
 
 def page(results: StudyResults, base: Path, x: str) -> str:
     """The page of a study, as HTML; ``base`` is the folder that its links begin in."""
-    lines = [f"{setting.title}: {line}" for setting, run in results.runs for line in missing(run)]
+    lines = [
+        f"{setting.title}: {line}" for setting, run in results.runs for line in missing(run, model_states(run.config))
+    ]
     waiting = len(results.study.settings) - len(results.runs)
     lines += [f"{format_count(waiting, 'setting')} without a finished model"] if waiting else []
     parts = [Part("What is missing", lines=lines)] if lines else []
@@ -260,7 +263,12 @@ def page(results: StudyResults, base: Path, x: str) -> str:
     parts += [
         Part("Gain over the teacher", tables=[gains(results)], sorts=True),
         Part("Settings", tables=[shaded(settings_table(results, metric)) for metric in SCORES], sorts=True),
-        Part("Alpha and step", f"Of {len(maps)} of {len(runs)} settings.", tables=maps, sorts=True),
+        Part(
+            "Alpha and step",
+            f"{len(maps)} of {len(runs)} settings." if len(maps) < len(runs) else "",
+            tables=maps,
+            sorts=True,
+        ),
         Part("Folders", FOLDERS, tables=[_folders(results, base)]),
         origin(runs, results.study.path),
     ]

@@ -19,6 +19,7 @@ from distill.reporting.page import page, sentence, write_page
 from distill.reporting.page_tables import confusion_table, models_table
 from distill.reporting.plots import accuracy_figure
 from distill.reporting.results import RunResults
+from distill.reporting.status import model_states
 from distill.store import claims
 from distill.store.predictions import TestPredictions, write_predictions
 from distill.store.results import columns
@@ -147,7 +148,8 @@ def test_a_run_in_progress_says_what_is_missing(tmp_path):
     claims.write_failure(tmp_path, students.claim, "loss is <b>NaN</b>")
     other = next(task for task in tasks(rundir.config()) if task.unit.seed == 2)
     with claims.claim(tmp_path, other.claim):
-        text = models_table(RunResults.load(tmp_path), tmp_path).csv()
+        run = RunResults.load(tmp_path)
+        text = models_table(run, model_states(run.config), tmp_path).csv()
     assert "seed 1 ✗ failed: loss is <b>NaN</b>" in text
     assert "seed 2 ▶ running: step 0, epoch 1 of 75; " in text
 

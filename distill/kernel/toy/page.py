@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
@@ -13,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from distill.kernel.linalg import FloatArray
 from distill.kernel.toy.options import program
 from distill.kernel.toy.program import NamedChain, step_text, value_cells
 from distill.pages.html import Part, View, render_page, svg
 from distill.pages.tables import Heat, Table
+from distill.records import digest_of_arrays
 
 if typing.TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,9 +53,14 @@ def chain_table(
 
 
 def kernel_page(
-    sentence: str, answer: list[str], tables: list[Table], figures: Mapping[str, Figure], X: Any, y: FloatArray
+    sentence: str,
+    answer: list[str],
+    tables: list[Table],
+    figures: Mapping[str, Figure],
+    X: NDArray[Any],
+    y: NDArray[Any],
 ) -> str:
-    """The page of a call of the program, which fitted the points X (n,) or (n, p), possibly sparse, and y."""
+    """The page of a call of the program, which fitted the points X (n,) or (n, p) and y."""
     drawn = [svg(figure, _caption(name), f"f{i}", light=True) for i, (name, figure) in enumerate(figures.items())]
     versions = [["Python", platform.python_version()]]
     versions += [[name, version(name)] for name in ("numpy", "scipy", "scikit-learn")]
@@ -67,19 +71,9 @@ def kernel_page(
         Part("Figures", "" if drawn else "No figures were drawn.", figures=drawn),
         Part("Origin", "This command repeats it:", code=shlex.join([*command, *sys.argv[1:]])),
     ]
-    parts[-1].lines.append(f"SHA-256 of the training points: {_fingerprint(X, y)}")
+    parts[-1].lines.append(f"SHA-256 of the training points: {digest_of_arrays([X, y])}")
     parts[-1].tables.append(Table("Versions and machine", ["package", "version"], versions))
     return render_page("Kernel ridge self-distillation", [View("this run", sentence, answer, parts)])
-
-
-def _fingerprint(X: Any, y: FloatArray) -> str:
-    """The SHA-256 of points and their targets."""
-    rows = [X] if isinstance(X, np.ndarray) else [(found := X.tocsr()).data, found.indices, found.indptr]
-    digest = hashlib.sha256()
-    for array in (*rows, y):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _caption(name: str) -> str:

@@ -3,11 +3,9 @@
 import math
 import re
 
-import numpy as np
 import pytest
-from scipy.sparse import csr_matrix
 
-from distill.kernel.toy.page import CAPTIONS, _fingerprint, chain_table
+from distill.kernel.toy.page import CAPTIONS, chain_table
 from distill.kernel.toy.program import DEFAULT_CHAINS, main
 
 pytestmark = pytest.mark.page
@@ -51,13 +49,6 @@ def test_the_page_of_real_data(page, drawn):
     for name in ("lambda", "risk_map", "lambda_map", "spectrum") if drawn else ():
         assert f"<figcaption>{CAPTIONS[name]}" in html
     assert ("No figures were drawn." in html) != drawn
-
-
-def test_the_fingerprint_is_of_the_points():
-    X, y = np.arange(6.0).reshape(3, 2), np.arange(3.0)
-    assert _fingerprint(X, y) == _fingerprint(np.asfortranarray(X), y)
-    others = [_fingerprint(X, y), _fingerprint(X + 1, y), _fingerprint(X, y + 1), _fingerprint(csr_matrix(X), y)]
-    assert len(set(others)) == 4
 
 
 def test_a_chain_that_diverges_is_named():
