@@ -62,7 +62,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
-    """A legend above the panels, in as many columns as the figure has room for."""
+    """Draw a legend above the panels, in as many columns as fit."""
     entry = FONT / 72 * (6 + 0.55 * max(map(len, labels), default=0))  # inches: the line and its gaps, the letters
     columns = max(1, int(figure.get_figwidth() / entry))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, title=title, alignment="left")

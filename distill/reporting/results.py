@@ -289,7 +289,7 @@ class RunResults(list[Result]):
                 seeds = sum((seed, *model) in self.by_key for seed in self.seeds)
                 candidates[model] = (seeds, round(acc.mean, 12), -math.inf if brier is None else -brier.mean)
         if not candidates and self.teacher not in self.records_of and self.config.data.val_size:
-            raise ConfigError("the record of no teacher can be read, so nothing can be compared with it")
+            raise ConfigError("no teacher's record can be read, so no student can be compared with its teacher")
         if not candidates:
             raise ConfigError("no images were held out (--val-size), and test images must not choose")
         most = max(
@@ -314,7 +314,7 @@ def name_key(model: Key) -> str:
 
 def _check_metric(name: str) -> None:
     if name in ("seed", "arm", "step"):
-        raise ConfigError(f"{name} is no metric")
+        raise ConfigError(f"{name} is not a metric")
     if name not in columns():
         raise ConfigError(f"results have no {name}{suggestion(name, columns())}")
 

@@ -36,7 +36,7 @@ if typing.TYPE_CHECKING:
 MOST_TABLES = 4  # settings whose own tables are printed
 MOST_PANELS = 12
 MOST_PAGES = 12  # settings that get a page of their own, each of which takes seconds
-FOLDERS = "The page of a setting, which --report of its folder writes too, also has learning curves, classes and costs."
+FOLDERS = "Each setting's page also has learning curves, classes and costs; --report FOLDER writes it."
 SHIFT = 0.015  # of the axis, between the points of two arms
 TEACHER: dict[str, Any] = {"color": "#808080", "marker": "x", "linestyle": "--"}
 

@@ -80,7 +80,7 @@ def test_held_out_images_choose(held_out, best):
 def test_without_a_readable_teacher_nothing_is_chosen():
     part = [record for record in GRID.records() if record["arm"] is not None]
     run = RunResults(from_dict({"data": {"val_size": 10}, "chain": {"alpha": [0, 0.6]}}), part)
-    with pytest.raises(UserError, match="the record of no teacher can be read"):
+    with pytest.raises(UserError, match="no teacher's record can be read"):
         run.best()
     assert answer(run)[0].startswith("No arm and step can be chosen: the record of no teacher")
     assert chosen(run)[0] is None
@@ -124,7 +124,7 @@ def test_a_table_of_two_of_step_arm_and_seed():
     for wrong in ({"index": "epoch"}, {"index": "arm"}, {"index": "seed", "columns": "step"}, {"values": "accuracy"}):
         with pytest.raises(UserError):
             GRID.run().table(**wrong)
-    with pytest.raises(UserError, match="arm is no metric"):
+    with pytest.raises(UserError, match="arm is not a metric"):
         GRID.run().table("arm")
 
 

@@ -60,7 +60,7 @@ def kernel_page(
     X: NDArray[Any],
     y: NDArray[Any],
 ) -> str:
-    """The page of a call of the program, which fitted the points X (n,) or (n, p) and y."""
+    """The page of one call of the program, which fitted points X (n,) or (n, p) with targets y."""
     drawn = [svg(figure, _caption(name), f"f{i}", light=True) for i, (name, figure) in enumerate(figures.items())]
     versions = [["Python", platform.python_version()]]
     versions += [[name, version(name)] for name in ("numpy", "scipy", "scikit-learn")]
