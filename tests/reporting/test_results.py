@@ -82,7 +82,7 @@ def test_without_a_readable_teacher_nothing_is_chosen():
     run = RunResults(from_dict({"data": {"val_size": 10}, "chain": {"alpha": [0, 0.6]}}), part)
     with pytest.raises(UserError, match="no teacher's record can be read"):
         run.best()
-    assert answer(run)[0].startswith("No arm and step can be chosen: the record of no teacher")
+    assert answer(run)[0].startswith("No arm and step can be chosen: no teacher's record")
     assert chosen(run)[0] is None
 
 
