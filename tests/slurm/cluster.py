@@ -58,6 +58,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.pending_since: dict[str, float] = {}
         munge = folder / "munge"
         for path in (munge, folder / "state", folder / "spool-n1", folder / "spool-n2"):
             path.mkdir(mode=0o755)
@@ -96,9 +97,15 @@ class Cluster:
         return {words[0]: (words[1], " ".join(words[2:])) for words in map(str.split, lines)}
 
     def start_now(self) -> None:
-        """Let jobs that were requeued start at once, rather than in two minutes."""
-        for number, (state, _) in self.jobs().items():
-            if state == "PENDING":
+        """Let jobs that were requeued start after some seconds, rather than in two minutes.
+
+        A job that starts in the second in which it was requeued fails: its new credential counts as revoked.
+        """
+        now = time.monotonic()
+        pending = [number for number, (state, _) in self.jobs().items() if state == "PENDING"]
+        self.pending_since = {number: self.pending_since.get(number, now) for number in pending}
+        for number, since in self.pending_since.items():
+            if now - since > 3:
                 self.ask("scontrol", "update", f"jobid={number}", "StartTime=now")
 
     def stop(self) -> None:
