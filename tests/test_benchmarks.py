@@ -204,6 +204,7 @@ def test_a_gpu_is_measured_against_the_baseline_program(small_gpu, monkeypatch):
     assert sum(made.replays > 0 for made in small_gpu.made) == 2 * 5  # one of the six has no graphs
 
 
+@pytest.mark.slow
 def test_the_baseline_program_on_a_gpu_has_plain_convolutions(small_gpu, monkeypatch):
     """Ours have products in them, which cost an eager program more than they save."""
     seen, as_it_comes = {}, []
@@ -233,6 +234,7 @@ def test_the_baseline_program_on_a_gpu_has_plain_convolutions(small_gpu, monkeyp
     assert as_it_comes[1::2] == 2 * 2 * [(True, False)]
 
 
+@pytest.mark.slow
 def test_a_gpus_updates_are_measured_against_their_graph(small_gpu, monkeypatch):
     def clock(burst, device):
         return training_gpu.seconds(burst, device)
@@ -255,6 +257,7 @@ def test_chains_side_by_side_on_a_gpu_are_measured_in_threads(small_gpu):
     assert one["notes"] == []
 
 
+@pytest.mark.slow
 def test_a_modern_setting_is_measured_against_a_batch_in_memory(small_gpu):
     rows = training_gpu.modern(1, CPU)
     names = ["static batch, graph", "static batch, eager", "engine"]

@@ -83,6 +83,7 @@ def test_the_installed_package_is_the_wheels(installed):
     assert environment in file.parents
 
 
+@pytest.mark.slow
 def test_the_installed_commands_run_outside_the_checkout(installed, tmp_path):
     assert "--distillation-steps" in installed("self-distiller", "--help")
     assert "usage" in installed("python", "-m", "distill.preview", "--help")

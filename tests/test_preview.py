@@ -64,6 +64,7 @@ def test_too_little_memory(capsys, tmp_path, monkeypatch):
     assert "lower --size" in refusal(capsys, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_on_a_run_from_the_command_line(tmp_path):
     config = tiny.config(tmp_path / "run", dataset="digits", train_size=60, val_size=50, test_size=20, alpha=0.3)
     sweep.run(config)

@@ -74,6 +74,7 @@ def test_streams_and_environments(tmp_path, variables, streams, program, status,
         assert len(list((tmp_path / "figures").iterdir())) == 9
 
 
+@pytest.mark.slow
 def test_a_whole_run_into_a_poor_stream_with_a_backend_that_is_not_installed(tmp_path):
     run = tmp_path / "Größe\x1b±"
     command = [sys.executable, ROOT / "self_distiller.py", *DIGITS, "--seed", "1", "2", "--output", run]

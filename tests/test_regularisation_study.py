@@ -14,6 +14,8 @@ from distill.data.splits import make_dataset
 from distill.errors import UserError
 from studies import regularisation
 
+pytestmark = pytest.mark.slow
+
 WORDS = [*DIGITS, "--alpha", "0", "1", "2", "auto", "--alpha-range", "-3", "3", "--val-size", "20", "--seed", "1", "2"]
 WORDS += ["--distillation-steps", "2", "--reg", "l2"]
 

@@ -43,6 +43,7 @@ def under_torchrun(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]
     return run, subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_the_run_of_one_process(under_torchrun, tmp_path):
     run, ended = under_torchrun
     assert ended.returncode == 0, ended.stderr

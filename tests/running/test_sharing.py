@@ -37,7 +37,7 @@ def alone(tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("jobs", [pytest.param(("1", "1"), marks=pytest.mark.slow), ("2", "1")])
+@pytest.mark.parametrize("jobs", [("1", "1"), pytest.param(("2", "1"), marks=pytest.mark.slow)])
 def test_commands_share_a_directory_and_train_no_model_twice(tmp_path, alone, jobs):
     log = tmp_path / "log"
     processes = [start(log, tmp_path / "run", *GRID, "--jobs", number) for number in jobs]
