@@ -22,6 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 LINES: tuple[Any, ...] = ("-", "--", ":")
 STEPS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")  # of viridis, dark to light
+MOST_ARMS = 2 * len(COLOURS)  # in a figure: as many as colours and dashes tell apart
 FONT = 8  # points, everywhere
 DPI = 150
 STYLE: dict[Any, Any] = {
@@ -46,6 +47,9 @@ STYLE: dict[Any, Any] = {
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
+T = typing.TypeVar("T")
+
+
 def styled() -> _GeneratorContextManager[None]:
     """Draw in this style, as a context or as a decorator."""
     return matplotlib_style(STYLE)
@@ -61,8 +65,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
-    """Draw a legend above the panels, in as many columns as fit."""
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], *notes: str) -> None:
+    """Draw a legend above the panels, in as many columns as fit, below those of ``notes`` that are not empty."""
+    title = "; ".join(filter(None, notes)) or None
     entry = FONT / 72 * (6 + 0.55 * max(map(len, labels), default=0))  # inches: the line and its gaps, the letters
     columns = max(1, int(figure.get_figwidth() / entry))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, title=title, alignment="left")
@@ -77,6 +82,18 @@ def line_style(i: int) -> dict[str, Any]:
     """Colour, marker and line of the ``i``-th of several arms; dashed after the seventh."""
     i, again = i % len(COLOURS), i // len(COLOURS)
     return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINES[min(again, 1)]}
+
+
+def thinned(arms: Sequence[T]) -> list[T]:
+    """The arms that figures show: all, or ``MOST_ARMS`` at equal distances, the first and the last among them."""
+    if len(arms) <= MOST_ARMS:
+        return list(arms)
+    return [arms[round(i * (len(arms) - 1) / (MOST_ARMS - 1))] for i in range(MOST_ARMS)]
+
+
+def thinned_words(arms: Sequence[object]) -> str:
+    """What a legend says of arms that its figure leaves out, else empty."""
+    return f"{MOST_ARMS} of {len(arms)} arms" if len(arms) > MOST_ARMS else ""
 
 
 def step_colour(k: int, steps: int) -> str:

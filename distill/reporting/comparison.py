@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.arms import arm_name, arm_title, sort_key
 from distill.errors import ConfigError
-from distill.pages.style import legend, line_style, new_figure, styled
+from distill.pages.style import legend, line_style, new_figure, styled, thinned, thinned_words
 from distill.reporting.plots import draw_gains
 from distill.reporting.results import RunResults, metric_labels
 from distill.store.rundir import RunDir
@@ -78,7 +78,8 @@ def gains_figure(runs: Sequence[RunResults], metrics: Sequence[str] = ("test_acc
     """
     from matplotlib.lines import Line2D
 
-    order = sorted({arm_name(arm) for run in runs for arm in run.arms}, key=sort_key)
+    arms = sorted({arm_name(arm) for run in runs for arm in run.arms}, key=sort_key)
+    order = thinned(arms)
     figure = new_figure(max(4, 2.6 * len(runs)), 0.6 + 2.5 * len(metrics))
     panels = figure.subplots(len(metrics), len(runs), squeeze=False, sharex=True, sharey="row")
     for column, (run, name) in enumerate(zip(runs, names(runs), strict=True)):
@@ -89,5 +90,5 @@ def gains_figure(runs: Sequence[RunResults], metrics: Sequence[str] = ("test_acc
     for axes, metric in zip(panels[:, 0], metrics, strict=True):
         axes.set_ylabel(f"change of the {metric_labels()[metric]}")
     keys = [Line2D([], [], markersize=4, **line_style(i)) for i in range(len(order))]
-    legend(figure, keys, [arm_title(arm) for arm in order])
+    legend(figure, keys, [arm_title(arm) for arm in order], thinned_words(arms))
     return figure

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Sequence
 
 from distill.arms import arm_name, arm_title
-from distill.pages.style import describe, legend, line_style, new_figure, step_colour, styled
+from distill.pages.style import describe, legend, line_style, new_figure, step_colour, styled, thinned, thinned_words
 from distill.reporting.results import RunResults, metric_labels
 from distill.reporting.statistics import spread
 from distill.store.rundir import read_metrics
@@ -39,9 +39,9 @@ def accuracy_figure(run: RunResults) -> Figure:
     for axes in right:
         axes.set(xlabel="step", ylabel="gain in test accuracy", title="gain over the teacher, paired by seed")
         draw_gains(axes, run, "test_acc")
-    bars = f"bars of the gain: 95 % intervals ({'; '.join(methods)})" if methods else None
+    bars = f"bars of the gain: 95 % intervals ({'; '.join(methods)})" if methods else ""
     lines, arms = left.get_legend_handles_labels()
-    legend(figure, lines, arms, bars)
+    legend(figure, lines, arms, thinned_words(run.arms), bars)
     return figure
 
 
@@ -62,7 +62,7 @@ def diagnostics_figure(run: RunResults, names: Sequence[str] = (), columns: int 
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     lines, arms = figure.axes[0].get_legend_handles_labels()
-    legend(figure, lines, arms, run.seeds_label)
+    legend(figure, lines, arms, thinned_words(run.arms), run.seeds_label)
     return figure
 
 
@@ -78,7 +78,7 @@ def reliability_figure(run: RunResults) -> Figure:
     }
     figure, columns = _panels_of_arms(run, 3.0, {"accuracy": 3, "share": 1})
     lines = {}
-    for arm, (upper, lower) in zip(run.arms, columns, strict=True):
+    for arm, (upper, lower) in zip(thinned(run.arms), columns, strict=True):
         upper.set(xlim=(0, 1), ylim=(0, 1))
         lower.set_xlabel("confidence")
         upper.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
@@ -87,7 +87,7 @@ def reliability_figure(run: RunResults) -> Figure:
             if diagrams.get(model):
                 name = f"step {model[1]}"
                 lines[name] = _draw_calibration(upper, lower, diagrams[model], step_colour(k, len(models)), name)
-    legend(figure, list(lines.values()), list(lines))
+    legend(figure, list(lines.values()), list(lines), thinned_words(run.arms))
     return figure
 
 
@@ -97,7 +97,7 @@ def curves_figure(run: RunResults) -> Figure | None:
     rows = [metric for metric in CURVES if metric != "val_acc" or any(result.val_acc is not None for result in run)]
     figure, columns = _panels_of_arms(run, 1.8 * len(rows), {CURVES[metric]: 1 for metric in rows})
     lines = {}
-    for arm, panels in zip(run.arms, columns, strict=True):
+    for arm, panels in zip(thinned(run.arms), columns, strict=True):
         models = run.models(arm)
         panels[-1].set_xlabel("epoch")
         for k, model in enumerate(models):
@@ -109,7 +109,7 @@ def curves_figure(run: RunResults) -> Figure | None:
                     lines[name] = _draw_curve(axes, means, step_colour(k, len(models)), f"{name}, {CURVES[metric]}")
         for axes in panels:
             whole_steps(axes)
-    legend(figure, list(lines.values()), list(lines))
+    legend(figure, list(lines.values()), list(lines), thinned_words(run.arms))
     return figure if lines else None
 
 
@@ -128,8 +128,9 @@ def _panels_of_arms(run: RunResults, height: float, ratios: dict[str, int]) -> t
 
     ``ratios`` holds the label of each panel of a column and its share of the height.
     """
-    columns = min(PANELS, len(run.arms))
-    rows = math.ceil(len(run.arms) / columns)
+    arms = thinned(run.arms)
+    columns = min(PANELS, len(arms))
+    rows = math.ceil(len(arms) / columns)
     figure = new_figure(max(4, 2.3 * columns), 0.6 + height * rows)
     shared: dict[str, typing.Any] = {"squeeze": False, "sharex": True, "sharey": "row"}
     panels = figure.subplots(len(ratios) * rows, columns, height_ratios=[*ratios.values()] * rows, **shared)
@@ -137,13 +138,13 @@ def _panels_of_arms(run: RunResults, height: float, ratios: dict[str, int]) -> t
     for block in blocks[::columns]:
         for axes, label in zip(block, ratios, strict=True):
             axes.set_ylabel(label)
-    for arm, block in zip(run.arms, blocks, strict=False):
+    for arm, block in zip(arms, blocks, strict=False):
         block[0].set_title(arm_title(arm_name(arm)))
         for axes in block:
             axes.grid(alpha=0.3)
-    for axes in blocks[len(run.arms) :].flat:
+    for axes in blocks[len(arms) :].flat:
         axes.set_axis_off()
-    return figure, blocks[: len(run.arms)].tolist()
+    return figure, blocks[: len(arms)].tolist()
 
 
 FIGURES: dict[str, Callable[[RunResults], Figure]] = {  # by the name of their files
@@ -174,7 +175,8 @@ def _draw_calibration(
 def draw_arms(axes: Axes, run: RunResults, metric: str, band: bool = True) -> None:
     """Means over seeds against step, a line per arm from the teacher on; ``band``: with their standard deviations."""
     arms = run.by_arm(metric)
-    for i, (arm, steps) in enumerate(arms.items()):
+    for i, arm in enumerate(thinned(list(arms))):
+        steps = arms[arm]
         if not steps:
             continue
         means, deviations = zip(*(spread(values) for values in steps.values()), strict=True)
@@ -191,11 +193,11 @@ def draw_arms(axes: Axes, run: RunResults, metric: str, band: bool = True) -> No
 def draw_gains(axes: Axes, run: RunResults, metric: str, order: Sequence[str | None] = ()) -> None:
     """Paired changes of a metric from the teacher against step, with 95 % intervals, a line per arm.
 
-    The colour of an arm is that of its place in ``order``, by default the run's own arms.
+    Only the arms in ``order``, by default the run's own, are drawn; their places there give their colours.
     """
-    names = [arm_name(arm) for arm in run.arms]
-    order = order or names
-    for i, arm in enumerate(run.arms):
+    order = order or thinned([arm_name(arm) for arm in run.arms])
+    names = [name for name in map(arm_name, run.arms) if name in order]
+    for i, arm in enumerate(arm for arm in run.arms if arm_name(arm) in order):
         changes = {step: run.difference(metric, (name, step), run.teacher) for name, step in run.models(arm)[1:]}
         found = {step: change for step, change in changes.items() if change is not None}
         if not found:

@@ -258,16 +258,19 @@ class RunResults(list[Result]):
                     note_once(f"note: {one_line(error)}")
         return None
 
+    @cached_property
+    def _folders(self) -> dict[tuple[int, str | None, int], Path]:
+        models = RunDir(self.path).models(self.config)
+        return {(model.seed, model.arm, model.step): model.folder for model in models}
+
     def folder(self, seed: int, arm: float | str | None, step: int) -> Path:
         """The folder of a model, finished or not; ``arm`` is None for the teacher. Raises ConfigError."""
         name = arm if arm is None or isinstance(arm, str) else Fixed(float(arm)).name
         for each in self.arms:
             if arm_name(each) == name and (found := [model for model, k in self.models(each) if k == step]):
                 name = found[0]  # arms that begin alike share models
-        models = RunDir(self.path).models(self.config)
-        for model in models:
-            if (model.seed, model.arm, model.step) == (seed, name, step):
-                return model.folder
+        if (seed, name, step) in self._folders:
+            return self._folders[seed, name, step]
         alphas = dict.fromkeys(filter(None, (arm_name(each) for each in self.arms)))
         last = self.chain.first_step + self.chain.distillation_steps
         raise ConfigError(

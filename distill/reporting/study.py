@@ -14,7 +14,7 @@ from distill.arms import arm_name, arm_title, sort_key
 from distill.errors import ConfigError, suggestion
 from distill.files import write_derived
 from distill.pages.html import PAGE, Part, View, render_page, svg
-from distill.pages.style import describe, draw, legend, line_style, new_figure, styled
+from distill.pages.style import describe, draw, legend, line_style, new_figure, styled, thinned, thinned_words
 from distill.pages.tables import FORMATS, Spread, Table, format_count, shaded
 from distill.reporting.page import SCORES, missing, origin, write_page
 from distill.reporting.page_tables import link
@@ -164,6 +164,7 @@ def x_figure(results: StudyResults, x: str) -> Figure:
 
     The other axes make the panels, of which the first ``MOST_PANELS`` are drawn.
     """
+    arms = thinned(results.arms)
     panels: dict[str, list[tuple[Any, RunResults]]] = {}
     for setting, run in results.runs:
         rest = {name: value for name, value in setting.values.items() if name != x}
@@ -176,9 +177,9 @@ def x_figure(results: StudyResults, x: str) -> Figure:
     for axes, (title, points) in zip(drawn, panels.items(), strict=False):
         axes.set_title(title, parse_math=False, wrap=True)
         axes.grid(alpha=0.3)
-        for i, arm in enumerate((None, *results.arms)):
+        for i, arm in enumerate((None, *arms)):
             style = TEACHER if arm is None else line_style(i - 1)
-            _draw_line(axes, results, x, points, arm, style, i - len(results.arms) / 2)
+            _draw_line(axes, results, x, points, arm, style, i - len(arms) / 2)
         _set_axis(axes, results.study.axes[x])
     for i, axes in enumerate(drawn):
         axes.set(xlabel=x.replace("_", " ") if i + columns >= number else "")
@@ -189,7 +190,8 @@ def x_figure(results: StudyResults, x: str) -> Figure:
     drawn[0].set_ylabel(f"{metric_labels()['test_acc']}, step {results.step}")
     handles, names = drawn[0].get_legend_handles_labels()
     several = any(len(run.seeds) > 1 for _, run in results.runs)
-    legend(figure, handles, names, "bars: 95 % intervals over seeds" if several else None)
+    bars = "bars: 95 % intervals over seeds" if several else ""
+    legend(figure, handles, names, thinned_words(results.arms), bars)
     return figure
 
 

@@ -7,6 +7,7 @@ from tiny import DIAGRAM, VALUES, Grid
 
 from distill import metrics
 from distill.config import ChainConfig, Config, DataConfig
+from distill.pages.style import MOST_ARMS
 from distill.reporting.comparison import gains_figure, names
 from distill.reporting.plots import MARKERS, _draw_curve, accuracy_figure, diagnostics_figure, reliability_figure
 from distill.reporting.results import RunResults
@@ -130,6 +131,22 @@ def test_a_legend_has_the_columns_that_its_figure_has_room_for():
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
+
+
+def test_figures_show_as_many_arms_as_colours_and_dashes_tell_apart():
+    alphas = [i / 100 for i in range(30)]
+    records = [VALUES | {"arm": None, "step": 0, "reliability": DIAGRAM}]
+    records += [VALUES | {"arm": f"{a:g}", "step": 1, "test_acc": a, "reliability": DIAGRAM} for a in alphas]
+    run = RunResults(Config(chain=ChainConfig(alpha=tuple(alphas), distillation_steps=1)), records)
+    left, right = accuracy_figure(run).axes
+    ends = [line.get_ydata(orig=False)[-1] for line in left.lines]
+    assert len(ends) == MOST_ARMS == len({(line.get_color(), line.get_linestyle()) for line in left.lines})
+    assert (ends[0], ends[-1]) == (0, 0.29)
+    assert set(np.diff(ends).round(2)) == {0.02, 0.03}
+    assert len(right.containers) == len(gains_figure([run]).axes[0].containers) == MOST_ARMS
+    panels = [axes.get_title() for axes in reliability_figure(run).axes if axes.get_title()]
+    assert panels == [text.get_text() for text in left.figure.legends[0].get_texts()]
+    assert left.figure.legends[0].get_title().get_text().startswith("14 of 30 arms; bars")
 
 
 def test_a_band_of_scores_does_not_go_below_zero():
