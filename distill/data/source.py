@@ -1,5 +1,7 @@
 """``Source``, a data set before anything is drawn from it, and ``from_arrays``, which makes one from arrays."""
 
+from __future__ import annotations
+
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -77,7 +79,7 @@ class Source:
     val_labels: np.ndarray | None = None  # (k,) int64 in [0, C), or None
     given: np.ndarray | None = None  # (n,) int64 in [0, C): the labels to train on, if not the true ones
 
-    def only(self, names: tuple[str, ...]) -> "Source":
+    def only(self, names: tuple[str, ...]) -> Source:
         """The images of some classes, numbered in this order; all if none is named. Raises DataError."""
         if not names:
             return self

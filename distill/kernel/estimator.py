@@ -3,6 +3,8 @@
 ``fit`` computes the chain of ``distill.krr``, with the kernels of ``sklearn.metrics.pairwise``.
 """
 
+from __future__ import annotations
+
 from typing import Any, Self
 
 import numpy as np

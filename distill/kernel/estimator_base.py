@@ -1,5 +1,7 @@
 """The base class of the regressor and the classifier: from validated inputs and targets to a fitted chain."""
 
+from __future__ import annotations
+
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator

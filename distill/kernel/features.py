@@ -9,6 +9,8 @@ for K, Phi^T y for y and phi(x) for k(x, X), so the same functions compute them.
 over rows, which are computed block by block.
 """
 
+from __future__ import annotations
+
 import copy
 from functools import cached_property, partial
 from typing import Any, Self
@@ -68,7 +70,7 @@ class FeatureSums:
         self._merge(block)
         return self
 
-    def __add__(self, other: "FeatureSums") -> "FeatureSums":
+    def __add__(self, other: FeatureSums) -> FeatureSums:
         """The sums over the points of both, from two processes for example."""
         if self.intercept != other.intercept:
             raise ValueError("one of the sums has an intercept, the other has none")
@@ -76,7 +78,7 @@ class FeatureSums:
         both._merge(other)
         return both
 
-    def _sums(self, X: FloatArray, y: FloatArray, weight: FloatArray | None) -> "FeatureSums":
+    def _sums(self, X: FloatArray, y: FloatArray, weight: FloatArray | None) -> FeatureSums:
         """The sums over one chunk, whose arrays are overwritten."""
         if not (np.abs(X).max() <= LARGEST_ENTRY and np.abs(y).max(initial=0) <= LARGEST_ENTRY):  # true for NaN too
             raise NotFiniteError(f"X or y has entries that are NaN, infinite or above {LARGEST_ENTRY:g}")
@@ -100,7 +102,7 @@ class FeatureSums:
         part.square = (y**2).sum(axis=0)
         return part
 
-    def _merge(self, part: "FeatureSums") -> None:
+    def _merge(self, part: FeatureSums) -> None:
         """Add the sums over other points (Chan, Golub & LeVeque 1983), whose means may differ from ours."""
         if self.rows == 0 or part.rows == 0:
             if part.rows:

@@ -8,6 +8,8 @@ its norm follows from the last block of T (``BlockLanczos.errors``).
 For one ridge path: Chen, Huber, Lin & Zaid 2025, arXiv 2501.18717. The random columns serve to estimate traces.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -40,7 +42,7 @@ class NotReachedError(UserError):
     would need, extrapolated; NaN if that is unknown. The results of all other ridges are within the tolerance.
     """
 
-    basis: "BlockLanczos"
+    basis: BlockLanczos
     lams: FloatArray
     needs: FloatArray
 

@@ -5,6 +5,8 @@ output alone. The alpha of least squared error is therefore a projection. Fit k 
 f^(k) = sum_j c_j A^j y with *weights* c that sum to 1, and the best c solves a least-squares problem.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

@@ -5,6 +5,8 @@ so that these are predicted once, and the squared error of an alpha costs nothin
 (``SquaredError.in_span``). Limits, and steps too late for powers, are predicted one by one.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

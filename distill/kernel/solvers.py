@@ -3,6 +3,8 @@
 Those are an eigendecomposition, Cholesky factorisations and, for a map, a tridiagonal form.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -9,6 +9,8 @@ The *blend filter* w^(tau) = alpha_tau + (1 - alpha_tau) B^(tau-1), w^(1) = 1, i
 multiplies each component of the targets. B and c follow from it without a division by D.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,7 @@
 """Closed forms in the eigenbasis for three questions: redrawn labels, the best spectral filter, predictive variance."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 

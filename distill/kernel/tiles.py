@@ -1,5 +1,7 @@
 """Products with a kernel matrix that is computed tile by tile, and stored only if it fits into memory."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

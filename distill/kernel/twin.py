@@ -6,6 +6,8 @@ and the limit of a chain without ground truth is the class frequencies instead o
 classes and averaged over points (the Brier score).
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
