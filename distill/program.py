@@ -116,10 +116,12 @@ class Signals:
     def _receive(self, number: int, frame: object) -> None:
         self.received.append(number)
         if len(self.received) > 2:
-            children = getattr(sys.modules.get("multiprocessing"), "active_children", list)  # it may be half loaded
-            for process in children():
-                process.kill()
-            os._exit(128 + number)
+            try:
+                children = getattr(sys.modules.get("multiprocessing"), "active_children", list)  # it may be half loaded
+                for process in children():
+                    process.kill()
+            finally:  # another thread may be changing the set of children
+                os._exit(128 + number)
         if self.at_once and len(self.received) == 1:
             self.check()
 

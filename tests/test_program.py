@@ -278,6 +278,19 @@ def test_the_third_signal_ends_a_program_and_its_child_processes_at_once():
     wait_for(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z", seconds=10)
 
 
+def test_the_third_signal_ends_a_program_whose_child_processes_cannot_be_listed():
+    program = """if True:
+        import multiprocessing, signal
+        from distill.program import Signals
+        multiprocessing.active_children = lambda: 1 / 0
+        with Signals():
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_an_ignored_signal_stays_ignored(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)
     with Signals() as signals:
