@@ -116,7 +116,8 @@ def test_submission_status_and_a_job_that_reaches_its_time_limit(cluster, tmp_pa
     number = out.partition("note    job ")[2].partition(":")[0]
     assert f"stop them with scancel {number}" in out
     wait_for(lambda: epochs(run) > 0)
-    print(f"{time.monotonic() - submitted:.1f} s from submission to the first epoch")
+    with capsys.disabled():
+        print(f"\n{time.monotonic() - submitted:.1f} s from submission to the first epoch")
     main(["--status", str(run)])
     tree = capsys.readouterr().out
     assert "running" in tree
