@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -157,7 +158,19 @@ def _failed(program: str, error: BaseException, after_failure: str) -> int:
         return refuse(program, error)
     if isinstance(error, OSError):
         return refuse(program, f"{one_line(error)}{after_failure}")
+    loaded = _packages_being_loaded(error)
+    variables = [name for name in os.environ if any(package.upper() in name for package in loaded)]
+    if variables and not isinstance(error, ImportError):  # libraries read variables as they are loaded
+        what = f"{' and '.join(loaded)} cannot be loaded with {' '.join(variables)} in the environment"
+        return refuse(program, f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
     raise error
+
+
+def _packages_being_loaded(error: BaseException) -> list[str]:
+    """The other packages whose modules were being imported when an error was raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    packages = dict.fromkeys(frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames)
+    return [name for name in packages if name not in ("", "__main__", "distill")]
 
 
 def refuse(program: str, error: BaseException | str) -> int:

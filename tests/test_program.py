@@ -21,6 +21,7 @@ from distill.reporting.plots import FIGURES
 
 TOY = "krr_toy.py --no-figures"
 LANCZOS = "--dataset digits --train-size 40 --solver lanczos --lam 1 --no-figures"
+TEACHER = "--dataset digits --train-size 40 --test-size 40 --max-epochs 1 --distillation-steps 0 --output run"
 TRAINING = "self_distiller.py --help"
 PREVIEW = "-m distill.preview --help"
 BAD = "self_distiller.py --train-size 0"
@@ -50,6 +51,14 @@ STREAMS = [
     ),
     ("SOURCE_DATE_EPOCH=x", ">out", "krr_toy.py --output figures --dpi 20", 0, ""),
     ("TQDM_MININTERVAL=x", ">out", f"krr_toy.py {LANCZOS}", 0, ""),
+    *(
+        (f"{name}=x", ">out", program, 2, rf"\S+: error: [^\n]*loaded with {name} in [^\n]*\n")
+        for name, program in (
+            ("TORCH_LOGS", f"self_distiller.py {TEACHER}"),
+            ("SKLEARN_WORKING_MEMORY", f"krr_toy.py {LANCZOS}"),
+            ("JOBLIB_MULTIPROCESSING", f"krr_toy.py {LANCZOS}"),
+        )
+    ),
     ("MATPLOTLIBRC=bad", ">out", "krr_toy.py --output figures --dpi 20", 0, ""),
 ]
 
