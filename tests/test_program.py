@@ -52,7 +52,7 @@ STREAMS = [
     ("SOURCE_DATE_EPOCH=x", ">out", "krr_toy.py --output figures --dpi 20", 0, ""),
     ("TQDM_MININTERVAL=x", ">out", f"krr_toy.py {LANCZOS}", 0, ""),
     *(
-        (f"{name}=x", ">out", program, 2, rf"\S+: error: [^\n]*loaded with {name} in [^\n]*\n")
+        (f"{name}=x", ">out", program, 2, rf"\S+: error: [^\n]*loaded with [^\n]*{name}[^\n]*\n")
         for name, program in (
             ("TORCH_LOGS", f"self_distiller.py {TEACHER}"),
             ("SKLEARN_WORKING_MEMORY", f"krr_toy.py {LANCZOS}"),

@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
 
 MIN_IMAGES = 10  # of a bin in a reliability diagram
 PANELS = 4  # side by side
-MOST_EPOCHS = 60  # of a learning curve in the page, which every epoch would make too large
+MOST_EPOCHS = 36  # of a learning curve in the page, which every epoch would make too large
 MARKERS = 3  # of a learning curve, of which a page may have a hundred
 STEP = "step (0: teacher)"
 CURVES = {"train_loss": "training loss", "train_acc": "training accuracy", "val_acc": "held-out accuracy"}
