@@ -92,7 +92,7 @@ def thinned(arms: Sequence[T]) -> list[T]:
 
 
 def thinned_words(arms: Sequence[object]) -> str:
-    """What a legend says of arms that its figure leaves out, else empty."""
+    """The number of arms in a figure, such as ``14 of 30 arms``, for its legend; empty if the figure shows all."""
     return f"{MOST_ARMS} of {len(arms)} arms" if len(arms) > MOST_ARMS else ""
 
 

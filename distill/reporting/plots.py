@@ -196,13 +196,13 @@ def draw_gains(axes: Axes, run: RunResults, metric: str, order: Sequence[str | N
     Only the arms in ``order``, by default the run's own, are drawn; their places there give their colours.
     """
     order = order or thinned([arm_name(arm) for arm in run.arms])
-    names = [name for name in map(arm_name, run.arms) if name in order]
-    for i, arm in enumerate(arm for arm in run.arms if arm_name(arm) in order):
-        changes = {step: run.difference(metric, (name, step), run.teacher) for name, step in run.models(arm)[1:]}
+    arms = {name: arm for arm in run.arms if (name := arm_name(arm)) in order}
+    for i, (name, arm) in enumerate(arms.items()):
+        changes = {model[1]: run.difference(metric, model, run.teacher) for model in run.models(arm)[1:]}
         found = {step: change for step, change in changes.items() if change is not None}
         if not found:
             continue
-        at = [step + 0.06 * (i - (len(names) - 1) / 2) for step in found]  # shifted, so that bars do not overlap
+        at = [step + 0.06 * (i - (len(arms) - 1) / 2) for step in found]  # shifted, so that bars do not overlap
         means = [change.mean for change in found.values()]
         halves = [[c.mean - c.low for c in found.values()], [c.high - c.mean for c in found.values()]]
         bars = None if any(map(math.isnan, halves[0])) else halves
@@ -212,10 +212,10 @@ def draw_gains(axes: Axes, run: RunResults, metric: str, order: Sequence[str | N
             bars,
             markersize=4,
             elinewidth=0.8,
-            label=arm_title(names[i]),
-            **line_style(order.index(names[i])),
+            label=arm_title(name),
+            **line_style(order.index(name)),
         )
-        describe(drawn.lines[0], [f"{arm_title(names[i])}, step {k}: {c}" for k, c in found.items()])
+        describe(drawn.lines[0], [f"{arm_title(name)}, step {k}: {c}" for k, c in found.items()])
     axes.axhline(0, color="#808080", linewidth=0.8)
     whole_steps(axes)
 
