@@ -344,21 +344,34 @@ class RunDir:
         return found
 
     def write_environment(self, **facts: str | int) -> None:
-        """Add this process to environment.json: the command line, when it started, versions, device, commit."""
+        """Add this process to environment.json: the command line, when it started, versions, device, commit.
+
+        If the file is damaged, a note says that it begins anew. Raises OSError, ConfigError.
+        """
         started = {"started": now(), "finished": None, "command": sys.argv, "commit": commit(), **facts}
         started |= {"host": socket.gethostname(), "pid": os.getpid()}
         with claims.turn(self.path, "environment"):
-            write_json(self.path / "environment.json", {"runs": [*self.environments(), started]})
+            try:
+                before = self.read_environments()
+            except FileNotFoundError:
+                before = []
+            except DamagedRecordError as error:
+                complain(f"note: {error}: it begins anew")
+                before = []
+            write_json(self.path / "environment.json", {"runs": [*before, started]})
 
     def environments(self) -> list[dict[str, Any]]:
-        """The entries of environment.json, one for each process; none if the file is missing or damaged."""
+        """The entries of environment.json, one for each process; none if it is missing or damaged.
+
+        Raises ConfigError if the file is there and cannot be read.
+        """
         try:
             return self.read_environments()
-        except (OSError, ConfigError):
+        except (FileNotFoundError, DamagedRecordError):
             return []
 
     def read_environments(self) -> list[dict[str, Any]]:
-        """The entries of environment.json. Raises OSError, ConfigError."""
+        """The entries of environment.json. Raises FileNotFoundError, ConfigError."""
         file = self.path / "environment.json"
         found = read_json(file).get("runs")
         if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):

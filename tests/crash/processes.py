@@ -1,6 +1,7 @@
 """Processes of the program under test: new interpreters, or forks of this one, which has imported torch already.
 
-A fork writes figures without drawing them, which takes longer than all else, and its workers are forks too.
+A fork writes figures without laying them out or drawing them, which takes longer than all else, and its workers are
+forks too.
 """
 
 import importlib
@@ -123,6 +124,7 @@ def _main(words: list[str]) -> int:
 
     fork = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: fork
+    Figure.draw_without_rendering = lambda figure: None
     Figure.savefig = lambda figure, file, **options: file.write(NOT_DRAWN)
     return {"self_distiller.py": cli.main, "krr_toy.py": program.main}[words[0]](words[1:])
 

@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +32,25 @@ def test_csv_keeps_every_bit_of_a_float_and_leaves_none_empty():
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"runs": 3}'])
-def test_a_damaged_environment_json_is_replaced(tmp_path, content):
+def test_a_damaged_environment_json_is_replaced_with_a_note(tmp_path, content, capsys):
     (tmp_path / "environment.json").write_text(content)
     RunDir(tmp_path).write_environment(device="cpu")
     (session,) = RunDir(tmp_path).environments()
     assert session["device"] == "cpu"
+    assert re.fullmatch(r"note: \S+environment.json is damaged \(.+\): it begins anew\n", capsys.readouterr().err)
+
+
+def test_an_environment_json_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
+    RunDir(tmp_path).write_environment(device="cpu")
+    before = (tmp_path / "environment.json").read_bytes()
+
+    def failing(file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+
+    monkeypatch.setattr("distill.records.open_file", failing)
+    with pytest.raises(ConfigError, match=r"environment.json cannot be read \(Input/output error\)"):
+        RunDir(tmp_path).write_environment(device="cpu")
+    assert (tmp_path / "environment.json").read_bytes() == before
 
 
 def test_options_may_change_until_something_is_trained(tmp_path):
