@@ -13,6 +13,7 @@ from distill.pages.tables import Heat, Link, Seconds, Spread, Table
 from distill.reporting.results import Key, RunResults
 from distill.reporting.statistics import spread
 from distill.reporting.status import MARKS, States
+from distill.store.processes import processes
 from distill.store.rundir import Model, RunDir, is_finished
 
 if typing.TYPE_CHECKING:
@@ -118,7 +119,7 @@ def options_table(runs: Sequence[RunResults]) -> Table:
 def processes_table(run: RunResults) -> Table:
     """The processes that worked on the run: when, with which versions, where."""
     names = ("started", "finished", "commit", "python", "torch", "torchvision", "numpy", "device", "machine", "threads")
-    entries = RunDir(run.path).environments()
+    entries = processes(run.path)
     rows = [[name, *(str(entry.get(name) or "-") for entry in entries[-3:])] for name in names]
     header = ["", *(f"process {i + 1}" for i in range(max(0, len(entries) - 3), len(entries)))]
     return Table("Processes", header, rows if entries else [])

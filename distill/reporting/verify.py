@@ -15,6 +15,7 @@ from distill.records import DamagedRecordError, digest_of_parts, read_json
 from distill.reporting.plots import FIGURES
 from distill.store.events import EVENTS
 from distill.store.predictions import PREDICTIONS
+from distill.store.processes import is_complete, read_processes
 from distill.store.results import Result, check_estimate, columns
 from distill.store.rundir import STATE, Model, RunDir, is_finished, results_csv
 
@@ -100,7 +101,7 @@ class _Verification:
                     raise ValueError
                 rows[row["seed"], row["arm"], row["step"]] = row
         except FileNotFoundError:
-            if self.run.is_complete:
+            if is_complete(self.run.path):
                 self.problems.append(f"missing: {file}; --report writes it again")
         except (OSError, ValueError, KeyError, csv.Error):
             self._report_results_csv()
@@ -176,7 +177,7 @@ class _Verification:
             if self.run.recorded_data() is None:
                 self.problems.append(f"missing: {path / 'data.sha256'}")
         with self.reporting("damaged"):
-            if not self.run.read_environments():
+            if not read_processes(self.run.path):
                 raise DamagedRecordError(f"{path / 'environment.json'} is damaged (it names no process)")
         if "damaged" in self.models or any("results.csv" in problem for problem in self.problems):
             return
@@ -189,7 +190,7 @@ class _Verification:
             key not in written or any(written[key][name] != text for name, text in row.items())
             for key, row in listed.items()
         )
-        if wrong or (self.run.is_complete and listed.keys() != written.keys()):
+        if wrong or (is_complete(self.run.path) and listed.keys() != written.keys()):
             self._report_results_csv()
 
     def _find_strange(self, folder: Path, expected: dict[Path, set[str]]) -> None:

@@ -27,6 +27,7 @@ from distill.running.schedule import Failed, FailedError, train_tasks
 from distill.running.unit import open_run
 from distill.store import claims
 from distill.store.events import write_events_of_finished
+from distill.store.processes import add_process, note_complete, processes
 from distill.store.rundir import RunDir, is_finished
 from distill.store.tasks import tasks
 from distill.study import Study, extended
@@ -114,7 +115,7 @@ def run_experiments(
     for rundir in runs:
         rundir.write_results()
         if not detach and not any(failed.task.run == rundir.path for failed in failures):
-            rundir.write_finished()
+            note_complete(rundir.path)
     if failures:
         raise FailedError(failures)
     return [LoadedRun.load(rundir.path) for rundir in runs]
@@ -155,7 +156,7 @@ def work(configs: Sequence[Config], listener: Listener) -> list[Failed]:
     before = sum(map(count_finished, configs))
     listener.begin(before)
     for path in paths:
-        RunDir(path).write_environment(**versions(pick_device(configs[0].run.device)))
+        add_process(path, **versions(pick_device(configs[0].run.device)))
     with make_executor(configs, open_run, listener) as executor:
         failures = train_tasks(every, executor, listener, stay=False, verify=False)
     if before < sum(map(count_finished, configs)):
@@ -194,13 +195,13 @@ def _begin(experiment: Experiment, listener: Listener) -> None:
     facts = versions(experiment.device)
     if experiment.config.run.executor == "slurm":  # the jobs report their own
         facts = {name: value for name, value in facts.items() if name not in HARDWARE}
-    before = rundir.environments()
+    before = processes(rundir.path)
     for key in HARDWARE:
         if before and key in facts and before[-1].get(key, facts[key]) != facts[key]:
             listener.note(
                 f"{key} changed from {before[-1][key]} to {facts[key]}: "
                 "the last bits may differ from those of an uninterrupted run"
             )
-    rundir.write_environment(**facts)
+    add_process(rundir.path, **facts)
     if experiment.config.run.tensorboard:
         write_events_of_finished(rundir)

@@ -13,6 +13,7 @@ from typing import Any
 
 from distill.errors import ConfigError
 from distill.files import append, open_file, write_derived
+from distill.store.processes import processes
 from distill.store.results import columns, read_record
 from distill.store.rundir import RunDir, is_finished, read_metrics
 
@@ -82,7 +83,7 @@ def write_figure_events(run: RunDir, names: Iterable[str]) -> None:
 def _started(run: RunDir) -> float:
     """When the run's first process started, in seconds since 1970; 0 if that is not recorded."""
     try:
-        return datetime.fromisoformat(run.environments()[0]["started"]).timestamp()
+        return datetime.fromisoformat(processes(run.path)[0]["started"]).timestamp()
     except (IndexError, KeyError, TypeError, ValueError):
         return 0.0
 

@@ -9,8 +9,6 @@ import csv
 import io
 import json
 import os
-import socket
-import sys
 import threading
 import time
 import zipfile
@@ -24,11 +22,10 @@ from typing import Any, NamedTuple
 from distill.arms import PROBE, Estimated, arm_folder, students
 from distill.config import GRID, Config
 from distill.configfile import to_toml
-from distill.environment import commit
 from distill.errors import ConfigError
 from distill.files import open_file, read_text, remove_leftovers, sha256, write_atomically, write_derived
 from distill.program import complain
-from distill.records import DamagedRecordError, digest_of_parts, read_json, write_json
+from distill.records import DamagedRecordError, digest_of_parts, write_json
 from distill.store import claims
 from distill.store.results import Result, columns, name_model, read_record, sort_key
 from distill.study import read_study, with_held
@@ -343,53 +340,6 @@ class RunDir:
                 found[model] = file.st_mtime_ns, file.st_ino
         return found
 
-    def write_environment(self, **facts: str | int) -> None:
-        """Add this process to environment.json: the command line, when it started, versions, device, commit.
-
-        If the file is damaged, a note says that it begins anew. Raises OSError, ConfigError.
-        """
-        started = {"started": now(), "finished": None, "command": sys.argv, "commit": commit(), **facts}
-        started |= {"host": socket.gethostname(), "pid": os.getpid()}
-        with claims.turn(self.path, "environment"):
-            try:
-                before = self.read_environments()
-            except FileNotFoundError:
-                before = []
-            except DamagedRecordError as error:
-                complain(f"note: {error}: it begins anew")
-                before = []
-            write_json(self.path / "environment.json", {"runs": [*before, started]})
-
-    def environments(self) -> list[dict[str, Any]]:
-        """The entries of environment.json, one for each process; none if it is missing or damaged.
-
-        Raises ConfigError if the file is there and cannot be read.
-        """
-        try:
-            return self.read_environments()
-        except (FileNotFoundError, DamagedRecordError):
-            return []
-
-    def read_environments(self) -> list[dict[str, Any]]:
-        """The entries of environment.json. Raises FileNotFoundError, ConfigError."""
-        file = self.path / "environment.json"
-        found = read_json(file).get("runs")
-        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-            raise DamagedRecordError(f"{file} is damaged (its runs are no list of objects)")
-        return found
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the last process trained all that it was to train."""
-        return bool(self.environments()) and self.environments()[-1].get("finished") is not None
-
-    def write_finished(self) -> None:
-        """Note in environment.json that the run is complete."""
-        with claims.turn(self.path, "environment"):
-            if entries := self.environments():
-                entries[-1]["finished"] = now()
-                write_json(self.path / "environment.json", {"runs": entries})
-
 
 def _check_file(file: Path, recorded: str | None) -> None:
     """Raise DamagedRecordError if a file of a finished model is another than the recorded one, if any is recorded."""
@@ -403,8 +353,3 @@ def _check_file(file: Path, recorded: str | None) -> None:
         raise DamagedRecordError(
             f"{file} is damaged (its SHA-256 is not the recorded one); delete {remedy} to retrain that model"
         )
-
-
-def now() -> str:
-    """Local time, as 2026-01-31T23:59:59+0100."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

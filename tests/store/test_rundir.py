@@ -1,7 +1,3 @@
-import errno
-import json
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,28 +25,6 @@ def test_csv_keeps_every_bit_of_a_float_and_leaves_none_empty():
     header, row = to_csv(["a", "b", "c"], [{"a": 0.1 + 0.2, "b": None, "c": 5e-324, "unlisted": 1}]).splitlines()
     a, b, c = row.split(",")
     assert (header, float(a), b, float(c)) == ("a,b,c", 0.1 + 0.2, "", 5e-324)
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"runs": 3}'])
-def test_a_damaged_environment_json_is_replaced_with_a_note(tmp_path, content, capsys):
-    (tmp_path / "environment.json").write_text(content)
-    RunDir(tmp_path).write_environment(device="cpu")
-    (session,) = RunDir(tmp_path).environments()
-    assert session["device"] == "cpu"
-    assert re.fullmatch(r"note: \S+environment.json is damaged \(.+\): it begins anew\n", capsys.readouterr().err)
-
-
-def test_an_environment_json_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
-    RunDir(tmp_path).write_environment(device="cpu")
-    before = (tmp_path / "environment.json").read_bytes()
-
-    def failing(file):
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
-
-    monkeypatch.setattr("distill.records.open_file", failing)
-    with pytest.raises(ConfigError, match=r"environment.json cannot be read \(Input/output error\)"):
-        RunDir(tmp_path).write_environment(device="cpu")
-    assert (tmp_path / "environment.json").read_bytes() == before
 
 
 def test_options_may_change_until_something_is_trained(tmp_path):
@@ -126,25 +100,6 @@ def test_a_directory_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot write to"):
         RunDir(tmp_path / "file" / "run").open()
-
-
-def test_environment_has_an_entry_for_every_process(tmp_path):
-    for _ in range(2):
-        RunDir(tmp_path).write_environment(torch="2.11", device="cpu")
-    RunDir(tmp_path).write_finished()
-    first, second = json.loads((tmp_path / "environment.json").read_text())["runs"]
-    assert first["finished"] is None
-    assert second["finished"] >= second["started"]
-    assert (second["command"], second["torch"]) == (sys.argv, "2.11")
-    assert {"commit", "device"} <= second.keys()
-
-
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
-def test_environment_names_the_commit_of_the_checkout(tmp_path):
-    RunDir(tmp_path).write_environment(device="cpu")
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    (process,) = RunDir(tmp_path).environments()
-    assert process["commit"].removesuffix("+") == head.strip()
 
 
 WRITER = """import sys
