@@ -1,6 +1,8 @@
 """Configurations as dictionaries and TOML files, with errors that name the key and the nearest known one."""
 
 import codecs
+import hashlib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -15,6 +17,7 @@ from distill.options import require
 LARGEST_FILE = 1_000_000  # bytes
 FORMAT = 1  # of config.toml and result.json: raise it when an older program would misread them
 DEEPEST = 100  # tables in one another
+HASH = "# SHA-256 of the lines below: "
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -50,20 +53,47 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     A byte order mark is skipped. Bytes that are not UTF-8 stand for themselves, as in Python's names of files.
     """
+    return _parsed(path, _read(path))
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The content of the config.toml of a run or a study. Raises ConfigError if it cannot be read or is damaged.
+
+    A file without its first line, which holds a SHA-256, is taken: an older version wrote it, or a user edited it.
+    """
+    file = run / "config.toml"
+    content = _read(file)
+    recorded = re.match(rf"{HASH}([0-9a-f]+)\n".encode(), content)
+    if recorded and hashlib.sha256(content[recorded.end() :]).hexdigest() != recorded[1].decode():
+        raise ConfigError(
+            f"{file} is damaged or was edited (its SHA-256 is not the recorded one): restore it, or delete its first "
+            "line to use it as it is"
+        )
+    found = _parsed(file, content)
+    require(bool(found), f"{file} is damaged (it is empty): restore it, or choose another --output")
+    return found
+
+
+def _read(path: Path) -> bytes:
     try:
         with open_file(path) as file:
             content = file.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise ConfigError(f"{path} is too large for a file of options: more than {LARGEST_FILE:,} bytes")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"{path} is too large for a file of options: more than {LARGEST_FILE:,} bytes")
+    return content
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
         text = content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
         keys = (line.partition("=")[0] for line in text.splitlines())
         if any(key.count(".") - key.count(",") > DEEPEST for key in keys):  # the parser takes minutes
             raise RecursionError
         return tomllib.loads(text)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
@@ -83,11 +113,12 @@ def to_toml(config: Config) -> str:
 
 
 def dump_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """Sections as TOML, without the output: the file, run again elsewhere, must not write over this run."""
+    """Sections as TOML below a SHA-256, without the output: the file, run elsewhere, must not write over this run."""
     import tomli_w
 
     kept = {name: {k: _lists(v) for k, v in values.items() if k != "output"} for name, values in sections.items()}
-    return tomli_w.dumps({"format": FORMAT, **kept})
+    text = tomli_w.dumps({"format": FORMAT, **kept})
+    return f"{HASH}{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()}\n{text}"
 
 
 def _lists(value: Any) -> Any:

@@ -52,7 +52,7 @@ def _require_regular(path: str, found: os.stat_result) -> None:
 
 def write_atomically(path: Path, content: Content) -> None:
     """Write a file whole or not at all. Raises OSError, also for a link and if its folder does not exist."""
-    _refuse_link(path)  # to a device too
+    refuse_link(path)  # to a device too
     write_together({path: content})
 
 
@@ -100,7 +100,7 @@ def append(path: Path, size: int, data: memoryview) -> None:
 
     Raises OSError, also for a link.
     """
-    _refuse_link(path)
+    refuse_link(path)
     with _errors_name(path), open(path, "ab") as file:
         file.truncate(size)
         file.write(data)
@@ -172,7 +172,7 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
 
     An error removes it. Raises OSError.
     """
-    _refuse_link(path)
+    refuse_link(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "Its folder does not exist", str(path))
     remove_leftovers(path.parent, path.name)
@@ -190,7 +190,8 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def _refuse_link(path: Path) -> None:
+def refuse_link(path: Path) -> None:
+    """Raise OSError for a symbolic link: it may lead out of the folder that the user named."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "Is a symbolic link, which is not followed; delete it", str(path))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import GRID, LARGEST_GRID, PREVIEW, SECTION_OF, SECTIONS, Config
-from distill.configfile import check_format, dump_toml, from_dict, read_toml, sections_of
+from distill.configfile import check_format, dump_toml, from_dict, read_config, sections_of
 from distill.errors import ConfigError
 from distill.options import Section, checked, flag, may_be_axis, require
 
@@ -175,7 +175,7 @@ def read_sections(path: Path) -> dict[str, Any]:
     file = path / "config.toml"
     if not file.exists():
         raise ConfigError(f"{path} holds no run (no config.toml in it)")
-    sections = read_toml(file)
+    sections = read_config(path)
     run = sections.get("run", {})
     return sections | ({"run": run | {"output": str(path)}} if isinstance(run, dict) else {})
 

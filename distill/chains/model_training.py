@@ -320,7 +320,7 @@ def finish_model(
         "model_sha256": sha256(spec.folder / "model.pt"),
         "predictions_sha256": sha256(spec.folder / PREDICTIONS),
         **metrics_record(rows),
-        **run.digests(session.seed),
+        **run.digests(session.seed, session.data.noise_kind is not None),
         "label_noise": session.data.label_noise,
         "parent": parent,
         "classes": list(session.data.classes),

@@ -64,6 +64,7 @@ class _Verification:
         for seed in config.chain.seed:
             with self.reporting("damaged"):
                 self._verify_labels(seed)
+        self._verify_links(models)
         self._verify_run_files(listed, models)
         self._find_strange(self.run.path, _expected(self.run.path, models))
 
@@ -163,13 +164,18 @@ class _Verification:
         """Compare a seed's labels.npz with what its models were trained on."""
         file = self.run.labels(seed)
         folder = self.run.path / f"seed_{seed}"
-        recorded = {
-            record.get("labels_sha256") for path, record in self.records.items() if path.is_relative_to(folder)
-        } - {None}
-        if not recorded and not file.exists():
+        records = [record for path, record in self.records.items() if path.is_relative_to(folder)]
+        recorded = {record["labels_sha256"] for record in records if "labels_sha256" in record}
+        if not file.exists() and recorded <= {None}:
             return
-        if {digest_of_parts(file)} != recorded and recorded:
+        if recorded and recorded != {digest_of_parts(file)}:
             raise DamagedRecordError(f"{file} does not hold the labels that the models of seed {seed} were trained on")
+
+    def _verify_links(self, models: list[Model]) -> None:
+        """Report the folders of models that are symbolic links: no command trains there."""
+        for folder in sorted(_expected(self.run.path, models)):
+            if folder.is_symlink() and folder != self.run.path:
+                self.problems.append(f"strange: {folder} is a symbolic link, which no run makes")
 
     def _verify_run_files(self, listed: dict[Key, dict[str, str]], models: list[Model]) -> None:
         path = self.run.path

@@ -97,6 +97,7 @@ class Experiment:
                 file.unlink()
             return
         content = _label_record(data)
+        self._check_labels(rundir, seed, digest_of_parts(io.BytesIO(content)))
         if file.exists() and not (file.is_file() and _same_arrays(file, content)):
             if begun:
                 raise ConfigError(
@@ -107,6 +108,18 @@ class Experiment:
         if not file.exists():
             rundir.make_folder(file.parent)
             write_atomically(file, content)
+
+    def _check_labels(self, rundir: RunDir, seed: int, digest: str) -> None:
+        """Raise ConfigError if a finished model of a seed was trained on other labels than those with this SHA-256."""
+        for model in rundir.models(rundir.config()):
+            if model.seed != seed or not is_finished(model.folder):
+                continue
+            if read_record(model.folder).get("labels_sha256") not in (None, digest):
+                raise ConfigError(
+                    f"{model.folder} was trained on other labels than this run would use now: what corrupts them "
+                    f"({self.config.data.confusion or 'the noise of the data'}) has changed; restore it, or choose "
+                    "another --output"
+                )
 
     def check_network(self, data: Dataset) -> None:
         """Raise ConfigError if the network does not turn images of this size into logits."""

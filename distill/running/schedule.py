@@ -54,7 +54,7 @@ class Schedule:
             self._group(task).append(task)
         self.last: Any = None  # the group of the last task
         self.to_verify = {(task.run, task.claim) for task in tasks if verify and task.is_finished}
-        self.began = {run: claims.clock(run) for run in {task.run for task in tasks}}
+        self.began = {run: claims.begin(run) for run in {task.run for task in tasks}}
         self.failures: list[Failed] = []
         self.waits_for_teacher = False
 

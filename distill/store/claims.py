@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from distill.files import open_file, temporary_name, write_atomically
+from distill.files import open_file, refuse_link, temporary_name, write_atomically
 from distill.store import slurm
 
 WORK = ".work"
@@ -67,6 +67,8 @@ class Owner:
     deaths: int = 0  # of owners before, one after the other, in jobs of the same array
 
     def __str__(self) -> str:
+        if self.pid == 0:
+            return "an unknown process"
         job = "" if self.job is None else f"job {self.job}, "
         return f"{job}process {self.pid} on {self.host}"
 
@@ -81,9 +83,14 @@ class ClaimLostError(Exception):
 
 @contextmanager
 def claim(run: Path, name: str) -> Iterator[Owner | None]:
-    """Hold the claim of a name in the block, or get None because a living process holds it. Raises OSError."""
+    """Hold the claim of a name in the block, or get None because a living process holds it.
+
+    Raises OSError, also for a link.
+    """
     file = run / WORK / f"{name}.claim"
     owner = Owner()
+    for path in (file.parent, file):
+        refuse_link(path)
     file.parent.mkdir(exist_ok=True)
     stop = threading.Event()
     beat = threading.Thread(target=_touch, args=(file, stop), daemon=True)
@@ -123,24 +130,25 @@ def holder(run: Path, name: str) -> Owner | None:
     file = run / WORK / f"{name}.claim"
     try:
         owner, touched = _read(file)
-        return None if _is_dead(file, owner, touched) else owner or Owner(host="?")
+        return None if _is_dead(file, owner, touched) else owner or Owner(host="?", pid=0)
     except FileNotFoundError:
         return None
 
 
 def holders(run: Path) -> dict[str, Owner]:
     """The living owners of all claims in a run, by name."""
-    names = [file.stem for file in (run / WORK).glob("*.claim")]
+    names = [file.stem for file in (run / WORK).glob("*.claim") if file.is_file()]
     return {name: owner for name in names if (owner := holder(run, name)) is not None}
 
 
 def remove_dead(run: Path) -> None:
     """Remove the claims of dead processes."""
     for file in (run / WORK).glob("*.claim"):
-        with suppress(FileNotFoundError):
-            owner, touched = _read(file)
-            if _is_dead(file, owner, touched):
-                _remove(file, owner.token if owner else None)
+        if file.is_file():
+            with suppress(FileNotFoundError):
+                owner, touched = _read(file)
+                if _is_dead(file, owner, touched):
+                    _remove(file, owner.token if owner else None)
 
 
 @contextmanager
@@ -153,6 +161,19 @@ def turn(run: Path, name: str) -> Iterator[None]:
                 yield
                 return
         time.sleep(0.02)
+
+
+def begin(run: Path) -> float:
+    """The time now by the clock of the run's file system, after which failures are new. Raises OSError.
+
+    Failures that a clock since set back has dated later are dated back.
+    """
+    now = clock(run)
+    for file in (run / WORK).glob("*.failed"):
+        with suppress(OSError):
+            if file.lstat().st_mtime > now + BEAT:
+                os.utime(file, (now - BEAT, now - BEAT), follow_symlinks=False)
+    return now
 
 
 def clock(run: Path) -> float:
@@ -198,7 +219,7 @@ def _read(file: Path) -> tuple[Owner | None, float]:
         touched = os.fstat(opened.fileno()).st_mtime
         try:
             return Owner(**json.loads(opened.read(10_000))), touched
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None, touched
 
 
@@ -211,7 +232,10 @@ def _is_dead(file: Path, owner: Owner | None, touched: float) -> bool:
         return mine or _born(owner.pid) != owner.born
     elif owner.job is not None and slurm.has_left_queue(owner.job):
         silence = GONE
-    return clock(file.parents[1]) - touched > silence
+    age = clock(file.parents[1]) - touched
+    if age < -BEAT:  # the clock was set back since: count the silence from now
+        os.utime(file)
+    return age > silence
 
 
 def _remove(file: Path, token: str | None) -> None:
@@ -265,7 +289,7 @@ def read_failure(run: Path, name: str) -> Failure | None:
     try:
         with open_file(run / WORK / f"{name}.failed") as file:
             return Failure(**json.loads(file.read(10_000)), time=os.fstat(file.fileno()).st_mtime)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -137,13 +137,10 @@ class RunDir:
         """The file that holds a seed's given labels, if they are corrupted."""
         return self.path / f"seed_{seed}" / "labels.npz"
 
-    def digests(self, seed: int) -> dict[str, str | None]:
-        """What a seed's models record of the images and labels that they are trained on; None without the file."""
-        labels = self.labels(seed)
-        return {
-            "data_sha256": self.recorded_data(),
-            "labels_sha256": digest_of_parts(labels) if labels.exists() else None,
-        }
+    def digests(self, seed: int, corrupted: bool) -> dict[str, str | None]:
+        """What a seed's models record of the images and of the labels, if they are corrupted."""
+        labels = digest_of_parts(self.labels(seed)) if corrupted else None
+        return {"data_sha256": self.recorded_data(), "labels_sha256": labels}
 
     def check_is_there(self) -> None:
         """Raise ConfigError if the run's folder was moved or deleted."""
@@ -159,9 +156,14 @@ class RunDir:
         path = self.path
         for name in folder.relative_to(self.path).parts:
             path = path / name
-            if path.is_symlink():
-                raise ConfigError(f"{path} is a symbolic link, which may lead out of the run; replace it by its folder")
+            _refuse_link(path)
             path.mkdir(exist_ok=True)
+
+    def check_links(self, models: Iterable[Model]) -> None:
+        """Raise ConfigError if the folder of a model, or one that it is in, is a symbolic link."""
+        for folder in {parent for model in models for parent in (model.folder, *model.folder.parents)}:
+            if folder.is_relative_to(self.path) and folder != self.path:
+                _refuse_link(folder)
 
     def models(self, config: Config) -> list[Model]:
         """All models of a run, finished or not: teachers before students, a probe before its student."""
@@ -240,6 +242,7 @@ class RunDir:
             strange = any(not entry.name.startswith(".") for entry in self.path.iterdir())
             if strange and not (self.path / "config.toml").exists():
                 raise ConfigError(f"{self.path} is not empty and holds no run; choose another --output")
+            _refuse_link(self.path / claims.WORK)
             (self.path / claims.WORK).mkdir(exist_ok=True)
             remove_leftovers(self.path)
             claims.remove_dead(self.path)
@@ -277,7 +280,9 @@ class RunDir:
         damaged or lost is written again; an old version's result.json does not hold its text.
         """
         config = self.config()
-        for model in self.models(config):
+        models = self.models(config)
+        self.check_links(models)
+        for model in models:
             if is_finished(model.folder):
                 record = self.record(model, config)
                 self.check_model_data(model, record)
@@ -339,6 +344,11 @@ class RunDir:
                 file = os.stat(model.folder / "result.json")
                 found[model] = file.st_mtime_ns, file.st_ino
         return found
+
+
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise ConfigError(f"{folder} is a symbolic link, which may lead out of the run; replace it by its folder")
 
 
 def _check_file(file: Path, recorded: str | None) -> None:

@@ -115,8 +115,11 @@ def test_the_training_state_of_another_model_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["finished", "begun"])
 def test_options_that_were_edited_in_config_toml_are_refused(runs, tmp_path, name, capsys):
     run = Path(shutil.copytree(runs / name, tmp_path / "run"))
-    text = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(text.replace("lr = 0.01", "lr = 0.02"))
+    text = (run / "config.toml").read_text().replace("lr = 0.01", "lr = 0.02")
+    (run / "config.toml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.toml is damaged or was edited .* delete its first line"):
+        train(run, lr=0.02)
+    (run / "config.toml").write_text(text.partition("\n")[2])
     with pytest.raises(UserError, match=r"another train\.lr than its config\.toml"):
         train(run, lr=0.02)
 
