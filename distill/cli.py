@@ -20,7 +20,7 @@ from distill.environment import set_environment, torchrun_rank
 from distill.errors import ConfigError, UserError, one_line
 from distill.parser import parse_options, program
 from distill.program import complain, run_program, say, write_out
-from distill.study import AXES, Study, expand, extended, read_sections, read_study, run_folders
+from distill.study import AXES, Study, expand, extended, read_sections, read_study, require_data_folder, run_folders
 
 if typing.TYPE_CHECKING:
     from distill.reporting.results import RunResults
@@ -113,7 +113,7 @@ def _resumed(path: Path, file: Path | None, options: Mapping[str, Any]) -> dict[
         raise ConfigError(f"{path} holds no run to resume (no config.toml in it)")
     if "output" in options:
         raise ConfigError("--resume continues in the directory it names; leave --output out")
-    return _merged(read_sections(path), options)
+    return require_data_folder(path, _merged(read_sections(path), options))
 
 
 def main(argv: list[str] | None = None) -> int:

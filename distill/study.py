@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -178,6 +179,15 @@ def read_sections(path: Path) -> dict[str, Any]:
     sections = read_config(path)
     run = sections.get("run", {})
     return sections | ({"run": run | {"output": str(path)}} if isinstance(run, dict) else {})
+
+
+def require_data_folder(path: Path, sections: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a run. Raises ConfigError if its data folder is not here: data would be downloaded again."""
+    data = sections.get("data", {})
+    folder = data.get("data_dir") if isinstance(data, dict) else None
+    if isinstance(folder, str) and not os.path.exists(folder) and str(data.get("dataset")).startswith("cifar"):
+        raise ConfigError(f"the data folder {folder} of {path} is not here: go where the run began, or give --data-dir")
+    return sections
 
 
 def read_study(path: Path) -> Study:

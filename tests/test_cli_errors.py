@@ -1,5 +1,6 @@
 """What a user can do wrong: each is one line, exit status 2, and nothing half-written."""
 
+import math
 import os
 import re
 import resource
@@ -12,6 +13,8 @@ import torch
 from tiny import DIGITS, contents, refusal
 
 from distill.cli import main
+from distill.config import Config, DataConfig
+from distill.configfile import to_toml
 from distill.training.fit import Trainer
 from distill.training.models import CifarResNet
 
@@ -77,6 +80,24 @@ def test_a_download_that_cannot_be_had(capsys, tmp_path, monkeypatch):
     assert "--dataset digits" in said
 
 
+def test_a_run_directory_among_the_images(capsys, tiny_imagefolder):
+    options = ["--dataset", "imagefolder", "--data-dir", str(tiny_imagefolder), "--device", "cpu"]
+    said = refusal(capsys, tiny_imagefolder / "train" / "run", *options)
+    assert "is inside the image folder" in said
+    assert "choose another --output" in said
+
+
+def test_a_data_folder_that_is_not_here(capsys, tmp_path, monkeypatch):
+    options = Config(data=DataConfig(dataset="cifar10", data_dir="data"))
+    (tmp_path / "config.toml").write_text(to_toml(options))
+    monkeypatch.chdir(tmp_path)
+    assert main(["--resume", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(
+        f"the data folder data of {tmp_path} is not here: go where the run began, or give --data-dir\n"
+    )
+
+
 def test_fewer_images_than_a_batch(capsys, tmp_path):
     said = refusal(capsys, tmp_path / "run", *DIGITS, "--batch-size", "64")
     assert "40 training images are fewer than a batch of 64" in said
@@ -103,6 +124,16 @@ def optimiser(file):
     torch.save({"state": {}, "param_groups": []}, file)
 
 
+def elsewhere(file):
+    torch.save({"weird": CifarResNet(8, 2, 1, 10).state_dict(), "epoch": 3}, file)
+
+
+def not_finite(file):
+    network = CifarResNet(8, 2, 1, 10)
+    torch.nn.init.constant_(network.conv1.weight, math.nan)
+    torch.save(network.state_dict(), file)
+
+
 def whole_module(file):
     torch.save(CifarResNet(8, 2, 1, 10), file)
 
@@ -110,6 +141,8 @@ def whole_module(file):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (elsewhere, "does not hold model parameters (a dictionary of tensors by name) but weird, epoch"),
+        (not_finite, "its predictions for the first images are not finite"),
         (wider, "of another architecture: conv1.weight is (4, 1, 3, 3) in the file and (2, 1, 3, 3) here"),
         (of_another_depth, "of another architecture"),
         (optimiser, "does not hold model parameters"),

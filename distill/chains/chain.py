@@ -87,5 +87,8 @@ class Chain:
             finish_model(self.session, spec, self.session.place(model), [], parent, self.listener)
         teacher = checked_model(self.session, spec)
         if file.exists() and sha256(file) != teacher.parent.get("sha256"):
-            raise ConfigError(f"{file} is not the file that this run began with; choose another --output")
+            raise ConfigError(
+                f"{file} is not the file that this run began with and that {spec.folder} holds as model.pt: move it "
+                "away, or choose another --output"
+            )
         return teacher

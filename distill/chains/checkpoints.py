@@ -21,7 +21,10 @@ from distill.store.results import read_record
 from distill.training import models
 from distill.training.device import place, torch_defaults
 
-STATE_DICTS = ("state_dict", "model_state_dict", "model")  # where training programs put the parameters
+STATE_DICTS = (  # where training programs put the parameters
+    *("state_dict", "model_state_dict", "model", "net", "network", "params", "weights"),
+    *("state_dict_ema", "model_ema", "params_ema", "ema"),
+)
 OLD_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # of images, which an older version did not record
 
 
@@ -50,7 +53,9 @@ def read_tensors(file: Path) -> dict:
     except Exception as error:  # for other files torch raises a dozen kinds of errors
         if isinstance(error, OSError) and (error.filename is not None or error.errno != errno.EINVAL):  # of a torn file
             raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
-        raise DamagedRecordError(f"{file} is damaged, or not a checkpoint of tensors") from None
+        raise DamagedRecordError(
+            f"{file} is damaged, or not a checkpoint of tensors, such as torch.save(model.state_dict(), FILE) writes"
+        ) from None
 
 
 def check_hash(file: Path, expected: str) -> None:
@@ -60,17 +65,18 @@ def check_hash(file: Path, expected: str) -> None:
 
 
 def load_parameters(model: models.Classifier, file: Path) -> None:
-    """Load model.pt, or a state_dict of the network: bare, or under a usual name in a checkpoint with other things.
+    """Load model.pt, or a state_dict of the network: bare, or under usual names in a checkpoint with other things.
 
     All names may have a beginning that a wrapper has added, such as ``module.`` of DataParallel, ``_orig_mod.`` of
     torch.compile, or both; counters of batches (``num_batches_tracked``) may be missing. Raises ConfigError for another
     architecture.
     """
     state = read_tensors(file)
-    if isinstance(state, dict):
-        state = next((state[name] for name in STATE_DICTS if isinstance(state.get(name), dict)), state)
+    while isinstance(state, dict) and (inner := [n for n in STATE_DICTS if isinstance(state.get(n), dict)]):
+        state = state[inner[0]]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise ConfigError(f"{file} does not hold model parameters (a dictionary of tensors by name)")
+        found = f" but {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else ""
+        raise ConfigError(f"{file} does not hold model parameters (a dictionary of tensors by name){found}")
     own = _first_parts(model.network.state_dict())
     while len(first := _first_parts(state)) == 1 and not first & {*own, ""}:
         state = {name.partition(".")[2]: value for name, value in state.items()}

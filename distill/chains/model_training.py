@@ -344,7 +344,10 @@ def finish_model(
 
 
 def _scores(session: Session, spec: ModelSpec, model: nn.Module) -> tuple[dict[str, float | None], metrics.Predictions]:
-    """The losses of a finished model against the true labels, and what its metrics are computed from."""
+    """The losses of a finished model against the true labels, and what its metrics are computed from.
+
+    Raises TrainingError if its predictions are not finite.
+    """
     test_loss, test_logits = session.score(model, session.test)
     val_loss = None
     val_logits = None
@@ -360,6 +363,9 @@ def _scores(session: Session, spec: ModelSpec, model: nn.Module) -> tuple[dict[s
         val_labels=None if session.val is None else session.val.labels,
         teacher_test_logits=None if spec.teacher is None else spec.teacher.test_logits,
     )
+    for logits in (test_logits, predictions.train_logits, val_logits):
+        if logits is not None and not logits.isfinite().all():
+            raise TrainingError(f"{spec.name}: its predictions are not finite; try a smaller --lr")
     return {"val_loss": val_loss, "test_loss": test_loss}, predictions
 
 

@@ -10,7 +10,6 @@ from distill.arms import Fixed
 from distill.chains.checkpoints import check_hash, load_parameters
 from distill.config import Config
 from distill.data.splits import Dataset
-from distill.errors import ConfigError
 from distill.losses import loss_function
 from distill.randomness import torch_seed
 from distill.training import augment
@@ -87,18 +86,12 @@ class Session:
         self.ranks.give("session", self, lambda: (self.config, self.seed, self.data.mean, self.data.std))
 
     def predict(self, model: nn.Module, images: ImageStore) -> Tensor:
-        """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation.
-
-        Raises ConfigError if they are not finite, which only a teacher from --teacher-ckpt can cause.
-        """
+        """Logits (n, classes) float32 on the CPU, for all images in order and without augmentation."""
         name = next((name for name in ("val", "test") if getattr(self, name) is images), "train")
         self._lead()
         with self.ranks.work("predict", name):
             self.ranks.copy(model)
-            logits = predict_all(model, images, self.config.train, self.ranks)
-        if not logits.isfinite().all():
-            raise ConfigError("the predictions of the given teacher are not finite")
-        return logits
+            return predict_all(model, images, self.config.train, self.ranks)
 
     def score(self, model: nn.Module, images: ImageStore) -> tuple[float, Tensor]:
         """The mean loss against the true labels, and the logits (n, classes)."""

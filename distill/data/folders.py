@@ -45,7 +45,7 @@ def read_folders(config: DataConfig, progress: bool = False) -> Source:
     data_dir = Path(config.data_dir)
     train, test, classes = _list_parts(data_dir)
     files = train + test
-    key = hashlib.sha256(repr([(f.name, f.size, f.mtime_ns) for f in files]).encode()).hexdigest()
+    key = hashlib.sha256(repr([(f.name, *f.state) for f in files]).encode()).hexdigest()
     with pillow_warnings():
         with _opened(data_dir / files[0].name) as image:
             height, width = (image.height, image.width) if config.image_size is None else (config.image_size,) * 2
@@ -69,12 +69,16 @@ def cache_file(config: DataConfig) -> Path:
 
 
 class _ImageFile(NamedTuple):
-    """An image file, with the size and time that show whether it has changed."""
+    """An image file, with the size and times that show whether it has changed."""
 
     name: str  # relative to the data folder
     label: int
-    size: int  # bytes
-    mtime_ns: int  # when it was last changed
+    state: tuple[int, int, int]  # bytes, and when its content and its entry were last changed
+
+    @classmethod
+    def of(cls, name: str, label: int, found: os.stat_result) -> "_ImageFile":
+        """The file of a name, as the system describes it."""
+        return cls(name, label, (found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -92,6 +96,17 @@ def _files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
             raise DataError(f"{entry.path} is a link that leads back to a folder above it; remove it")
         else:
             yield from _files_below(Path(entry.path))
+
+
+def require_outside(config: DataConfig, output: Path) -> None:
+    """Raise DataError if a run directory is among the class folders: its figures would become images."""
+    data_dir = Path(config.data_dir).resolve()
+    parts = [data_dir / part for part in ("train", "test", "val") if (data_dir / part).is_dir()] or [data_dir]
+    if any(output.resolve().is_relative_to(part) for part in parts):
+        raise DataError(
+            f"{output} is inside the image folder {config.data_dir}, where its figures would be taken for images: "
+            "choose another --output"
+        )
 
 
 def _list_parts(data_dir: Path) -> tuple[list[_ImageFile], list[_ImageFile], tuple[str, ...]]:
@@ -127,7 +142,7 @@ def _list_annotated(data_dir: Path, table: Path, classes: tuple[str, ...]) -> li
                     f"{table}, line {number}, is no image of a class in {data_dir / 'train'}: {line[:60]!a}"
                 )
             stat = os.stat(table.parent / "images" / name)
-            found.append(_ImageFile(f"val/images/{name}", classes.index(label), stat.st_size, stat.st_mtime_ns))
+            found.append(_ImageFile.of(f"val/images/{name}", classes.index(label), stat))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table} cannot be read ({one_line(error)})") from None
     if not found:
@@ -155,9 +170,7 @@ def _list_images(data_dir: Path, part: str, classes: tuple[str, ...]) -> list[_I
             raise DataError(f"{folder.path} has no image in a format that can be read; add some, or remove the folder")
         label = classes.index(folder.name)
         for file in files:
-            stat = file.stat()
-            name = os.path.relpath(file.path, data_dir)
-            found.append(_ImageFile(name, label, stat.st_size, stat.st_mtime_ns))
+            found.append(_ImageFile.of(os.path.relpath(file.path, data_dir), label, file.stat()))
     if not found:
         raise DataError(f"{data_dir / part} has no class folders; it needs DIR/{part}/<class>/*")
     return found
@@ -172,14 +185,14 @@ def _formats() -> list[str]:
     return [format for format in Image.ID if format not in {"EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"}]
 
 
-def _require_memory(data_dir: Path, shape: tuple[int, ...]) -> None:
-    """Raise DataError if n images (n, 3, h, w) do not fit in memory."""
+def _require_memory(data_dir: Path, first: str, shape: tuple[int, ...]) -> None:
+    """Raise DataError if n images (n, 3, h, w), of the size of the first, do not fit in memory."""
     n, _, height, width = shape
     free = available_memory()
     if free is not None and math.prod(shape) > free:
         raise DataError(
-            f"the {n:,} images in {data_dir} need {math.prod(shape) / 1e9:,.1f} GB as {width:,}x{height:,} pixels, but "
-            f"{free / 1e9:,.1f} GB are free; give a smaller --image-size, or remove images"
+            f"the {n:,} images in {data_dir} need {math.prod(shape) / 1e9:,.1f} GB as {width:,}x{height:,} pixels, the "
+            f"size of {first}, but {free / 1e9:,.1f} GB are free; give a smaller --image-size, or remove images"
         )
 
 
@@ -213,7 +226,7 @@ def _decode_all(
         write_json(cache.with_suffix(".json"), {"key": key, "images": digest.hexdigest()})
         return map_array(cache)
     except OSError as error:
-        _require_memory(data_dir, shape)
+        _require_memory(data_dir, files[0].name, shape)
         complain(f"note: {cache} cannot be written ({error.strerror}): the next run will decode the images again")
     images = np.empty(shape, np.uint8)
     for i, image in enumerate(_decoded(data_dir, files, shape, image_size, progress)):
@@ -241,7 +254,7 @@ def _decoded(
         print(f"reading {len(paths):,} images from {data_dir}", flush=True)
     # Threads decode photographs faster, but over files of a few kilobytes they only compete for the interpreter
     # (measured on 2 cores with files of 1 kB: 139 us an image without threads, 250 us with two).
-    small = sum(file.size for file in files) < SMALL_FILES * len(files)
+    small = sum(file.state[0] for file in files) < SMALL_FILES * len(files)
     with (
         ThreadPoolExecutor() as pool,
         tqdm(desc="reading images", total=len(paths), disable=not (progress and on_terminal)) as bar,

@@ -29,6 +29,7 @@ def reports(runs: Sequence[RunResults], output: Path | None) -> str:
     file = runs[0].path / PAGE
     if len(runs) > 1:
         file = runs[0].path.absolute().parent / PAGE
+        refuse_foreign(file)
     check_writable([*(run.path for run in runs), file.parent])
     written = [_write(run) for run in runs]
     if len(runs) > 1:
@@ -38,12 +39,19 @@ def reports(runs: Sequence[RunResults], output: Path | None) -> str:
 
 def write_output(file: Path, text: str) -> None:
     """Write a page to the file that ``--output`` names. Raises ConfigError, and BrokenPipeError."""
+    refuse_foreign(file)
     try:
         write_atomically(followed(file), text)
     except BrokenPipeError:
         raise
     except OSError as error:
         raise ConfigError(f"--output {one_line(error)}") from None
+
+
+def refuse_foreign(file: Path) -> None:
+    """Raise ConfigError if a file exists and is no page of this program. Devices and pipes are no files."""
+    if file.is_file() and b"<title>Self-distillation: " not in file.read_bytes()[:1000]:
+        raise ConfigError(f"{file} exists and is no page of this program: give another --output")
 
 
 def check_writable(folders: Iterable[Path]) -> None:
@@ -60,7 +68,9 @@ def report(run: RunResults) -> str:
 
 
 def _write(run: RunResults) -> bool:
-    """Write the files of a report; returns whether the page was written."""
+    """Write the files of a report, unless all records are damaged; returns whether the page was written."""
+    if run.problems and not run:
+        return False
     if run and not run.problems:
         RunDir(run.path).write_results()
     for name, figure in FIGURES.items() if run else ():
@@ -73,7 +83,7 @@ def _write(run: RunResults) -> bool:
 def tables(run: RunResults) -> str:
     """The tables of a run and the best arm and step as text; a line if no model is finished."""
     if not run:
-        return f"{run.path}: no model is finished yet"
+        return f"{run.path}: {'no finished model can be read' if run.problems else 'no model is finished yet'}"
     parts = [run.table().text(), "\n".join(map(filled, answer(run)))]
     more = [targets(run), estimates(run.records)]
     return "\n\n".join([*parts, *(table.text() for table in more if table.rows)])

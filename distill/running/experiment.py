@@ -18,6 +18,7 @@ from distill.chains.chain import Chain
 from distill.chains.checkpoints import load_parameters, network_factory
 from distill.chains.session import Session
 from distill.config import CUSTOM_DATA, CUSTOM_MODEL, Config
+from distill.data.folders import require_outside
 from distill.data.load import load_source
 from distill.data.source import Source
 from distill.data.splits import Dataset, Split, make_dataset
@@ -146,8 +147,12 @@ class Experiment:
         assert self.config.chain.teacher_ckpt is not None
         file = Path(self.config.chain.teacher_ckpt)
         here = self.config.data
-        with forked_rng():
-            load_parameters(Classifier(self.network_factory(data)(), data.mean, data.std), file)
+        with forked_rng(), torch.no_grad():
+            model = Classifier(self.network_factory(data)(), data.mean, data.std)
+            load_parameters(model, file)
+            logits = model.eval()(torch.from_numpy(np.array(data.train.images[:2])))
+        if not logits.isfinite().all():
+            raise ConfigError(f"{file} is no teacher: its predictions for the first images are not finite")
         held_out_by_seed = self.source.test_labels is None or here.val_size > 0
         if held_out_by_seed and is_finished(file.parent):
             record = read_record(file.parent)
@@ -208,6 +213,8 @@ def prepare(
             "(network, dataset), or use jobs = 1"
         )
     if source is None:
+        if config.data.dataset == "imagefolder":
+            require_outside(config.data, config.output)
         if config.data.dataset == CUSTOM_DATA:
             raise ConfigError("this run's images came from Python arrays: give them to run() as source")
         source = load_source(config.data, progress)

@@ -74,7 +74,7 @@ def test_decoding_in_threads_gives_the_same_images(tree, monkeypatch):
     large = folders._list_images
 
     def as_if_large(*arguments):
-        return [file._replace(size=10**6) for file in large(*arguments)]
+        return [file._replace(state=(10**6, 0, 0)) for file in large(*arguments)]
 
     monkeypatch.setattr(folders, "_list_images", as_if_large)
     assert load_tree(tree).fingerprint == expected.fingerprint
@@ -198,7 +198,7 @@ def test_the_second_load_decodes_nothing(tree, decoded):
     assert load_tree(tree).train_images.shape[2:] == (16, 16)
 
 
-@pytest.mark.parametrize("change", ["add", "touch", "remove", "swap", "rename a class"])
+@pytest.mark.parametrize("change", ["add", "touch", "remove", "swap", "replace", "rename a class"])
 def test_a_changed_tree_is_decoded_again(tree, decoded, change):
     first = load_tree(tree)
     cats = tree / "train" / "cat"
@@ -212,6 +212,12 @@ def test_a_changed_tree_is_decoded_again(tree, decoded, change):
         (cats / "0000.png").rename(cats / "x.png")
         (cats / "0001.png").rename(cats / "0000.png")
         (cats / "x.png").rename(cats / "0001.png")
+    elif change == "replace":  # by another image, with the size and the time of the first
+        time = os.stat(cats / "0000.png").st_mtime_ns
+        size = os.stat(cats / "0000.png").st_size
+        content = (cats / "0001.png").read_bytes()
+        (cats / "0000.png").write_bytes(content[:size] + b"\0" * (size - len(content)))
+        os.utime(cats / "0000.png", ns=(time, time))
     else:
         (tree / "train" / "cat").rename(tree / "train" / "yak")
         (tree / "test" / "cat").rename(tree / "test" / "yak")

@@ -2,12 +2,14 @@ import re
 
 import numpy as np
 import pytest
-from tiny import VALUES, Grid, leave_result
+from tiny import VALUES, Grid, config, leave_result, source
 
+import distill
 from distill.config import Config
+from distill.errors import ConfigError
 from distill.reporting.plots import FIGURES
 from distill.reporting.results import RunResults
-from distill.reporting.run_report import report
+from distill.reporting.run_report import report, reports
 from distill.reporting.run_tables import estimates, targets
 from distill.store.rundir import RunDir
 
@@ -55,6 +57,29 @@ def test_a_report_is_made_from_the_directory_alone(tmp_path):
         assert (tmp_path / f"{name}.png").exists()
         assert (tmp_path / f"{name}.svg").exists()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(GRID.records())
+
+
+@pytest.mark.parametrize("name", ["notes.html", "run/config.toml"])
+def test_a_page_replaces_no_other_file(tmp_path, name):
+    run = tmp_path / "run"
+    distill.run(config(run, distillation_steps=0), source=source())
+    file = tmp_path / name
+    if not file.exists():
+        file.write_text("mine")
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match="is no page of this program: give another --output"):
+        reports([RunResults.load(run)], file)
+    assert file.read_bytes() == before
+    for _ in range(2):  # its own page is replaced
+        assert "the page is" in reports([RunResults.load(run)], tmp_path / "page.html")
+
+
+def test_a_report_of_damaged_records_keeps_the_page(tmp_path):
+    distill.run(config(tmp_path, distillation_steps=0), source=source())
+    (tmp_path / "report.html").write_text("the page")
+    (tmp_path / "seed_1/step_0/result.json").write_text("{")
+    assert "no finished model can be read" in reports([RunResults.load(tmp_path)], None)
+    assert (tmp_path / "report.html").read_text() == "the page"
 
 
 def test_estimates_are_shown_with_their_outcomes():

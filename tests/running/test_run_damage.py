@@ -178,6 +178,60 @@ def test_labels_that_compress_are_not_read(runs, tmp_path):
         train(run)
 
 
+@pytest.mark.parametrize("record", ["kept", "deleted"])
+def test_models_are_not_trained_on_other_labels_than_their_teacher(tmp_path, record):
+    digits = {"dataset": "digits", "train_size": 40, "test_size": 40, "distillation_steps": 0}
+    for seed in (1, 2):
+        distill.run(config(tmp_path / f"model_{seed}", seed=seed, **digits))
+    confusion = Path(shutil.copytree(tmp_path / "model_1/seed_1/step_0", tmp_path / "confusion"))
+    noise = {"label_noise": 0.3, "label_noise_kind": "confusable", "confusion": str(confusion)}
+    distill.run(config(tmp_path / "run", **digits, **noise))
+    shutil.copytree(tmp_path / "model_2/seed_2/step_0", confusion, dirs_exist_ok=True)
+    if record == "deleted":
+        (tmp_path / "run/seed_1/labels.npz").unlink()
+    with pytest.raises(UserError, match=r"step_0 was trained on other labels .*\(.*confusion\) has changed"):
+        distill.run(config(tmp_path / "run", **digits | {"distillation_steps": 1}, **noise))
+
+
+def test_a_strange_labels_file_is_not_what_a_model_was_trained_on(tmp_path):
+    train(tmp_path, label_noise=0.0, seed=1)
+    (tmp_path / "seed_1" / "labels.npz").write_bytes(b"PK")
+    train(tmp_path, label_noise=0.0, seed=1, alpha=["auto", 0.3, 0.5])
+    record = json.loads((tmp_path / "seed_1/alpha_0.5/step_1/result.json").read_text())
+    assert record["labels_sha256"] is None
+    assert "labels.npz is damaged" in verify(tmp_path)[0]
+
+
+# ---- links
+
+
+@pytest.mark.parametrize("link", [".work", "seed_1", "seed_1/step_0", ".work/environment.claim"])
+def test_a_link_in_the_place_of_a_folder_or_a_claim_is_refused(runs, tmp_path, link):
+    run = Path(shutil.copytree(runs / "finished", tmp_path / "run"))
+    if (run / link).exists():
+        shutil.move(run / link, tmp_path / "outside")
+    (run / link).symlink_to(tmp_path / "outside")
+    before = contents(tmp_path / "outside") if (tmp_path / "outside").exists() else None
+    with pytest.raises((UserError, OSError), match="symbolic link"):
+        train(run)
+    assert before is None or contents(tmp_path / "outside") == before
+    if link.startswith("seed"):
+        assert f"strange: {run / link} is a symbolic link" in verify(run)[0]
+
+
+# ---- config.toml
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
+def test_a_torn_config_toml_is_refused(runs, tmp_path, kept):
+    run = Path(shutil.copytree(runs / "finished", tmp_path / "run"))
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text[: int(kept * len(text))])
+    with pytest.raises(UserError, match=r"config\.toml is damaged"):
+        train(run)
+    assert "config.toml is damaged" in verify(run)[0]
+
+
 # ---- a directory that goes away
 
 
@@ -227,6 +281,21 @@ def test_a_given_teacher_may_be_moved_once_the_run_has_copied_it(tmp_path):
     given.rename(tmp_path / "elsewhere.pt")
     assert len(distill.run(config(run, teacher_ckpt=str(given)), source=source())) == 3
     assert verify(run)[1]
+
+
+@pytest.mark.parametrize("nest", [{"net": None}, {"model": {"state_dict": None}}, {"epoch": 3, "ema": None}])
+def test_a_given_teacher_may_be_in_a_checkpoint_of_another_program(tmp_path, nest):
+    distill.run(config(tmp_path / "first", distillation_steps=0), source=source())
+    state = torch.load(tmp_path / "first/seed_1/step_0/model.pt", weights_only=True)
+
+    def filled(value):
+        if isinstance(value, dict):
+            return {name: filled(inner) for name, inner in value.items()}
+        return state if value is None else value
+
+    torch.save(filled(nest), tmp_path / "teacher.pt")
+    results = distill.run(config(tmp_path / "run", teacher_ckpt=str(tmp_path / "teacher.pt")), source=source())
+    assert results[0].test_acc == distill.load_run(tmp_path / "first").results[0].test_acc
 
 
 def test_a_training_state_of_the_wrong_shape_is_refused(tmp_path):

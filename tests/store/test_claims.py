@@ -184,6 +184,36 @@ def test_failures_are_new_since_a_time_and_within_an_array(run, monkeypatch):
     assert leftovers(run) == []
 
 
+def test_a_claim_dated_in_the_future_is_silent_from_now_on(run, monkeypatch):
+    monkeypatch.setattr(claims, "SILENCE", 0.2)
+    leave(run, elsewhere(), age=-(10**8))
+    assert not taken(run)
+    time.sleep(0.3)
+    assert taken(run)
+
+
+def test_a_failure_dated_in_the_future_is_old(run):
+    claims.write_failure(run, "unit", "no memory")
+    os.utime(run / claims.WORK / "unit.failed", (2e9, 2e9))
+    began = claims.begin(run)
+    assert not claims.read_failure(run, "unit").is_new(began)
+
+
+@pytest.mark.parametrize("name", ["unit.claim", "unit.failed"])
+def test_a_file_that_is_nested_too_deeply_is_that_of_a_dead_process(run, name):
+    (run / claims.WORK / name).write_text("[" * 9000)
+    os.utime(run / claims.WORK / name, (time.time() - 10,) * 2)
+    assert claims.holders(run) == {}
+    assert claims.read_failure(run, "unit") is None
+    assert taken(run)
+
+
+def test_folders_among_the_claims_are_ignored(run):
+    (run / claims.WORK / "other.claim").mkdir()
+    claims.remove_dead(run)
+    assert claims.holders(run) == {}
+
+
 def test_turns_do_not_overlap(run):
     inside = []
 
