@@ -24,17 +24,20 @@ def array_file(path: Path, vectors: bool) -> dict[str, np.ndarray]:
 
     X and y are there, and each other X has its y. If ``vectors``, each X is numbers (n, p), for one p.
     """
+    is_folder = path.is_dir()
+    if path.suffix == ".npy" and not is_folder:
+        raise DataError(f"{path} holds one array: name its folder, with X.npy and y.npy in it")
     try:
-        if path.is_dir():
+        if is_folder:
             found = {name: map_array(path / f"{name}.npy") for name in NAMES if (path / f"{name}.npy").exists()}
-        elif path.suffix == ".npy":
-            raise DataError(f"{path} holds one array: name its folder, with X.npy and y.npy in it")
         else:
             found = read_arrays(path, NAMES)
     except ValueError as error:
+        if is_folder:
+            raise DataError(f"{path}: {error}; numpy.save writes such a file") from None
         raise DataError(f"{path} cannot be read as an NPZ file of arrays ({error}); numpy.savez writes one") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or one_line(error)})") from None
+        raise DataError(f"{error.filename or path} cannot be read ({error.strerror or one_line(error)})") from None
     for name in ("X", "y"):
         if name not in found:
             raise DataError(f"{path} has no array {name}; it needs X (n, p) and y (n,)")

@@ -81,7 +81,7 @@ def _read_classes(folder: Path, meta: dict[str, str], key: str) -> tuple[tuple[s
     path = folder / meta["filename"]
     content, is_original = _unpickle(path, meta["md5"])
     names = content.get(key)
-    if not (isinstance(names, list) and len(names) >= 2 and all(isinstance(n, str) for n in names)):
+    if not (isinstance(names, list) and len(names) >= 2 and all(isinstance(n, str) and n.isprintable() for n in names)):
         raise DataError(f"{path}: no list of class names under {key!r}; delete {folder} to have it downloaded again")
     return tuple(names), is_original
 
@@ -157,6 +157,9 @@ def _fetch(original: "type[CIFAR10]", data_dir: Path) -> None:
     """
     md5 = os.environ.get("SELF_DISTILLER_CIFAR_MD5", original.tgz_md5)
     archive = data_dir / original.filename
+    folder = data_dir / original.base_folder
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is no folder; remove it to have the data downloaded")
     if archive.exists() and _md5(archive) != md5:
         raise DataError(f"{archive} is damaged: its MD5 is not {md5}; delete it to have it downloaded again")
     try:

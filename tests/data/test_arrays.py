@@ -118,6 +118,32 @@ def test_unusable_files_are_refused_in_one_line(tmp_path, change, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda file: file.write_bytes(file.read_bytes()[:-9]),
+            r"x: y\.npy: it is empty, .* as long as its array; numpy",
+        ),
+        (lambda file: (file.unlink(), file.mkdir()), r"x/y\.npy cannot be read \(Is a directory\)"),
+    ],
+)
+def test_a_damaged_file_of_a_folder_is_named(tmp_path, damage, said):
+    path = tmp_path / "x"
+    path.mkdir()
+    for name, values in vectors().items():
+        np.save(path / f"{name}.npy", values)
+    damage(path / "y.npy")
+    with pytest.raises(DataError, match=said):
+        load_source(DataConfig("features", data=str(path)))
+
+
+def test_a_single_array_is_not_enough(tmp_path):
+    np.save(tmp_path / "X.npy", np.zeros((3, 2)))
+    with pytest.raises(DataError, match=r"^\S+X\.npy holds one array: name its folder"):
+        load_source(DataConfig("features", data=str(tmp_path / "X.npy")))
+
+
 @pytest.mark.parametrize("content", [None, b"", b"garbage"])
 def test_missing_and_damaged_files_are_refused(tmp_path, content):
     if content is not None:

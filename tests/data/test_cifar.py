@@ -264,10 +264,19 @@ def test_missing_training_batches_are_named(cifar10):
     assert "data_batch_1" in refused(cifar10)
 
 
-@pytest.mark.parametrize("content", [b"garbage", pickle.dumps({}), pickle.dumps({"label_names": [1, 2]})])
+@pytest.mark.parametrize(
+    "content",
+    [b"garbage", *(pickle.dumps(c) for c in ({}, {"label_names": [1, 2]}, {"label_names": ["a", "\ud800"]}))],
+)
 def test_broken_class_names_are_refused(cifar10, content):
     (cifar10 / "batches.meta").write_bytes(content)
     assert str(cifar10 / "batches.meta") in refused(cifar10)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "cifar-10-batches-py").touch()
+    with pytest.raises(DataError, match="cifar-10-batches-py is no folder; remove it"):
+        load_source(DataConfig(data_dir=str(tmp_path)))
 
 
 # ------------------------------------------------------------------------------------------------------------ download
