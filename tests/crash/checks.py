@@ -65,7 +65,8 @@ def how_it_ended(fault: str, outcome: Outcome, workers: bool, before: frozenset[
         # process left could not be removed, or a claim could not be made or removed, which the next process notices.
         left = path.endswith(".tmp") and path in before
         harmless = left or call in ("mkdir", READ, "none") or "/.work/" in path
-        if outcome.status == 0 and not harmless and "note" not in outcome.out + outcome.err:
+        noted = re.search("^note: ", outcome.err, re.MULTILINE)
+        if outcome.status == 0 and not harmless and not noted:
             found.append("it ends with 0 and does not mention the error")
         if outcome.status != 0 and (outcome.status != 2 or len(errors) != 1):
             found.append(f"status {outcome.status}, {len(errors)} lines of error: {outcome.err.strip()[-200:]!r}")
