@@ -34,7 +34,7 @@ def crash(monkeypatch, at: int, before: bool) -> list:
 @pytest.mark.parametrize("before", [True, False], ids=["before_the_rename", "after_the_rename"])
 def test_a_run_killed_at_any_write_resumes_to_the_same_bits(tmp_path, monkeypatch, before):
     monkeypatch.setattr("distill.files.os.fsync", lambda file: None)
-    monkeypatch.setattr("distill.store.rundir.commit", lambda: None)
+    monkeypatch.setattr("distill.store.processes.commit", lambda: None)
     options = {"distillation_steps": 1, "label_noise": 0.25}
     distill.run(config(tmp_path / "whole", **options), source=source())
     whole = contents(tmp_path / "whole")
