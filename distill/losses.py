@@ -26,7 +26,7 @@ class Option:
 
     default: float
     legal: Callable[[float], bool]
-    range: str  # in words, as "in (0, 1]"
+    range: str  # in words, as "in [1e-9, 1]"
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ LOSSES: dict[str, Loss] = {
     "kl": Loss(kl_divergence, "ce less the target's entropy", takes_temperature=True),
     "gce": Loss(
         generalised_cross_entropy,
-        "generalised cross entropy (Zhang & Sabuncu 2018), which trusts wrong labels less; gce:q=0.5 sets q in (0, 1], "
-        "otherwise 0.7",
-        options={"q": Option(0.7, lambda q: 0 < q <= 1, "in (0, 1]")},
+        "generalised cross entropy (Zhang & Sabuncu 2018), which trusts wrong labels less; gce:q=0.5 sets q in "
+        "[1e-9, 1], otherwise 0.7",
+        options={"q": Option(0.7, lambda q: 1e-9 <= q <= 1, "in [1e-9, 1]")},
     ),
 }
 

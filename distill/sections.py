@@ -15,8 +15,8 @@ DATASETS = ("cifar10", "cifar100", "digits", "imagefolder", "arrays", "features"
 ARRAYS = ("arrays", "features")  # read from the file that --data names
 CUSTOM_DATA = "custom"  # `dataset` of a run on Python arrays
 SIZE = Range(1, 10**9)  # of a data set or a batch
-POSITIVE = Range(0.0, 1e38, without="low")  # as a float32 can hold
-NOT_NEGATIVE = Range(0.0, 1e38)
+POSITIVE = Range(1e-30, 1e38)  # as a float32 can hold
+DECAY = Range(0.0, 1e18)  # Adam squares gradients of this size, and a float32 holds the square
 
 
 @dataclass(frozen=True)
@@ -246,19 +246,19 @@ class TrainConfig(Section):
     temperature: float = option(
         1.0,
         f"temperature of teacher and student in the teacher's term of {losses.with_temperature()} (Hinton et al. 2015)",
-        Range(0.0, 1e18, without="low"),  # its square is in the loss
+        Range(1e-6, 1e6),  # beyond them float32 loses the differences between logits / T, or their scale
     )
     reg: str = option(
         "norm",
         "regulariser over all parameter tensors: norm: sum of L2 norms; l2: sum of squared L2 norms; or none",
         choices=("norm", "l2", "none"),
     )
-    reg_coef: float = option(1e-4, "coefficient of the regulariser", NOT_NEGATIVE)
+    reg_coef: float = option(1e-4, "coefficient of the regulariser", DECAY)
     optimizer: str = option("adam", "algorithm of the updates", choices=("adam", "adamw", "sgd"))
     lr: float = option(1e-4, "learning rate; with a schedule, the highest", POSITIVE)
     nesterov: bool = option(False, "Nesterov momentum, for sgd")
     momentum: float | None = option(None, "momentum of sgd [default: 0.9]", Range(0.0, 1.0, without="high"))
-    weight_decay: float = option(0.0, "weight decay of the optimiser", NOT_NEGATIVE)
+    weight_decay: float = option(0.0, "weight decay of the optimiser", DECAY)
     lr_schedule: str = option("constant", "schedule of the learning rate", choices=("constant", "cosine", "onecycle"))
     warmup_epochs: int = option(0, "epochs of linear warm-up before the schedule", Range(0, 10**6))
     label_smoothing: float = option(

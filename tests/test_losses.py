@@ -143,9 +143,9 @@ def test_several_options_are_spelled_in_the_tables_order(monkeypatch):
         ("gce:q=0.5,q=0.6", "loss gce:q=0.5,q=0.6: q is given twice"),
         ("mse:q=0.5", "loss mse:q=0.5: mse has no option 'q'; it has no options"),
         ("gce:q=half", "loss gce:q=half: q must be a number, not 'half'"),
-        ("gce:q=0", "loss gce:q=0: q must be in (0, 1], not 0"),
-        ("gce:q=1.5", "q must be in (0, 1], not 1.5"),
-        ("gce:q=nan", "q must be in (0, 1], not nan"),
+        ("gce:q=0", "loss gce:q=0: q must be in [1e-9, 1], not 0"),
+        ("gce:q=1.5", "q must be in [1e-9, 1], not 1.5"),
+        ("gce:q=nan", "q must be in [1e-9, 1], not nan"),
     ],
 )
 def test_bad_losses_are_one_line_errors(text, message):

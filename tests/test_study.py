@@ -77,7 +77,7 @@ def test_a_written_study_makes_the_same_settings(tmp_path, words):
         ("--lr 0.1 1e-1", "lr has a value twice"),
         ("--loss ce ce", "loss has a value twice"),
         ("--loss gce gce:q=0.7", "two settings of the study are the same: loss gce and loss gce:q=0.7"),
-        ("--lr 0.1 -1", "lr must be a number in (0, 1e+38], not -1"),
+        ("--lr 0.1 -1", "lr must be a number in [1e-30, 1e+38], not -1"),
         ("--resnet 8 9", "invalid choice: 9"),
         ("--resnet 8 18", "resnet 18: width is for the 6n+2 family"),
         ("--max-epochs 1 5 --warmup-epochs 3", "max epochs 1: warmup_epochs must be in [0, max_epochs)"),
