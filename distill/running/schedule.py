@@ -29,6 +29,9 @@ class Failed(NamedTuple):
     message: str
 
     def __str__(self) -> str:
+        seed = f"seed {self.task.unit.seed}, "
+        if self.message.startswith(seed):  # it names the model itself
+            return str(self.task).rpartition(seed)[0] + self.message
         return f"{self.task}: {self.message}"
 
 

@@ -103,6 +103,13 @@ def test_what_needs_a_failed_teacher_is_not_tried(grid):
     assert executor.names == ["seed_1", *TWO]
 
 
+def test_a_failure_names_its_model_once(grid):
+    message = "seed 1, alpha 0.5, step 1, epoch 1: the loss is not finite"
+    assert str(schedule.Failed(grid[2], message)) == message
+    (grid[2].run.parent / "config.toml").touch()  # now it is the setting of a study
+    assert str(schedule.Failed(grid[2], message)) == f"{grid[2].run.name}, {message}"
+
+
 def test_finished_students_of_a_teacher_that_fails_are_not_waited_for(grid):
     train_tasks(grid, Recorder(), Notes())
     (grid[0].teacher / "result.json").unlink()
