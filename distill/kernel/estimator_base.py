@@ -37,9 +37,17 @@ GCV_NEEDS = 100  # points; with fewer the estimate is too rough, and a wrong alp
 HINT = "; solver='lanczos' needs none of them"
 ALL = slice(None)
 
+
+class Bounded(Interval):
+    """A range of numbers. NumPy's count as Python's: a float32 cannot be compared with a limit above its range."""
+
+    def __contains__(self, value: Any) -> bool:
+        return super().__contains__(value.item() if isinstance(value, np.generic) else value)
+
+
 # scikit-learn's own ranges have no end, and an int may be larger than any float.
-ANY_NUMBER = Interval(numbers.Real, -LARGEST_FLOAT, LARGEST_FLOAT, closed="both")
-NOT_NEGATIVE = Interval(numbers.Real, 0, LARGEST_FLOAT, closed="both")
+ANY_NUMBER = Bounded(numbers.Real, -LARGEST_FLOAT, LARGEST_FLOAT, closed="both")
+NOT_NEGATIVE = Bounded(numbers.Real, 0, LARGEST_FLOAT, closed="both")
 
 Rows = Any  # (n, p): array-like, or a SciPy sparse matrix, whose types scikit-learn does not name
 
@@ -58,11 +66,11 @@ class SelfDistilledBase(BaseEstimator):
         "gamma": [NOT_NEGATIVE, None],
         "degree": [NOT_NEGATIVE],
         "coef0": [ANY_NUMBER],
-        "n_steps": [Interval(numbers.Integral, 1, None, closed="left"), Options(numbers.Real, {math.inf})],
+        "n_steps": [Interval(numbers.Integral, 1, 10**15, closed="both"), Options(numbers.Real, {math.inf})],
         "validation_fraction": [Interval(numbers.Real, 0, 1, closed="neither"), None],
         "random_state": ["random_state"],
         "solver": [StrOptions({"auto", "eigh", "cholesky", "lanczos"})],
-        "tol": [Interval(numbers.Real, 0, LARGEST_FLOAT, closed="right")],
+        "tol": [Bounded(numbers.Real, 0, LARGEST_FLOAT, closed="right")],
         "max_basis": [Interval(numbers.Integral, 1, 10**9, closed="both")],
         "fit_intercept": ["boolean"],
     }

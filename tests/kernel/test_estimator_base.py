@@ -44,6 +44,17 @@ def test_a_parameter_of_another_type_is_named(data, name, value):
             model(**{name: value}).fit(X, y > 0)
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.longdouble])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_parameters_may_be_numbers_of_numpy(data, kind):
+    X, y, new = data
+    options = {"alpha": 0.25, "lam": 0.125, "gamma": 0.5, "degree": 2.0, "coef0": 1.0, "tol": 2.0**-10}
+    for more in ({}, {"kernel": "poly"}, {"solver": "lanczos"}):
+        given = SelfDistilledKernelRidge(**{name: kind(value) for name, value in options.items()}, **more)
+        expected = SelfDistilledKernelRidge(**options, **more).fit(X, y).predict(new)
+        np.testing.assert_allclose(given.fit(X, y).predict(new), expected, rtol=1e-6)
+
+
 def test_bad_parameters_are_errors(data):
     X, y, _ = data
     for options, message in [
@@ -51,6 +62,8 @@ def test_bad_parameters_are_errors(data):
         ({"alpha": math.nan}, "'alpha' parameter"),
         ({"n_steps": 0}, "n_steps"),
         ({"n_steps": 2.5}, "n_steps"),
+        ({"n_steps": 10**400}, r"'n_steps' parameter .* range \[1, 1000000000000000\]"),
+        ({"lam": np.float32("inf")}, "'lam' parameter"),
         ({"lam": -1.0}, "lam"),
         ({"lam": [0.1, 1]}, "'lam' parameter .* must be a float"),
         ({"gamma": -0.1}, "gamma"),
