@@ -59,3 +59,10 @@ def check_overflow(what: str, result: FloatArray) -> FloatArray:
     if not np.isfinite(result).all():
         raise NotFiniteError(f"{what} exceed float64's range: raise lam, or scale K and y down")
     return result
+
+
+def check_entries(K: FloatArray) -> FloatArray:
+    """Return the kernel matrix of some points; raise NotFiniteError if it is not finite."""
+    if not (K.min() > -np.inf and K.max() < np.inf):  # true for NaN too
+        raise NotFiniteError("the kernel of X exceeds float64's range: scale X, or lower the kernel's parameters")
+    return K

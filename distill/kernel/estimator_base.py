@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from distill.environment import available_memory
 from distill.kernel import solvers, spectral, tiles
 from distill.kernel.arguments import as_sample_weight, as_schedule, as_targets
-from distill.kernel.arrays import LARGEST_FLOAT, MOST_ENTRIES, FloatArray
+from distill.kernel.arrays import LARGEST_FLOAT, MOST_ENTRIES, FloatArray, as_floats, check_entries
 from distill.kernel.features import FeatureChain, FeatureSums
 from distill.kernel.lanczos import BlockLanczos, NotReachedError, lanczos
 from distill.kernel.linalg import check_kernel, decompose, product, require_memory
@@ -115,11 +115,10 @@ class SelfDistilledBase(BaseEstimator):
         return tags
 
     def _kernel(self, X: Rows, Y: Rows = None) -> FloatArray:
-        if callable(self.kernel):
-            params = self.kernel_params or {}
-        else:
-            params = {"gamma": self.gamma, "degree": self.degree, "coef0": self.coef0}
-        return pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **params)
+        named = {"gamma": self.gamma, "degree": self.degree, "coef0": self.coef0}
+        params = (self.kernel_params or {}) if callable(self.kernel) else named
+        with np.errstate(over="ignore", invalid="ignore"):
+            return check_entries(pairwise_kernels(X, Y, metric=self.kernel, filter_params=True, **params))
 
     def _kernel_matrix(self, X: Rows, Y: Rows = None) -> FloatArray:
         """k(x, y), (q, n), or k(x, x)."""
@@ -384,7 +383,7 @@ class SelfDistilledBase(BaseEstimator):
         self._validate_params()
         dtype = [np.float64, np.float32] if self.kernel == "precomputed" else np.float64
         points = check_array(X, dtype=dtype, input_name="X")
-        new_points = check_array(X_val, dtype=dtype, input_name="X_val")
+        new_points = as_floats("X_val", check_array(X_val, dtype=dtype, input_name="X_val"))
         targets = as_targets(y, len(points))
         targets_val = as_targets(y_val, len(new_points), "y_val")
         if self._suits_features(points):

@@ -44,6 +44,19 @@ def test_a_parameter_of_another_type_is_named(data, name, value):
             model(**{name: value}).fit(X, y > 0)
 
 
+@pytest.mark.parametrize("solver", ["auto", "lanczos"])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_points_whose_kernel_overflows_are_named(data, solver):
+    X, y, _ = data
+    model = SelfDistilledKernelRidge(kernel="poly", solver=solver).fit(X, y)
+    for call in (model.predict, lambda X: list(model.staged_predict(X)), lambda X: model.fit(X, y)):
+        with pytest.raises(krr.NotFiniteError, match="the kernel of X exceeds float64's range: scale X"):
+            call(1e120 * X)
+    for kernel in ("linear", "poly", "rbf"):
+        with pytest.raises(krr.NotFiniteError, match="X_val must be finite"):
+            SelfDistilledKernelRidge(kernel=kernel, solver=solver).path(X, y, [0.5], [0.1], [1], 1e160 * X, y)
+
+
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.longdouble])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_parameters_may_be_numbers_of_numpy(data, kind):
