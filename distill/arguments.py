@@ -68,4 +68,6 @@ def number(kind: type[Number], within: Range) -> Callable[[str], Number]:
 
 def to_path(text: str) -> Path:
     """An argparse type: a path, in which ``~`` is the home folder (a shell does not expand ``--output=~/x``)."""
+    if not text:  # which would be the working directory
+        raise argparse.ArgumentTypeError("must not be empty")
     return Path(os.path.expanduser(text))

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.arguments import to_path
-from distill.config import PREVIEW, SECTION_OF, Config
+from distill.config import PREVIEW, SECTION_OF, Config, RunConfig
 from distill.configfile import read_toml
 from distill.environment import set_environment, torchrun_rank
 from distill.errors import ConfigError, UserError, one_line
+from distill.options import checked
 from distill.parser import parse_options, program
 from distill.program import complain, run_program, say, write_out
 from distill.study import AXES, Study, expand, extended, read_sections, read_study, require_data_folder, run_folders
@@ -75,7 +75,8 @@ def parse(argv: list[str]) -> Command:
             raise ConfigError("--format prints tables, and --output is for the page: leave one of them out")
         if options or file is not None or resume is not None or (x is not None and reads != ["report"]):
             raise ConfigError(f"--{reads[0]} reads everything from the run directory; leave other options out")
-        return Command(reads[0], expand({}), directories, form, None if page is None else to_path(page), x, step)
+        page = None if page is None else Path(checked(RunConfig, "output", page))
+        return Command(reads[0], expand({}), directories, form, page, x, step)
     if resume is not None:
         sections = _resumed(resume, file, options)
         study = extended(resume, sections, resumes=True)

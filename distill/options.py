@@ -143,6 +143,7 @@ def _scalar(cls: type[Section], f: dataclasses.Field, value: Any, kind: type) ->
         f.metadata["within"].check(f.name, value)
     if kind is str:
         require("\0" not in value, f"{name} has a null character in it")
+        require(value or not f.metadata["path"], f"{name} must not be empty")
         value = os.path.expanduser(value) if f.metadata["path"] else value
     return value
 

@@ -47,6 +47,11 @@ def test_the_home_folder_is_expanded_behind_an_equals_sign(monkeypatch):
     assert parser().parse_args(["--to=~/x"]).to == Path("/somewhere/x")
 
 
+def test_an_empty_path_is_not_the_working_directory():
+    with pytest.raises(ConfigError, match="argument --to: must not be empty"):
+        parser().parse_args(["--to="])
+
+
 @pytest.mark.parametrize(("without", "low", "high"), [("", True, True), ("low", False, True), ("high", True, False)])
 def test_the_ends_of_a_range(without, low, high):
     for value, inside in ((0.0, low), (0.5, True), (1.0, high), (float("nan"), False)):

@@ -144,6 +144,8 @@ ILLEGAL = [
     ({"device": "cuda:one"}, "device must be"),
     ({"device": "cpu:0"}, "device must be"),
     ({"threads": 0}, "threads must be a whole number from 1 to 1024"),
+    ({"output": ""}, "run.output must not be empty"),
+    ({"teacher_ckpt": ""}, "chain.teacher_ckpt must not be empty"),
     ({"jobs": 0}, "jobs must be a whole number from 1 to "),
 ]
 

@@ -19,13 +19,14 @@ from distill.kernel.linalg import decompose, product, require_memory
 from distill.kernel.riskmap import EigenChain, Grid, eigen_chain
 from distill.kernel.study.data import Part, Problem, Rows
 from distill.kernel.tiles import Kernel, KernelTiles, matrix
-from distill.kernel.toy.options import MEDIAN
+from distill.kernel.toy.options import MEDIAN, require_absent
 from distill.program import complain
 
 MOST_DECOMPOSED = 5000  # points; above, block Lanczos is quicker for all but the smallest ridges
 PAIRS = 2000  # of points, for the median distance
 LAMS = np.geomspace(1e-6, 1, 25)  # times the largest eigenvalue
 LANCZOS_LAMS = np.geomspace(1e-5, 1, 16)
+LANCZOS_ONLY = ("tolerance", "max_basis", "memory", "precision")
 GIB = 2**30
 
 
@@ -73,6 +74,8 @@ def make_route(
         raise ConfigError(f"--solver features is for --kernel linear, not {args.kernel}")
     if args.intercept and solver != "features":
         raise ConfigError("--intercept needs --kernel linear and --solver features")
+    if solver != "lanczos":
+        require_absent(vars(args), LANCZOS_ONLY, f"is for --solver lanczos, and this run takes {solver}")
     gamma = choose_gamma(args, train.X)
     kernel = kernel_function(args.kernel, gamma)
     name = args.kernel if linear else f"{args.kernel} kernel, gamma = {gamma:.4g}"

@@ -16,6 +16,7 @@ KERNEL_NAMES = ("rbf", "laplacian", "matern12", "matern32", "matern52", "polynom
 MEDIAN = "median"
 IMAGES = [name for name in DATASETS if name not in ARRAYS]
 LARGEST = 1e100  # of any number on the command line: its square is far inside float64's range
+LARGEST_CUBED = 1e9  # gamma of the polynomial kernel, of degree 3, which may be computed in float32
 MOST_CHAINS = 100
 DATA_FIELDS = [f for f in fields(DataConfig) if f.name not in ("data", "augment", "cutout")]  # the first is dataset
 DATASET_ONLY = ("data_dir", "cache_dir", "data_sha256", "image_size", "classes", "labels", "human_labels", "confusion")
@@ -148,11 +149,16 @@ def parse(words: list[str]) -> argparse.Namespace:
     args.data_options = {f.name: values.pop(f.name) for f in DATA_FIELDS if f.name in values}
     if len(args.alpha or ()) > MOST_CHAINS:
         raise ConfigError(f"--alpha has {len(args.alpha):,} values, and a table {MOST_CHAINS} columns at most")
+    if args.kernel == "linear":
+        require_absent(values, ["gamma"], "is for the other kernels: leave it out with --kernel linear")
+    if args.kernel == "polynomial" and args.gamma not in (None, MEDIAN) and args.gamma > LARGEST_CUBED:
+        raise ConfigError(f"--gamma {args.gamma:g}: --kernel polynomial cubes it, and takes {LARGEST_CUBED:g} at most")
     if args.data_options.get("dataset") == "features":  # as the network half calls an NPZ file
         if args.data is None:
             raise ConfigError("--dataset features needs the file: --data FILE.npz")
         del args.data_options["dataset"]
     if args.data is None:
+        require_absent(values, ("target", "classification"), "is for a CSV file, which --data names")
         return args
     if "dataset" in args.data_options:
         raise ConfigError("--data and --dataset both say where the data come from: leave one out")

@@ -274,6 +274,13 @@ BAD_OPTIONS = [
     (["--dataset", "digits", "--intercept"], "--intercept needs --kernel linear"),
     (["--dataset", "digits", "--solver", "features"], "--solver features is for --kernel linear"),
     (["--dataset", "digits", "--tolerance", 0], "--tolerance"),
+    (
+        ["--dataset", "digits", "--train-size", 100, "--memory", 0],
+        "--memory is for --solver lanczos, and",
+    ),
+    (["--dataset", "digits", "--target", "y"], "--target is for a CSV file, which --data names"),
+    (["--dataset", "digits", "--kernel", "linear", "--gamma", 3], "--gamma is for the other kernels"),
+    (["--dataset", "digits", "--kernel", "polynomial", "--gamma", 1e100], "--gamma 1e+100: --kernel polynomial cubes"),
     (["--dataset", "features"], "needs the file: --data FILE.npz"),
     (["--dataset", "features", "--data", "text.npz"], "cannot be read as an NPZ file"),
     (["--dataset", "nowhere"], "dataset must be one of"),

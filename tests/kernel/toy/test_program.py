@@ -122,7 +122,7 @@ def test_figures_are_named_by_alpha(capsys, tmp_path, nothing_drawn):
         ["--csv", "/dev/null/x.csv"],
         ["--csv", "."],
         ["--lam", "0", "--gamma", "0"],
-        ["--kernel", "polynomial", "--gamma", "1e99", "--data", "big.csv"],
+        ["--kernel", "polynomial", "--gamma", "1e9", "--data", "big.csv"],
         ["--format", "bmp"],
         ["--dpi", "0"],
         ["--unknown"],
@@ -141,6 +141,20 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch,
     assert "error: " in err
     assert "Traceback" not in err
     assert sorted(os.listdir()) == ["big.csv", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kernel", "polynomial", "--gamma", 1e100], "--gamma 1e+100: --kernel polynomial cubes it"),
+        (["--kernel", "linear", "--gamma", 0], "--gamma is for the other kernels: leave it out"),
+        (["--csv", ""], "argument --csv: must not be empty"),
+    ],
+)
+def test_the_option_that_is_wrong_is_named(capsys, tmp_path, options, message):
+    code, out, err = run(capsys, "--no-figures", "--output", tmp_path, *options)
+    assert (code, out) == (2, "")
+    assert message in err
 
 
 def test_files_are_all_written_or_none(capsys, tmp_path, nothing_drawn):
