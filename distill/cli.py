@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.config import PREVIEW, SECTION_OF, Config, RunConfig
-from distill.configfile import read_toml
+from distill.config import PREVIEW, Config, RunConfig
+from distill.configfile import merged, read_toml
 from distill.environment import set_environment, torchrun_rank
 from distill.errors import ConfigError, UserError, one_line
 from distill.options import checked
@@ -81,7 +81,7 @@ def parse(argv: list[str]) -> Command:
         sections = _resumed(resume, file, options)
         study = extended(resume, sections, resumes=True)
     else:
-        sections = _merged({} if file is None else read_toml(file), options)
+        sections = merged({} if file is None else read_toml(file), options)
         study = extended(expand(sections).path, sections)
     alpha = sections.get("chain", {}).get("alpha")
     previews = preview or PREVIEW in (alpha if isinstance(alpha, list) else [alpha])
@@ -96,16 +96,6 @@ def parse(argv: list[str]) -> Command:
     return Command(mode, study, x=x)
 
 
-def _merged(sections: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(sections)
-    for name, value in options.items():
-        section = SECTION_OF[name]
-        held = merged.get(section, {})
-        if isinstance(held, dict):  # from_dict refuses what is no section
-            merged[section] = held | {name: value}
-    return merged
-
-
 def _resumed(path: Path, file: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The sections of the run in ``path`` with the options that are given."""
     if file is not None:
@@ -114,7 +104,7 @@ def _resumed(path: Path, file: Path | None, options: Mapping[str, Any]) -> dict[
         raise ConfigError(f"{path} holds no run to resume (no config.toml in it)")
     if "output" in options:
         raise ConfigError("--resume continues in the directory it names; leave --output out")
-    return require_data_folder(path, _merged(read_sections(path), options))
+    return require_data_folder(path, merged(read_sections(path), options))
 
 
 def main(argv: list[str] | None = None) -> int:

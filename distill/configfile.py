@@ -12,7 +12,8 @@ from typing import Any
 from distill.config import SECTION_OF, SECTIONS, Config
 from distill.errors import ConfigError, shown, suggestion
 from distill.files import open_file
-from distill.options import require
+from distill.noise import NOISE_KINDS
+from distill.options import flag, require
 
 LARGEST_FILE = 1_000_000  # bytes
 FORMAT = 1  # of config.toml and result.json: raise it when an older program would misread them
@@ -39,6 +40,32 @@ def from_dict(values: Mapping[str, Any]) -> Config:
                 raise ConfigError(f"unknown key {section}.{name}{hint}")
         sections[section] = SECTIONS[section](**given)
     return Config(**sections)
+
+
+def merged(sections: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections with the options of a command line, by name, in the place of theirs.
+
+    Raises ConfigError for an option that would have no effect. In a file it may wait for another command.
+    """
+    result = dict(sections)
+    for name, value in options.items():
+        section = SECTION_OF[name]
+        held = result.get(section, {})
+        if isinstance(held, dict):  # from_dict refuses what is no section
+            result[section] = held | {name: value}
+
+    def has(name: str, value: Any) -> bool:
+        held = result.get(SECTION_OF[name])
+        return isinstance(held, dict) and held.get(name) == value
+
+    for name in options:
+        ignored = name.startswith("slurm_") and not has("executor", "slurm")
+        require(not ignored, f"{flag(name)} is for --executor slurm, which is not given")
+    require("reg_coef" not in options or not has("reg", "none"), "--reg-coef is for --reg norm or l2, not none")
+    kind = options.get("label_noise_kind")
+    ignored = isinstance(kind, str) and not NOISE_KINDS[kind].sets_rate and has("label_noise", None)
+    require(not ignored, f"--label-noise-kind {kind} needs --label-noise")
+    return result
 
 
 def check_format(content: Mapping[str, Any], where: str = "") -> None:

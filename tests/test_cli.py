@@ -34,16 +34,16 @@ def parse_config(words: list[str]) -> Config:
 TYPED = {
     "devices": ("0,1", "0,1", ""),
     "executor": ("slurm", "slurm", ""),
-    "slurm_partition": ("x1", "x1", ""),
-    "slurm_time": ("x1", "x1", ""),
-    "slurm_gpus": ("x1", "x1", ""),
-    "slurm_mem": ("x1", "x1", ""),
-    "slurm_account": ("x1", "x1", ""),
-    "slurm_qos": ("x1", "x1", ""),
-    "slurm_setup": ("x1", "x1", ""),
-    "slurm_cpus": ("4", 4, ""),
-    "slurm_array_parallelism": ("8", 8, ""),
-    "slurm_option": ("nice=5 hold=1", ("nice=5", "hold=1"), ""),
+    "slurm_partition": ("x1", "x1", "--executor slurm"),
+    "slurm_time": ("x1", "x1", "--executor slurm"),
+    "slurm_gpus": ("x1", "x1", "--executor slurm"),
+    "slurm_mem": ("x1", "x1", "--executor slurm"),
+    "slurm_account": ("x1", "x1", "--executor slurm"),
+    "slurm_qos": ("x1", "x1", "--executor slurm"),
+    "slurm_setup": ("x1", "x1", "--executor slurm"),
+    "slurm_cpus": ("4", 4, "--executor slurm"),
+    "slurm_array_parallelism": ("8", 8, "--executor slurm"),
+    "slurm_option": ("nice=5 hold=1", ("nice=5", "hold=1"), "--executor slurm"),
     "dataset": ("digits", "digits", ""),
     "data_dir": ("some_dir", "some_dir", ""),
     "image_size": ("8", 8, "--dataset imagefolder"),
@@ -51,10 +51,10 @@ TYPED = {
     "test_size": ("90", 90, ""),
     "val_size": ("80", 80, ""),
     "label_noise": ("0.25", 0.25, ""),
-    "label_noise_kind": ("pairflip", "pairflip", ""),
+    "label_noise_kind": ("pairflip", "pairflip", "--label-noise 0"),
     "epsilon": ("1.5", 1.5, "--label-noise-kind label-dp"),
     "human_labels": ("worst", "worst", "--label-noise-kind human"),
-    "confusion": ("some_run", "some_run", "--label-noise-kind confusable"),
+    "confusion": ("some_run", "some_run", "--label-noise-kind confusable --label-noise 0.1"),
     "labels": ("coarse", "coarse", "--dataset cifar100"),
     "data_sha256": ("0" * 64, "0" * 64, ""),
     "augment": (False, False, ""),
@@ -147,6 +147,12 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     assert (config.train.lr, config.train.batch_size, config.data.augment) == (0.25, 64, True)
 
 
+def test_a_file_may_have_options_for_another_command(tmp_path):
+    (tmp_path / "c.toml").write_text("[run]\nslurm_time = '9'\n[data]\nlabel_noise_kind = 'pairflip'\n")
+    parse_config(["--config", str(tmp_path / "c.toml")])
+    parse_config(["--config", str(tmp_path / "c.toml"), "--executor", "slurm", "--slurm-mem", "1G"])
+
+
 def test_a_written_configuration_runs_again(tmp_path):
     config = parse_config([*DIGITS, "--alpha", "0", "1", "--seed", "4"])
     (tmp_path / "config.toml").write_text(to_toml(config))
@@ -175,6 +181,10 @@ def test_a_written_configuration_runs_again(tmp_path):
         ("--teacher-select best", "--val-size"),
         ("--teacher-step 2", "--teacher-ckpt"),
         ("--device gpu", "device must be auto, cpu, cuda"),
+        ("--slurm-time x --slurm-partition q", "--slurm-time is for --executor slurm, which is not given"),
+        ("--slurm-option a=b --executor local", "--slurm-option is for --executor slurm"),
+        ("--reg none --reg-coef 0.1", "--reg-coef is for --reg norm or l2, not none"),
+        ("--label-noise-kind pairflip", "--label-noise-kind pairflip needs --label-noise"),
         ("--config missing.toml", "missing.toml: no such file"),
         ("--resume missing", "missing holds no run to resume"),
         ("--resume a --config b", "leave --config out"),
