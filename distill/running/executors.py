@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ import torch
 from distill.arms import students
 from distill.chains.chain import Chain
 from distill.config import Config
-from distill.errors import TrainingError
+from distill.errors import ConfigError, TrainingError
 from distill.files import remove_leftovers
 from distill.program import Signals
 from distill.running.experiment import Experiment, device_names, job_count, worker_count
@@ -245,6 +246,7 @@ class Processes(ConcurrentExecutor):
     reports = False
 
     def __init__(self, config: Config):
+        _check_main()
         self.others = set(multiprocessing.active_children())
         self.idle = [(_make_pool(), device) for _ in range(job_count(config)) for device in device_names(config)]
         self.size = len(self.idle)
@@ -277,6 +279,18 @@ class Processes(ConcurrentExecutor):
     def close(self) -> None:
         for pool, _ in [*self.idle, *self.busy.values()]:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_main() -> None:
+    """Raise ConfigError if this process cannot have workers: they import the main program again."""
+    if multiprocessing.current_process().daemon:
+        raise ConfigError("this process is daemonic and cannot start worker processes: use jobs = 1")
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is not None and getattr(main, "__spec__", None) is None and not Path(file).exists():
+        raise ConfigError(
+            f"worker processes cannot import the main program, {file}: save it as a file, or use jobs = 1"
+        )
 
 
 def _make_pool() -> ProcessPoolExecutor:

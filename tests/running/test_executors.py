@@ -12,7 +12,7 @@ import pytest
 from tiny import ROOT, config, contents, rows, source, wait_for
 
 import distill
-from distill.errors import UserError
+from distill.errors import ConfigError, UserError
 from distill.running import executors
 from distill.running.experiment import Experiment
 from distill.training.listener import Listener
@@ -103,6 +103,19 @@ def test_a_killed_worker_is_reported_in_one_line(tmp_path, folder):
     with pytest.raises(UserError, match="a worker process ended unexpectedly: killed"):
         distill.run(config(tmp_path, **folder, jobs=2, max_epochs=1000))
     killer.join()
+
+
+@pytest.mark.parametrize("case", ["stdin", "daemon"])
+def test_a_program_that_cannot_have_workers_is_refused_first(tmp_path, folder, monkeypatch, case):
+    if case == "stdin":
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>")
+        monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    else:
+        monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    monkeypatch.setattr(executors, "_make_pool", None)
+    message = {"stdin": "cannot import the main program, <stdin>: save it as a file", "daemon": "is daemonic"}[case]
+    with pytest.raises(ConfigError, match=f"{message}.* jobs = 1"):
+        distill.run(config(tmp_path, **folder, jobs=2))
 
 
 def test_a_serial_run_holds_the_images_of_one_seed(tmp_path, monkeypatch):
