@@ -15,7 +15,7 @@ from distill.grid import (
     PREVIEW as PREVIEW,
     ChainConfig as ChainConfig,
 )
-from distill.options import Section, flag, require
+from distill.options import Section, flag, require, require_type
 from distill.sections import (
     CIFAR_RESNETS as CIFAR_RESNETS,
     CUSTOM_DATA as CUSTOM_DATA,
@@ -40,6 +40,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        for name, section in SECTIONS.items():
+            require_type(name, getattr(self, name), section, f"a distill.{section.__name__}")
         models = self.chain.models
         require(
             self.run.yes or models <= LARGEST_GRID,

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from distill.arguments import Range
-from distill.errors import ConfigError, shown
+from distill.errors import ConfigError, one_line, shown
 
 
 def option(
@@ -46,6 +46,11 @@ def require(condition: object, message: str) -> None:
     """Raise ConfigError with ``message`` unless the condition is true."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_type(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise ConfigError unless an argument of a public function, ``name``, is of its type; ``what`` says which."""
+    require(isinstance(value, kind), f"{name} must be {what}, not {one_line(shown(value))}")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from distill.data.splits import Dataset, Split, make_dataset
 from distill.environment import available_cores, torchrun_rank
 from distill.errors import ConfigError, TrainingError, one_line
 from distill.files import write_atomically
+from distill.options import require, require_type
 from distill.records import DamagedRecordError, digest_of_parts
 from distill.store.events import require_tensorboard
 from distill.store.results import read_record
@@ -128,6 +131,8 @@ class Experiment:
         expected = (len(images), len(data.classes))
         with forked_rng(), torch.no_grad():
             model = Classifier(self.network_factory(data)(), data.mean, data.std).eval()
+            if self.make_network is not None:  # it may be on another device
+                return
             try:
                 shape = tuple(model(images).shape)
                 reason = "" if shape == expected else f"it returns {shape}, not {expected}"
@@ -168,10 +173,18 @@ class Experiment:
                 )
 
     def network_factory(self, data: Dataset) -> Callable[[], nn.Module]:
-        """The function that makes this run's networks."""
-        if self.make_network is not None:
-            return self.make_network
-        return network_factory(self.config.model, data.train.images.shape[1], len(data.classes))
+        """The function that makes this run's networks. It raises ConfigError for one that cannot be trained."""
+        make_network = self.make_network
+        if make_network is None:
+            make_network = network_factory(self.config.model, data.train.images.shape[1], len(data.classes))
+        return partial(_new_network, make_network, self.config.model.name)
+
+
+def _new_network(make_network: Callable[[], nn.Module], name: str) -> nn.Module:
+    network = make_network()
+    require_type(name, network, nn.Module, "a torch.nn.Module")
+    require(any(p.requires_grad for p in network.parameters()), f"{name} has no parameters to train")
+    return network
 
 
 def _spread(split: Split, n: int) -> Split:
@@ -201,6 +214,8 @@ def prepare(
     config: Config, source: Source | None = None, network: Callable[[], nn.Module] | None = None, progress: bool = False
 ) -> Experiment:
     """Check the device, read the images, set torch up. Writes nothing. Raises ConfigError and DataError."""
+    require_type("source", source, (Source, NoneType), "what distill.from_arrays returns")
+    require_type("network", network, (Callable, NoneType), "a function that makes a network")  # type: ignore[arg-type]
     if config.run.tensorboard:
         require_tensorboard()
     device = pick_device(device_names(config)[0])

@@ -10,6 +10,7 @@ from distill.arms import disjoint_groups
 from distill.config import Config
 from distill.data.source import Source
 from distill.environment import available_cores
+from distill.options import require_type
 from distill.running.experiment import Experiment, prepare
 from distill.running.trial import ConcurrentTrial, Trial, trial_of
 
@@ -24,7 +25,11 @@ def prepare_with_jobs(
     network: Callable[[], nn.Module] | None = None,
     progress: bool = False,
 ) -> Experiment:
-    """``prepare``, with ``jobs`` "auto" made a number: 1 for a network or images from Python, else ``find_jobs``."""
+    """``prepare``, with ``jobs`` "auto" made a number: 1 for a network or images from Python, else ``find_jobs``.
+
+    Raises ConfigError and DataError.
+    """
+    require_type("config", config, Config, "a distill.Config")
     if config.run.jobs != "auto":
         return prepare(config, source, network, progress)
     experiment = prepare(_with_jobs(config, 1), source, network, progress)

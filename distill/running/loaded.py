@@ -7,6 +7,7 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
+from distill.options import require_type
 from distill.reporting.results import RunResults
 
 if typing.TYPE_CHECKING:
@@ -39,4 +40,5 @@ def load_run(path: str | PathLike[str]) -> LoadedRun:
     Models whose records are damaged are left out, and named in ``problems``. Raises ConfigError for a directory that
     holds no run.
     """
+    require_type("path", path, (str, PathLike), "a path")
     return LoadedRun.load(Path(path))

@@ -32,7 +32,7 @@ from distill.store.rundir import RunDir, is_finished
 from distill.store.tasks import tasks
 from distill.study import Study, extended
 from distill.training.device import pick_device
-from distill.training.listener import Listener
+from distill.training.listener import Listener, check_listener
 
 MOST_CHECKED = 100  # seeds
 HARDWARE = ("device", "threads", "ranks")  # of a process, on which the last bits of its results depend
@@ -51,6 +51,7 @@ def run(
     Progress goes to ``listener``, by default to bars in a notebook and to nothing elsewhere. Raises UserError
     (ConfigError, DataError) with a one-line message.
     """
+    check_listener(listener)
     with caller_unaffected(config):
         experiment = prepare_with_jobs(config, source, network)
         if listener is not None or not in_notebook():
@@ -176,7 +177,7 @@ def check(experiment: Experiment) -> None:
     chain = experiment.config.chain
     for seed in chain.seed[:MOST_CHECKED]:
         data = experiment.dataset(seed)
-    if experiment.config.model.network is not None:
+    if experiment.config.model.network is not None or experiment.make_network is not None:
         experiment.check_network(data)
     if chain.teacher_ckpt is not None:
         rundir = RunDir(experiment.config.output)

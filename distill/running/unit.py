@@ -14,12 +14,13 @@ from distill.chains.chain import Chain
 from distill.config import Config
 from distill.data.source import Source
 from distill.errors import ConfigError, TrainingError, UserError
+from distill.options import require_type
 from distill.running.experiment import Experiment, caller_unaffected, memory_errors, prepare
 from distill.store import claims
 from distill.store.results import Result
 from distill.store.rundir import RunDir, is_finished
 from distill.store.tasks import Unit, claim_name, tasks
-from distill.training.listener import Listener
+from distill.training.listener import Listener, check_listener
 
 MOST_DEATHS = 3  # of processes, one after the other, that trained a unit in the jobs of one array
 
@@ -30,6 +31,7 @@ class ClaimedError(UserError):
 
 def units(run_directory: str | PathLike[str]) -> list[Unit]:
     """All units of a run: first every seed's teacher, then the students, which need the teacher of their seed."""
+    require_type("run_directory", run_directory, (str, PathLike), "a path")
     found = [task.unit for task in tasks(RunDir(Path(run_directory)).config())]
     return sorted(found, key=lambda unit: bool(unit.arms))
 
@@ -53,6 +55,9 @@ def train_unit(
     training the unit. When all units are done, ``run`` with the same configuration trains nothing and completes the
     directory.
     """
+    require_type("run_directory", run_directory, (str, PathLike), "a path")
+    require_type("arms", arms, (list, tuple), "a list of names, such as ['0.6']")
+    check_listener(listener)
     path = Path(run_directory)
     rundir = RunDir(path)
     config = rundir.config()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typing
 
+from distill.options import require
+
 if typing.TYPE_CHECKING:
     from distill.training.fit import EpochSums
 
@@ -31,6 +33,13 @@ class Listener:
 
     def end_model(self, result: typing.Any) -> None:
         """A model is finished; ``result`` is its ``store`` Result."""
+
+
+def check_listener(listener: object) -> None:
+    """Raise ConfigError unless an object is None or has the methods of a Listener."""
+    for name in vars(Listener):
+        has = name.startswith("_") or callable(getattr(listener, name, None))
+        require(listener is None or has, f"listener must have the methods of Listener, and has no {name}")
 
 
 class Notes(Listener):

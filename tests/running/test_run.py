@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import Killed, config, contents, rows, source
+from torch import nn
 
 import distill
-from distill.errors import UserError
+from distill.errors import ConfigError, UserError
 from distill.running.experiment import Experiment, count_models
 from distill.training.fit import Trainer
 from distill.training.listener import Listener
@@ -136,3 +137,46 @@ def test_every_seeds_data_are_checked_before_anything_is_written(tmp_path, monke
     with pytest.raises(UserError, match="too few"):
         distill.run(config(tmp_path / "run", seed=[1, 2]), source=source())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"config": "x"}, "config must be a distill.Config, not 'x'"),
+        ({"source": 3}, "source must be what distill.from_arrays returns, not 3"),
+        ({"network": 3}, "network must be a function that makes a network, not 3"),
+        ({"network": lambda: None}, "a custom network must be a torch.nn.Module, not None"),
+        ({"network": nn.Flatten}, "a custom network has no parameters to train"),
+        ({"listener": 3}, "listener must have the methods of Listener, and has no begin"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_argument_of_another_type_is_named(tmp_path, changed, message):
+    with pytest.raises(ConfigError) as caught:
+        distill.run(**{"config": config(tmp_path / "run"), "source": source(), **changed})
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: distill.Config(train={"lr": 1}), "train must be a distill.TrainConfig, not {'lr': 1}"),
+        (lambda: distill.Config(train=None), "train must be a distill.TrainConfig, not None"),
+        (lambda: distill.Config(3), "data must be a distill.DataConfig, not 3"),
+        (lambda: distill.create_run(3), "config must be a distill.Config, not 3"),
+        (lambda: distill.load_run(3), "path must be a path, not 3"),
+        (lambda: distill.units(None), "run_directory must be a path, not None"),
+        (lambda: distill.train_unit(3, 1), "run_directory must be a path, not 3"),
+        (lambda: distill.train_unit(".", 1, "0.6"), "arms must be a list of names, such as ['0.6'], not '0.6'"),
+        (
+            lambda: distill.train_unit(".", 1, listener=3),
+            "listener must have the methods of Listener, and has no begin",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_public_function_names_such_an_argument(call, message):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert str(caught.value) == message
