@@ -70,4 +70,6 @@ def to_path(text: str) -> Path:
     """An argparse type: a path, in which ``~`` is the home folder (a shell does not expand ``--output=~/x``)."""
     if not text:  # which would be the working directory
         raise argparse.ArgumentTypeError("must not be empty")
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("has a null character in it")
     return Path(os.path.expanduser(text))

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from distill import cli, preview
+from distill.config import SECTION_OF
 from distill.kernel.toy import options as toy
 from distill.parser import build_parser
 from distill.program import run_program, say
@@ -131,7 +132,7 @@ def test_any_command_line_of_the_preview(words):
 
 # ---------------------------------------------------------------------------------------------- files of options
 
-NAMES = [f"{section}.{name}" for name, section in cli.SECTION_OF.items()]
+NAMES = [f"{section}.{name}" for name, section in SECTION_OF.items()]
 LITERALS = [
     *("1", "-1", "0.5", "1e400", "-inf", "nan", "true", '"auto"', '""', "[]", "[[]]", "[[[1]]]", "{}", "{a = 1}"),
     *("9" * 5001, "0x" + "f" * 10**4, "1979-05-27", "07:32:00", "1979-13-99", '"\\u0000"', '"\\u001b[31m"', '"~"'),
