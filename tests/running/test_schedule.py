@@ -103,11 +103,12 @@ def test_what_needs_a_failed_teacher_is_not_tried(grid):
     assert executor.names == ["seed_1", *TWO]
 
 
-def test_a_failure_names_its_model_once(grid):
-    message = "seed 1, alpha 0.5, step 1, epoch 1: the loss is not finite"
-    assert str(schedule.Failed(grid[2], message)) == message
-    (grid[2].run.parent / "config.toml").touch()  # now it is the setting of a study
-    assert str(schedule.Failed(grid[2], message)) == f"{grid[2].run.name}, {message}"
+def test_a_failure_names_its_model_once(tmp_path):
+    (task, *_) = tasks(config(tmp_path / "lr=0.1"))
+    message = "seed 1, step 0, epoch 1: the loss is not finite"
+    assert str(schedule.Failed(task, message)) == message
+    (tmp_path / "config.toml").touch()  # now it is the setting of a study
+    assert str(schedule.Failed(task, message)) == f"lr=0.1, {message}"
 
 
 def test_finished_students_of_a_teacher_that_fails_are_not_waited_for(grid):
