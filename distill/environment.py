@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -9,7 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from distill.errors import ConfigError, shown
 
 SETTINGS = {
     # OpenMP's waiting threads spin for milliseconds before they sleep. With any other process on the cores that made a
@@ -20,6 +23,8 @@ SETTINGS = {
     # Python has a process that removes the semaphores of a program that was killed, and warns that it does.
     "PYTHONWARNINGS": "ignore:resource_tracker",
 }
+# The numbers that torchrun gives a rank, and the least value of each.
+TORCHRUN_NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 1}
 
 
 def set_environment() -> None:
@@ -32,10 +37,38 @@ def set_environment() -> None:
 
 
 def torchrun_rank() -> tuple[int, int]:
-    """This process's rank among those that torchrun started, and their number; (0, 1) without torchrun."""
+    """This process's rank among those that torchrun started, and their number; (0, 1) without torchrun.
+
+    Raises ConfigError if only some of torchrun's variables are set, such as those that another program left.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, size, *_ = [_torchrun_number(name, low) for name, low in TORCHRUN_NUMBERS.items()]
+    if rank >= size:
+        _refuse_torchrun(f"RANK is {rank}, not below WORLD_SIZE {size}")
+    if not os.environ.get("MASTER_ADDR"):
+        _refuse_torchrun("MASTER_ADDR is not set")
+    return rank, size
+
+
+def ranks_here() -> int:
+    """The number of torchrun's ranks on this machine; 1 without torchrun. Raises ConfigError as ``torchrun_rank``."""
+    torchrun_rank()
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def _torchrun_number(name: str, low: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        _refuse_torchrun(f"{name} is not set")
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) < low:
+        _refuse_torchrun(f"{name} is {shown(text)}, not an integer from {low}")
+    return int(text)
+
+
+def _refuse_torchrun(reason: str) -> NoReturn:
+    advice = "start with torchrun, or unset TORCHELASTIC_RUN_ID, which says that torchrun started this process"
+    raise ConfigError(f"{reason}: {advice}")
 
 
 def available_cores() -> int:

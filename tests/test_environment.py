@@ -1,11 +1,14 @@
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+from ranks_tools import environment_of
 from tiny import ROOT
 
-from distill.environment import SETTINGS, available_cores, set_environment
+from distill.environment import SETTINGS, available_cores, ranks_here, set_environment, torchrun_rank
+from distill.errors import ConfigError
 
 
 def variables_after(program: str, **given: str) -> dict[str, str]:
@@ -64,3 +67,34 @@ def test_cores_without_affinity_are_all(monkeypatch):
     assert available_cores() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert available_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"RANK": None}, "RANK is not set: start with torchrun, or unset TORCHELASTIC_RUN_ID"),
+        ({"RANK": "x"}, "RANK is 'x', not an integer from 0"),
+        ({"RANK": "2"}, "RANK is 2, not below WORLD_SIZE 2"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '', not an integer from 1"),
+        ({"LOCAL_RANK": "²"}, "LOCAL_RANK is '²', not"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0', not an integer from 1"),
+        ({"MASTER_PORT": "9" * 5000}, "MASTER_PORT is '999"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
+    ],
+)
+def test_variables_that_torchrun_has_not_set_so_are_named(monkeypatch, changed, reason):
+    for name, value in (environment_of(1, 2, 29500) | changed).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        torchrun_rank()
+
+
+def test_ranks_on_this_machine_are_those_of_torchrun(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "x")
+    assert ranks_here() == 1
+    for name, value in environment_of(1, 2, 29500).items():
+        monkeypatch.setenv(name, value)
+    assert (torchrun_rank(), ranks_here()) == ((1, 2), 2)

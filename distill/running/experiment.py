@@ -1,7 +1,6 @@
 """An experiment: a configuration with its device, its images and the function that makes its networks."""
 
 import io
-import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from distill.data.folders import require_outside
 from distill.data.load import load_source
 from distill.data.source import Source
 from distill.data.splits import Dataset, Split, make_dataset
-from distill.environment import available_cores, torchrun_rank
+from distill.environment import available_cores, ranks_here, torchrun_rank
 from distill.errors import ConfigError, TrainingError, one_line
 from distill.files import write_atomically
 from distill.options import require, require_type
@@ -52,7 +51,7 @@ class Experiment:
     def set_up(self) -> None:
         """Set torch's switches in this process. Raises ConfigError for a precision that the device lacks."""
         threads = self.config.run.threads
-        workers = max(worker_count(self.config), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # ranks on this machine
+        workers = max(worker_count(self.config), ranks_here())
         if threads is None and workers > 1:
             threads = max(1, available_cores() // workers)
         train = self.config.train

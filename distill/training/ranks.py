@@ -25,10 +25,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distill.environment import torchrun_rank
-from distill.errors import UserError, one_line
+from distill.errors import ConfigError, UserError, one_line
+from distill.program import complain
 from distill.training.augment import Plan
 
 PATIENCE = timedelta(days=30)  # followers wait while rank 0 does other work; a dead rank is noticed at once
+SILENCE = 10.0  # seconds in which the ranks usually find each other
+WAIT = 600.0  # seconds after them in which they must
 GRACE = 5.0  # seconds after a signal in which rank 0 may end by itself
 
 
@@ -214,10 +217,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if size == 1:
         yield ALONE
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    with connected():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    _connect(device)
     if rank == 0:
         _end_after_signals()
     _current = Ranks(rank, size)
@@ -230,6 +230,38 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         _current = ALONE
         with suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _connect(device: torch.device) -> None:
+    """Wait for the other ranks, with a note if it takes long. Raises ConfigError if they do not come.
+
+    torch waits in C++, where Python handles no signal; therefore it does so in a thread.
+    """
+    rank, size = torchrun_rank()
+    errors = []
+
+    def connect() -> None:
+        try:
+            with connected():
+                dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        except Exception as error:
+            errors.append(error)
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(SILENCE)
+    if thread.is_alive():
+        complain(f"note: rank {rank} waits for the other ranks: WORLD_SIZE is {size}")
+        thread.join(WAIT)
+    if thread.is_alive():
+        raise ConfigError(
+            f"rank {rank} waited {WAIT / 60:g} minutes for the other ranks: WORLD_SIZE is {size}; start with torchrun, "
+            "or unset TORCHELASTIC_RUN_ID, which says that torchrun started this process"
+        )
+    if errors:
+        raise errors[0]
 
 
 def _end_after_signals() -> None:

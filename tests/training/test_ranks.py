@@ -1,15 +1,17 @@
 """ranks.py and sync_batchnorm.py: two processes against one, in float64. What they compute is in ranks_tools.py."""
 
 import copy
+import threading
 
 import pytest
 import torch
-from ranks_tools import NORMS, TRAININGS, everything, start_ranks
+from ranks_tools import CPU, NORMS, TRAININGS, environment_of, everything, start_ranks
 from torch.nn import functional
 from training_tools import CLASSES, classifier, named, plan_of, pool_of
 
-from distill.training import augment
-from distill.training.ranks import ALONE, RankLostError, Ranks
+from distill.errors import ConfigError
+from distill.training import augment, ranks
+from distill.training.ranks import ALONE, RankLostError, Ranks, joined
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -126,9 +128,37 @@ def test_one_process_has_the_whole_plan():
 
 
 def test_work_that_was_left_in_the_middle_is_not_followed_by_other_work():
-    ranks = Ranks(0, 2)
-    ranks.send = lambda *_: None  # type: ignore[method-assign]
-    with pytest.raises(MemoryError), ranks.work("predict", "test"):
+    leader = Ranks(0, 2)
+    leader.send = lambda *_: None  # type: ignore[method-assign]
+    with pytest.raises(MemoryError), leader.work("predict", "test"):
         raise MemoryError("no memory")
     with pytest.raises(RankLostError, match=r"its own work failed \(no memory\); run the same command to resume"):
-        Ranks.send(ranks, "predict", "test")
+        Ranks.send(leader, "predict", "test")
+
+
+@pytest.fixture
+def rank_0_of_2(monkeypatch):
+    for name, value in environment_of(0, 2, 1).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_ranks_that_do_not_come_are_a_note_and_then_an_error(rank_0_of_2, monkeypatch, capsys):
+    monkeypatch.setattr(ranks, "SILENCE", 0.01)
+    monkeypatch.setattr(ranks, "WAIT", 0.06)
+    over = threading.Event()
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *_, **__: over.wait())
+    reason = r"rank 0 waited 0\.001 minutes .*: WORLD_SIZE is 2; start with torchrun"
+    with pytest.raises(ConfigError, match=reason), joined(CPU):
+        pass
+    over.set()
+    assert capsys.readouterr().err == "note: rank 0 waits for the other ranks: WORLD_SIZE is 2\n"
+
+
+def test_ranks_that_cannot_connect_are_an_error(rank_0_of_2, monkeypatch):
+    def failing(*_, **__) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(ranks.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ranks.dist, "init_process_group", failing)
+    with pytest.raises(RankLostError), joined(CPU):
+        pass
