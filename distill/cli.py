@@ -19,7 +19,7 @@ from distill.environment import set_environment, torchrun_rank
 from distill.errors import ConfigError, UserError, one_line
 from distill.options import checked
 from distill.parser import parse_options, program
-from distill.program import complain, run_program, say, write_out
+from distill.program import complain, heeded, run_program, say, write_out
 from distill.study import AXES, Study, expand, extended, read_sections, read_study, require_data_folder, run_folders
 
 if typing.TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _on_a_rank(words: list[str]) -> int:
     with ExitStack() as stack:
         if rank > 0:
             stack.enter_context(redirect_stdout(io.StringIO()))  # rank 0 prints all that concerns every rank
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in heeded():
                 signal.signal(number, signal.SIG_DFL)  # a follower has nothing to clean up, and may be waiting
         try:
             command = parse(words)

@@ -16,11 +16,12 @@ from typing import Any, Self, TextIO
 from distill.errors import UserError, one_line, printable
 
 PLAIN = {"±": "+-", "∞": "inf", "²": "^2", "³": "^3", "√": "sqrt ", "·": "*", "é": "e"}  # if an encoding lacks them
+STOPPING = [number for number in signal.Signals if number.name in ("SIGHUP", "SIGINT", "SIGTERM")]
 CLOSED_PIPE = 141  # the exit status of a program that SIGPIPE ends
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. Unless it reaches ``run_program``, it is raised again."""
+    """Ctrl-C, SIGTERM or SIGHUP. Unless it reaches ``run_program``, it is raised again."""
 
     def __init__(self, signals: "Signals", number: int) -> None:
         super().__init__()
@@ -35,6 +36,11 @@ class OutputError(OSError):
     """Standard output that cannot be written to."""
 
 
+def heeded() -> list[int]:
+    """The signals that stop this process: those of ``STOPPING`` that it does not ignore, as nohup lets it do."""
+    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def program_name(script: str, command: str) -> str:
     """The name that the user typed: the ``script`` of the checkout or the installed ``command``."""
     typed = Path(sys.argv[0]).name
@@ -44,8 +50,8 @@ def program_name(script: str, command: str) -> str:
 def run_program(program: str, work: Callable[[], int], after_stop: str = "", after_failure: str = "") -> int:
     """Run ``work()`` as the whole of a program. Returns the exit status.
 
-    The status is that of ``work``; 2 after a user's error or an OSError, which is one line on standard error; 130 or
-    143 if a signal stopped it; 141 without a word if the reader of a pipe has left. ``after_stop`` and
+    The status is that of ``work``; 2 after a user's error or an OSError, which is one line on standard error; 129, 130
+    or 143 if a signal stopped it; 141 without a word if the reader of a pipe has left. ``after_stop`` and
     ``after_failure`` end the lines about a signal and an OSError.
     """
     prepare_streams()
@@ -54,7 +60,7 @@ def run_program(program: str, work: Callable[[], int], after_stop: str = "", aft
 
 
 class Signals:
-    """Ctrl-C and SIGTERM in a ``with`` block of the main thread; in other threads, they are the caller's.
+    """Ctrl-C, SIGTERM and SIGHUP in a ``with`` block of the main thread; in other threads, they are the caller's.
 
     A signal waits for ``check``, or is raised at any moment after ``raise_at_once``. Only the first is raised: those
     that follow come while the program cleans up. The third ends the process, and its child processes, at once.
@@ -69,10 +75,9 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self.before[number] = signal.signal(number, self._receive)
-                    sys.unraisablehook = self._unraisable
+            for number in heeded():
+                self.before[number] = signal.signal(number, self._receive)
+                sys.unraisablehook = self._unraisable
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -64,7 +64,12 @@ def interrupt(program: str, output: Path, delay: float, signals: list[tuple[floa
         return f"it left the processes {left}"
     if "Traceback" in said and not re.search(rf'"{ROOT}/.*", line [1-9]', said):
         return None  # the interpreter itself was starting
-    expected = {128 + number for _, number in signals} | {-signal.SIGTERM, 0, 2}  # SIGTERM before modules are loaded
+    expected = {128 + number for _, number in signals} | {
+        -signal.SIGTERM,
+        -signal.SIGHUP,
+        0,
+        2,
+    }  # before modules are loaded
     if process.returncode not in expected or "Traceback" in said or said.count("\n") > 1:
         return f"status {process.returncode}: {said}"
     return None
@@ -82,7 +87,13 @@ def main() -> int:
         program = rng.choice([*["self_distiller"] * 4, "krr_toy", "preview"])
         delay = rng.choice([rng.uniform(0.03, 0.5), rng.uniform(0.5, 8)])
         numbers = rng.choice(
-            [[signal.SIGINT] * 2, [signal.SIGINT] * 3, [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]]
+            [
+                [signal.SIGINT] * 2,
+                [signal.SIGINT] * 3,
+                [signal.SIGTERM],
+                [signal.SIGHUP] * 2,
+                [signal.SIGINT, signal.SIGTERM],
+            ]
         )
         signals = [(rng.choice([0.0, 0.0005, 0.01, 0.2]), int(number)) for number in numbers]
         group = rng.random() < 0.5

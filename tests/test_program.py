@@ -119,9 +119,9 @@ def test_a_toy_whose_figures_fail_prints_its_table(tmp_path, monkeypatch, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["loss.csv"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_one_line(capsys, number, status):
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
 
     def work() -> int:
         signal.raise_signal(number)
@@ -129,7 +129,7 @@ def test_a_signal_is_one_line(capsys, number, status):
 
     assert run_program("program", work, "; come again") == status
     assert capsys.readouterr().err == "stopped; come again\n"
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_a_program_in_a_thread_leaves_signals_alone(capsys):

@@ -91,8 +91,8 @@ def uses_threads(device: torch.device) -> bool:
 class ConcurrentExecutor(Executor):
     """An executor of tasks that run beside the calling thread.
 
-    Ctrl-C and SIGTERM wait for the next ``check``: raised in the middle of a pool's code, they could leave one of its
-    locks taken for ever, or a half-started process behind.
+    Ctrl-C, SIGTERM and SIGHUP wait for the next ``check``: raised in the middle of a pool's code, they could leave one
+    of its locks taken for ever, or a half-started process behind.
     """
 
     def stop(self) -> None:
@@ -300,11 +300,11 @@ def _make_pool() -> ProcessPoolExecutor:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Block Ctrl-C, which a terminal sends to all processes, in workers that start here: their parent ends them."""
+    """Block what a terminal sends to all processes, in workers that start here: their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the worker inherits it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})  # the worker inherits it
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from distill.environment import torchrun_rank
 from distill.errors import ConfigError, UserError, one_line
-from distill.program import complain
+from distill.program import STOPPING, complain
 from distill.training.augment import Plan
 
 PATIENCE = timedelta(days=30)  # followers wait while rank 0 does other work; a dead rank is noticed at once
@@ -274,7 +274,7 @@ def _end_after_signals() -> None:
     signal.set_wakeup_fd(write)
 
     def watch() -> None:
-        while (number := os.read(read, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
+        while (number := os.read(read, 1)[0]) not in STOPPING:
             pass
         time.sleep(GRACE)
         os.write(2, b"stopped; run the same command to resume from the last finished epoch\n")

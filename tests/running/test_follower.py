@@ -14,6 +14,7 @@ from ranks_tools import ROOT, environment_of, start_ranks
 from tiny import refusal, wait_for
 
 from distill.cli import main
+from distill.program import STOPPING
 from distill.records import read_json
 
 OPTIONS = (
@@ -127,8 +128,8 @@ def test_what_ranks_cannot_do_is_refused(rank_0_of_3, capsys, tmp_path, words, r
 
 def test_a_follower_says_nothing_of_what_rank_0_refuses(rank_0_of_3, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    kept = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    kept = [signal.getsignal(number) for number in STOPPING]
     assert main(["--batch-size", "16"]) == 2
     assert main(["--report", "nowhere"]) == 0
     assert capsys.readouterr() == ("", "")
-    assert kept == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert kept == [signal.getsignal(number) for number in STOPPING]
