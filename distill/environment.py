@@ -79,16 +79,21 @@ def available_cores() -> int:
 
 
 def load_matplotlib() -> None:
-    """Import Matplotlib, which refuses to be imported if MPLBACKEND names a backend that is not installed here."""
+    """Import Matplotlib without two variables of the user's that its import may not survive.
+
+    MPLBACKEND may name a backend that is not installed here, and MATPLOTLIBRC a device, which would be read for ever.
+    """
     if "matplotlib" in sys.modules:
         return
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns about the user's settings and folders
-    backend = os.environ.pop("MPLBACKEND", None)
+    backend = os.environ.get("MPLBACKEND")
+    settings = os.environ.get("MATPLOTLIBRC", "")
+    names = ["MPLBACKEND", *([] if os.path.isfile(settings) or os.path.isdir(settings) else ["MATPLOTLIBRC"])]
+    left_out = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         import matplotlib
     finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
+        os.environ.update(left_out)
     if backend:
         with suppress(ValueError):
             matplotlib.rcParams["backend"] = backend  # as the import would have done

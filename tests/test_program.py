@@ -59,7 +59,11 @@ STREAMS = [
             ("JOBLIB_MULTIPROCESSING", f"krr_toy.py {LANCZOS}"),
         )
     ),
-    ("MATPLOTLIBRC=bad", ">out", "krr_toy.py --output figures --dpi 20", 0, ""),
+    *(
+        (f"MATPLOTLIBRC={name}", ">out", "krr_toy.py --output figures --dpi 20", 0, "")
+        for name in ("bad", "/dev/zero", ".")
+    ),
+    *(("PYTHONSAFEPATH=1 PYTHONPATH=", ">out", program, 0, "") for program in ("krr_toy.py --help", TRAINING)),
 ]
 
 
