@@ -117,8 +117,8 @@ def matplotlib_style(style: Mapping[Any, Any]) -> Iterator[None]:
 def available_memory() -> int | None:
     """Bytes that this process may still allocate, or None if the system does not tell.
 
-    The smaller of the machine's free memory (``MemAvailable`` on Linux, otherwise all physical memory) and the
-    remainder of the control group's limit.
+    The smallest of the machine's free memory (``MemAvailable`` on Linux, otherwise all physical memory) and the
+    remainders of the control group's limit and of ``ulimit -v``.
     """
     room = []
     try:
@@ -133,6 +133,13 @@ def available_memory() -> int | None:
         room.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     except (OSError, ValueError):  # no control group, or "max": no limit
         pass
+    with suppress(ImportError, OSError):  # Windows; no /proc
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit >= 0:  # -1: no limit
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            room.append(max(0, limit - used))
     return min(room, default=None)
 
 

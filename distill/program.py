@@ -17,6 +17,7 @@ from distill.errors import UserError, one_line, printable
 
 PLAIN = {"±": "+-", "∞": "inf", "²": "^2", "³": "^3", "√": "sqrt ", "·": "*", "é": "e"}  # if an encoding lacks them
 STOPPING = [number for number in signal.Signals if number.name in ("SIGHUP", "SIGINT", "SIGTERM")]
+LEAST_MEMORY = 10**9  # bytes of address space
 CLOSED_PIPE = 141  # the exit status of a program that SIGPIPE ends
 
 
@@ -63,7 +64,8 @@ class Signals:
     """Ctrl-C, SIGTERM and SIGHUP in a ``with`` block of the main thread; in other threads, they are the caller's.
 
     A signal waits for ``check``, or is raised at any moment after ``raise_at_once``. Only the first is raised: those
-    that follow come while the program cleans up. The third ends the process, and its child processes, at once.
+    that follow come while the program cleans up. The third ends the process, and its child processes, at once. Python
+    calls no handler while a library such as LAPACK computes in the main thread; all signals wait for its return.
     """
 
     def __init__(self) -> None:
@@ -136,6 +138,7 @@ def _run(program: str, work: Callable[[], int], signals: Signals, after_stop: st
     try:
         try:
             signals.raise_at_once()
+            _check_memory_limit()
             status = work()
         except SystemExit:  # --help
             write_out("")
@@ -153,6 +156,18 @@ def _run(program: str, work: Callable[[], int], signals: Signals, after_stop: st
         return 128 + (signals.raised or signal.SIGINT)
 
 
+def _check_memory_limit() -> None:
+    """Raise UserError if the process may have so little memory that NumPy's BLAS asks for it in vain for ever."""
+    with suppress(ImportError):  # Windows
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if 0 <= limit < LEAST_MEMORY:  # -1: no limit
+            raise UserError(
+                f"the memory limit (ulimit -v) is {limit / 1e9:.2g} GB: raise it to {LEAST_MEMORY / 1e9:g} GB or more"
+            )
+
+
 def _failed(program: str, error: BaseException, after_failure: str) -> int:
     """Report an error of the user's or of the system's; returns the exit status. Raises any other error."""
     if isinstance(error, BrokenPipeError | OutputError):
@@ -163,6 +178,8 @@ def _failed(program: str, error: BaseException, after_failure: str) -> int:
         return refuse(program, error)
     if isinstance(error, OSError):
         return refuse(program, f"{one_line(error)}{after_failure}")
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):
+        return refuse(program, f"the memory limit (ulimit -v) is too small to load a library: raise it ({error})")
     loaded = _packages_being_loaded(error)
     variables = [name for name in os.environ if any(package.upper() in name for package in loaded)]
     if variables and not isinstance(error, ImportError):  # libraries read variables as they are loaded

@@ -7,7 +7,7 @@ import pytest
 from ranks_tools import environment_of
 from tiny import ROOT
 
-from distill.environment import SETTINGS, available_cores, ranks_here, set_environment, torchrun_rank
+from distill.environment import SETTINGS, available_cores, available_memory, ranks_here, set_environment, torchrun_rank
 from distill.errors import ConfigError
 
 
@@ -53,6 +53,12 @@ from distill import cli
 cli.main(["--alpha", "2"])
 """
     assert variables_after(program, GOMP_SPINCOUNT="5") == SETTINGS | {"GOMP_SPINCOUNT": "5"}
+
+
+def test_free_memory_is_less_under_a_limit(monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1000, -1))
+    assert available_memory() == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")

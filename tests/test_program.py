@@ -184,6 +184,24 @@ def test_an_error_with_a_file_says_what_is_kept(capsys):
     assert re.fullmatch(r"program: error: [^\n]*Not a directory[^\n]*; all is well\n", capsys.readouterr().err)
 
 
+def test_too_small_a_memory_limit_is_refused(capsys, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (300_000_000, -1))
+    assert run_program("program", lambda: 0) == 2
+    expected = "program: error: the memory limit (ulimit -v) is 0.3 GB: raise it to 1 GB or more\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_library_that_the_memory_limit_leaves_no_room_for_is_a_line(capsys):
+    def work() -> int:
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    assert run_program("program", work) == 2
+    assert re.fullmatch(
+        r"program: error: the memory limit \(ulimit -v\) [^\n]*libtorch[^\n]*\n", capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("typed", "name"), [("/usr/bin/self-distiller", "self-distiller"), ("x/self_distiller.py", "self_distiller.py")]
 )
