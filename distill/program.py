@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -55,8 +55,7 @@ def run_program(program: str, work: Callable[[], int], after_stop: str = "", aft
     or 143 if a signal stopped it; 141 without a word if the reader of a pipe has left. ``after_stop`` and
     ``after_failure`` end the lines about a signal and an OSError.
     """
-    prepare_streams()
-    with Signals() as signals:
+    with _prepared_streams(), Signals() as signals:
         return _run(program, work, signals, after_stop, after_failure)
 
 
@@ -225,26 +224,45 @@ def complain(text: str) -> None:
         _discard(sys.stderr)
 
 
-def prepare_streams() -> None:
-    """Make standard output and error take any text: replace missing streams, and characters an encoding lacks."""
-    for name in list(os.environ):  # libraries refuse to be imported if they cannot read one of these
-        if (name.startswith("TQDM_") and name != "TQDM_DISABLE") or name == "SOURCE_DATE_EPOCH":
-            del os.environ[name]
+@contextmanager
+def _prepared_streams() -> Iterator[None]:
+    """Let standard output and error take any text: replace missing streams, and characters an encoding lacks.
+
+    At the end, the environment and the streams' handlers of errors are again as they were.
+    """
+    left_out = {  # libraries refuse to be imported if they cannot read one of these
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if (name.startswith("TQDM_") and name != "TQDM_DISABLE") or name == "SOURCE_DATE_EPOCH"
+    }
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:  # closed: the next file to be opened would get its number, and then the text meant for it
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    before = []
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream.closed:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
-        elif hasattr(stream, "reconfigure"):
-            with suppress(OSError, ValueError):
-                stream.reconfigure(errors="distill.plain")
-        else:
-            with suppress(AttributeError):  # of a codec's writer; other streams have no encoding
-                stream.errors = "distill.plain"
+        elif errors := getattr(stream, "errors", None):  # other streams have no encoding
+            before.append((stream, errors))
+            _set_errors(stream, "distill.plain")
+    try:
+        yield
+    finally:
+        os.environ.update(left_out)
+        for stream, errors in before:
+            _set_errors(stream, errors)
+
+
+def _set_errors(stream: Any, handler: str) -> None:
+    """Choose what a stream does with characters that its encoding lacks."""
+    with suppress(OSError, ValueError, AttributeError):  # it is closed, or full
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=handler)
+        else:  # a codec's writer
+            stream.errors = handler
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

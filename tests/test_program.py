@@ -175,6 +175,20 @@ def test_streams_that_were_replaced(monkeypatch, make):
     assert run_program("program", work) == 2
 
 
+def test_the_caller_s_environment_and_streams_are_put_back(monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "x")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    found = []
+
+    def work() -> int:
+        found.append(("SOURCE_DATE_EPOCH" in os.environ, sys.stdout.errors))
+        return 0
+
+    assert run_program("program", work) == 0
+    assert found == [(False, "distill.plain")]
+    assert (os.environ["SOURCE_DATE_EPOCH"], sys.stdout.errors) == ("x", "strict")
+
+
 def test_an_error_with_a_file_says_what_is_kept(capsys):
     def work() -> int:
         Path("/dev/null/x").write_text("")
