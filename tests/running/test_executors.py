@@ -108,8 +108,8 @@ def test_a_killed_worker_is_reported_in_one_line(tmp_path, folder):
 @pytest.mark.parametrize("case", ["stdin", "daemon"])
 def test_a_program_that_cannot_have_workers_is_refused_first(tmp_path, folder, monkeypatch, case):
     if case == "stdin":
-        monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>")
-        monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
+        monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
     else:
         monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
     monkeypatch.setattr(executors, "_make_pool", None)
