@@ -175,6 +175,7 @@ class _Verification:
         """Report the folders of models that are symbolic links: no command trains there."""
         for folder in sorted(_expected(self.run.path, models)):
             if folder.is_symlink() and folder != self.run.path:
+                self.strange += 1
                 self.problems.append(f"strange: {folder} is a symbolic link, which no run makes")
 
     def _verify_run_files(self, listed: dict[Key, dict[str, str]], models: list[Model]) -> None:

@@ -161,9 +161,11 @@ class RunDir:
 
     def check_links(self, models: Iterable[Model]) -> None:
         """Raise ConfigError if the folder of a model, or one that it is in, is a symbolic link."""
-        for folder in {parent for model in models for parent in (model.folder, *model.folder.parents)}:
-            if folder.is_relative_to(self.path) and folder != self.path:
+        folders = {model.folder for model in models}
+        while folders:
+            for folder in folders:
                 _refuse_link(folder)
+            folders = {folder.parent for folder in folders} - {self.path}
 
     def models(self, config: Config) -> list[Model]:
         """All models of a run, finished or not: teachers before students, a probe before its student."""
