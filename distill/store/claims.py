@@ -234,7 +234,8 @@ def _is_dead(file: Path, owner: Owner | None, touched: float) -> bool:
         silence = GONE
     age = clock(file.parents[1]) - touched
     if age < -BEAT:  # the clock was set back since: count the silence from now
-        os.utime(file)
+        with suppress(OSError):  # the directory may only be read
+            os.utime(file)
     return age > silence
 
 
