@@ -125,15 +125,25 @@ def test_a_toy_whose_figures_fail_prints_its_table(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_one_line(capsys, number, status):
-    before = signal.getsignal(number)
-
     def work() -> int:
         signal.raise_signal(number)
         return 0
 
-    assert run_program("program", work, "; come again") == status
-    assert capsys.readouterr().err == "stopped; come again\n"
-    assert signal.getsignal(number) == before
+    before = signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore it
+    try:
+        assert run_program("program", work, "; come again") == status
+        assert capsys.readouterr().err == "stopped; come again\n"
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert run_program("program", lambda: signal.raise_signal(signal.SIGHUP) or 0) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_program_in_a_thread_leaves_signals_alone(capsys):
