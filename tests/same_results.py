@@ -92,8 +92,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "krr-million": (f"{TOY} --distillation-steps 1000000 --lam 0.01",),
     "krr-matern": (f"{TOY} --kernel matern32 --gamma 20 --noise 0.3 --n 50 --seed 1 --alpha auto 0.5",),
     "krr-others": tuple(
-        f"krr_toy.py --no-figures --csv {{out}}/{kernel}.csv --kernel {kernel} --gamma 2 --lam 0.05"
-        for kernel in ("laplacian", "matern12", "matern52", "polynomial", "linear")
+        f"krr_toy.py --no-figures --csv {{out}}/{kernel.split()[0]}.csv --kernel {kernel} --lam 0.05"
+        for kernel in ("linear", *(f"{name} --gamma 2" for name in ("laplacian", "matern12", "matern52", "polynomial")))
     ),
     "krr-data": (f"{TOY} --data {{points}} --lam 0.05 --alpha auto 0.3 1",),
     "krr-held-out": (f"{TOY} --data {{many}} --lam 0.05 --alpha auto 0.3 1 --seed 3",),
