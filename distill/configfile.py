@@ -86,7 +86,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def read_config(run: Path) -> dict[str, Any]:
     """The content of the config.toml of a run or a study. Raises ConfigError if it cannot be read or is damaged.
 
-    A file without its first line, which holds a SHA-256, is taken: an older version wrote it, or a user edited it.
+    The first line holds a SHA-256 of the others. A file without it is accepted: an older version wrote it, or a user
+    edited it.
     """
     file = run / "config.toml"
     content = _read(file)

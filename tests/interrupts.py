@@ -64,12 +64,8 @@ def interrupt(program: str, output: Path, delay: float, signals: list[tuple[floa
         return f"it left the processes {left}"
     if "Traceback" in said and not re.search(rf'"{ROOT}/.*", line [1-9]', said):
         return None  # the interpreter itself was starting
-    expected = {128 + number for _, number in signals} | {
-        -signal.SIGTERM,
-        -signal.SIGHUP,
-        0,
-        2,
-    }  # before modules are loaded
+    early = {-signal.SIGTERM, -signal.SIGHUP}  # before modules are loaded
+    expected = {128 + number for _, number in signals} | early | {0, 2}
     if process.returncode not in expected or "Traceback" in said or said.count("\n") > 1:
         return f"status {process.returncode}: {said}"
     return None

@@ -87,6 +87,13 @@ def test_a_run_directory_among_the_images(capsys, tiny_imagefolder):
     assert "choose another --output" in said
 
 
+def test_a_run_directory_beside_class_folders(capsys, tmp_path):
+    for name in ("cat", "val"):  # a class may have the name of a part
+        (tmp_path / name).mkdir()
+    options = ["--dataset", "imagefolder", "--data-dir", str(tmp_path), "--device", "cpu"]
+    assert "is inside the image folder" in refusal(capsys, tmp_path / "run", *options)
+
+
 def test_a_data_folder_that_is_not_here(capsys, tmp_path, monkeypatch):
     options = Config(data=DataConfig(dataset="cifar10", data_dir="data"))
     (tmp_path / "config.toml").write_text(to_toml(options))
@@ -141,7 +148,7 @@ def whole_module(file):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (elsewhere, "does not hold model parameters (a dictionary of tensors by name) but weird, epoch"),
+        (elsewhere, "does not hold model parameters (a dictionary of tensors by name); it holds weird, epoch"),
         (not_finite, "its predictions for the first images are not finite"),
         (wider, "of another architecture: conv1.weight is (4, 1, 3, 3) in the file and (2, 1, 3, 3) here"),
         (of_another_depth, "of another architecture"),

@@ -54,7 +54,7 @@ def read_tensors(file: Path) -> dict:
         if isinstance(error, OSError) and (error.filename is not None or error.errno != errno.EINVAL):  # of a torn file
             raise ConfigError(f"{file} cannot be read ({error.strerror})") from None
         raise DamagedRecordError(
-            f"{file} is damaged, or not a checkpoint of tensors, such as torch.save(model.state_dict(), FILE) writes"
+            f"{file} is damaged, or not a checkpoint of tensors; torch.save(model.state_dict(), FILE) writes one"
         ) from None
 
 
@@ -75,7 +75,7 @@ def load_parameters(model: models.Classifier, file: Path) -> None:
     while isinstance(state, dict) and (inner := [n for n in STATE_DICTS if isinstance(state.get(n), dict)]):
         state = state[inner[0]]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        found = f" but {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else ""
+        found = f"; it holds {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else ""
         raise ConfigError(f"{file} does not hold model parameters (a dictionary of tensors by name){found}")
     own = _first_parts(model.network.state_dict())
     while len(first := _first_parts(state)) == 1 and not first & {*own, ""}:

@@ -77,7 +77,7 @@ class _ImageFile(NamedTuple):
 
     @classmethod
     def of(cls, name: str, label: int, found: os.stat_result) -> "_ImageFile":
-        """The file of a name, as the system describes it."""
+        """An image file from what the system says of it."""
         return cls(name, label, (found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
@@ -98,10 +98,15 @@ def _files_below(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from _files_below(Path(entry.path))
 
 
+def _is_unsplit(data_dir: Path) -> bool:
+    """Whether a data folder has class folders only, rather than a training and a test part."""
+    return not any((data_dir / part).is_dir() for part in ("train", "test"))
+
+
 def require_outside(config: DataConfig, output: Path) -> None:
     """Raise DataError if a run directory is among the class folders: its figures would become images."""
     data_dir = Path(config.data_dir).resolve()
-    parts = [data_dir / part for part in ("train", "test", "val") if (data_dir / part).is_dir()] or [data_dir]
+    parts = [data_dir] if _is_unsplit(data_dir) else [data_dir / part for part in ("train", "test", "val")]
     if any(output.resolve().is_relative_to(part) for part in parts):
         raise DataError(
             f"{output} is inside the image folder {config.data_dir}, where its figures would be taken for images: "
@@ -111,7 +116,7 @@ def require_outside(config: DataConfig, output: Path) -> None:
 
 def _list_parts(data_dir: Path) -> tuple[list[_ImageFile], list[_ImageFile], tuple[str, ...]]:
     """The training images, the test images (none if there are only class folders) and the classes. Raises DataError."""
-    unsplit = not (data_dir / "train").is_dir() and not (data_dir / "test").is_dir()
+    unsplit = _is_unsplit(data_dir)
     tiny = data_dir / "val" / "val_annotations.txt"  # of Tiny ImageNet, whose test images have no labels
     for folder in (data_dir, *(data_dir / part for part in ("train", "test") if not (unsplit or tiny.exists()))):
         if not folder.is_dir():

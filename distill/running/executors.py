@@ -300,7 +300,7 @@ def _make_pool() -> ProcessPoolExecutor:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Block what a terminal sends to all processes, in workers that start here: their parent ends them."""
+    """Block Ctrl-C and SIGHUP in workers that start here. A terminal sends them to all; the parent ends its workers."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -100,8 +100,9 @@ class Experiment:
                 file.unlink()
             return
         content = _label_record(data)
-        self._check_labels(rundir, seed, digest_of_parts(io.BytesIO(content)))
-        if file.exists() and not (file.is_file() and _same_arrays(file, content)):
+        digest = digest_of_parts(io.BytesIO(content))
+        self._check_labels(rundir, seed, digest)
+        if file.exists() and not (file.is_file() and _has_arrays(file, digest)):
             if begun:
                 raise ConfigError(
                     f"{file} does not hold the labels that this run trains on: it is damaged or exchanged; delete it, "
@@ -114,14 +115,15 @@ class Experiment:
 
     def _check_labels(self, rundir: RunDir, seed: int, digest: str) -> None:
         """Raise ConfigError if a finished model of a seed was trained on other labels than those with this SHA-256."""
-        for model in rundir.models(rundir.config()):
+        confusion = self.config.data.confusion
+        changed = "the noise of the data" if confusion is None else f"the model of --confusion {confusion}"
+        for model in rundir.models(self.config):
             if model.seed != seed or not is_finished(model.folder):
                 continue
             if read_record(model.folder).get("labels_sha256") not in (None, digest):
                 raise ConfigError(
-                    f"{model.folder} was trained on other labels than this run would use now: what corrupts them "
-                    f"({self.config.data.confusion or 'the noise of the data'}) has changed; restore it, or choose "
-                    "another --output"
+                    f"{model.folder} was trained on other labels than this run would use now: {changed} has changed; "
+                    "restore it, or choose another --output"
                 )
 
     def check_network(self, data: Dataset) -> None:
@@ -156,7 +158,7 @@ class Experiment:
             load_parameters(model, file)
             logits = model.eval()(torch.from_numpy(np.array(data.train.images[:2])))
         if not logits.isfinite().all():
-            raise ConfigError(f"{file} is no teacher: its predictions for the first images are not finite")
+            raise ConfigError(f"{file} cannot teach: its predictions for the first images are not finite")
         held_out_by_seed = self.source.test_labels is None or here.val_size > 0
         if held_out_by_seed and is_finished(file.parent):
             record = read_record(file.parent)
@@ -201,10 +203,10 @@ def _label_record(data: Dataset) -> bytes:
     return file.getvalue()
 
 
-def _same_arrays(file: Path, content: bytes) -> bool:
-    """Whether an .npz file holds the same arrays as other bytes of one."""
+def _has_arrays(file: Path, digest: str) -> bool:
+    """Whether an .npz file holds the arrays with this SHA-256."""
     try:
-        return digest_of_parts(file) == digest_of_parts(io.BytesIO(content))
+        return digest_of_parts(file) == digest
     except DamagedRecordError:
         return False
 

@@ -166,7 +166,7 @@ def turn(run: Path, name: str) -> Iterator[None]:
 def begin(run: Path) -> float:
     """The time now by the clock of the run's file system, after which failures are new. Raises OSError.
 
-    Failures that a clock since set back has dated later are dated back.
+    Failures with a date in the future, given by a clock that was set back since, are dated back.
     """
     now = clock(run)
     for file in (run / WORK).glob("*.failed"):

@@ -16,18 +16,18 @@ from distill.store import claims
 def add_process(run: Path, **facts: str | int) -> None:
     """Add this process: the command line, when it started, versions, device, commit.
 
-    If the file is damaged, a note says that it begins anew. Raises OSError, ConfigError.
+    A damaged file is replaced, with a note. Raises OSError, and ConfigError if the file cannot be read.
     """
     started = {"started": _now(), "finished": None, "command": sys.argv, "commit": commit(), **facts}
     started |= {"host": socket.gethostname(), "pid": os.getpid()}
     with claims.turn(run, "environment"):
+        before = []
         try:
             before = read_processes(run)
         except FileNotFoundError:
-            before = []
+            pass
         except DamagedRecordError as error:
-            complain(f"note: {error}: it begins anew")
-            before = []
+            complain(f"note: {error}; a new one replaces it")
         write_json(run / "environment.json", {"runs": [*before, started]})
 
 

@@ -37,7 +37,8 @@ def test_a_damaged_environment_json_is_replaced_with_a_note(tmp_path, content, c
     add_process(tmp_path, device="cpu")
     (session,) = processes(tmp_path)
     assert session["device"] == "cpu"
-    assert re.fullmatch(r"note: \S+environment.json is damaged \(.+\): it begins anew\n", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"note: \S+environment.json is damaged \(.+\); a new one replaces it\n", said)
 
 
 def test_an_environment_json_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
